@@ -1,0 +1,4 @@
+//! (skeleton)
+pub fn main() -> std::process::ExitCode {
+    std::process::ExitCode::SUCCESS
+}

@@ -1,0 +1,149 @@
+#![forbid(unsafe_code)]
+//! Seconds since start, and expiry times as clients write them.
+//!
+//! The server keeps time as memcached does: a `u32` of seconds on its own clock, which reads
+//! [`START`] when the process begins, so that "60 seconds ago" is never negative. Everything in the
+//! store is stamped with it; wall-clock time is only computed where a client sees it.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering::Relaxed};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// What the clock reads when the server starts.
+pub const START: u32 = 62;
+
+/// How much `uptime` lags behind the clock: memcached's shows 2 at start.
+pub const UPTIME_LAG: u32 = 60;
+
+/// Relative times end here (30 days); anything larger is a date.
+pub const RELATIVE_MAX: i64 = 60 * 60 * 24 * 30;
+
+/// The coarse clock that every thread reads and one thread advances.
+#[derive(Debug)]
+pub struct Clock {
+    now: AtomicU32,
+    /// Unix time at which the clock would have read 0.
+    epoch: AtomicI64,
+    started: Instant,
+    /// Seconds by which `debugtime` has moved the clock.
+    shift: AtomicI64,
+    paused: AtomicBool,
+}
+
+impl Clock {
+    pub fn new() -> Clock {
+        let unix = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |elapsed| elapsed.as_secs() as i64);
+        Clock {
+            now: AtomicU32::new(START),
+            epoch: AtomicI64::new(unix - i64::from(START)),
+            started: Instant::now(),
+            shift: AtomicI64::new(0),
+            paused: AtomicBool::new(false),
+        }
+    }
+
+    /// Seconds on the server's clock.
+    #[inline]
+    pub fn now(&self) -> u32 {
+        self.now.load(Relaxed)
+    }
+
+    /// Seconds as `stats` shows them.
+    pub fn uptime(&self) -> u32 {
+        self.now().saturating_sub(UPTIME_LAG)
+    }
+
+    /// Unix time of an instant on the server's clock.
+    pub fn to_unix(&self, at: u32) -> i64 {
+        self.epoch.load(Relaxed) + i64::from(at)
+    }
+
+    /// Unix time, by the coarse clock.
+    pub fn unix_now(&self) -> i64 {
+        self.to_unix(self.now())
+    }
+
+    /// Advances the clock; called about once a second by the clock thread.
+    pub fn tick(&self) {
+        if self.paused.load(Relaxed) {
+            return;
+        }
+        let elapsed = self.started.elapsed().as_secs() as i64;
+        let now = i64::from(START) + elapsed + self.shift.load(Relaxed);
+        self.now
+            .store(now.clamp(1, i64::from(u32::MAX)) as u32, Relaxed);
+    }
+
+    /// The moment an item dies, from an expiry time as clients give it: 0 never (returned as 0),
+    /// up to 30 days relative, beyond that a Unix date; negative or past dates are dead at once
+    /// (returned as 1, which always lies behind the clock).
+    #[inline]
+    pub fn expiry(&self, exptime: i64) -> u32 {
+        match exptime {
+            0 => 0,
+            1..=RELATIVE_MAX => self.now().saturating_add(exptime as u32),
+            _ if exptime < 0 => 1,
+            _ => {
+                let relative = exptime - self.epoch.load(Relaxed);
+                if relative <= 0 {
+                    1
+                } else {
+                    u32::try_from(relative).unwrap_or(u32::MAX)
+                }
+            }
+        }
+    }
+
+    /// `debugtime p`
+    pub fn pause(&self) {
+        self.paused.store(true, Relaxed);
+    }
+
+    /// `debugtime r`
+    pub fn resume(&self) {
+        self.paused.store(false, Relaxed);
+    }
+
+    /// `debugtime N`: moves the clock by `seconds`, at once.
+    pub fn shift(&self, seconds: i64) {
+        self.shift.fetch_add(seconds, Relaxed);
+        let now = i64::from(self.now()) + seconds;
+        self.now
+            .store(now.clamp(1, i64::from(u32::MAX)) as u32, Relaxed);
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Clock {
+        Clock::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expiry_follows_the_rules_of_the_wire() {
+        let clock = Clock::new();
+        let now = clock.now();
+        assert_eq!(clock.expiry(0), 0);
+        assert_eq!(clock.expiry(-1), 1);
+        assert_eq!(clock.expiry(1), now + 1);
+        assert_eq!(clock.expiry(RELATIVE_MAX), now + RELATIVE_MAX as u32);
+        assert_eq!(clock.expiry(RELATIVE_MAX + 1), 1, "a date in 1970");
+        assert_eq!(clock.expiry(clock.unix_now() + 100), now + 100);
+        assert_eq!(clock.expiry(i64::MAX), u32::MAX);
+    }
+
+    #[test]
+    fn a_shifted_clock_stays_shifted() {
+        let clock = Clock::new();
+        clock.shift(100);
+        assert_eq!(clock.now(), START + 100);
+        clock.tick();
+        assert!(clock.now() >= START + 100);
+        assert_eq!(clock.uptime(), clock.now() - 60);
+    }
+}

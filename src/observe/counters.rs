@@ -1,0 +1,249 @@
+#![forbid(unsafe_code)]
+//! Per-thread counters: each has one writer, so adding is a plain load and store; readers sum over
+//! threads and may see a value that is a moment old.
+//!
+//! Counters only grow. `stats reset` remembers what they read and subtracts it ([`Totals`]), so
+//! that no thread ever has to write another's memory. The two that go down (`items`, `bytes`) wrap:
+//! only their sum over all threads has a meaning.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Slab classes are numbered 1 to 63; 0 is the global page pool.
+pub const CLASSES: usize = 64;
+
+/// One number with one writer.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    #[inline]
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    #[inline]
+    pub fn sub(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_sub(n), Relaxed);
+    }
+
+    #[inline]
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($(#[$doc:meta])* $live:ident, $totals:ident { $($(#[$field_doc:meta])* $field:ident,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Default)]
+        pub struct $live { $($(#[$field_doc])* pub $field: Counter,)* }
+
+        /// The same numbers, summed over threads.
+        #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+        pub struct $totals { $($(#[$field_doc])* pub $field: u64,)* }
+
+        impl $totals {
+            fn add(&mut self, live: &$live) {
+                $(self.$field = self.$field.wrapping_add(live.$field.get());)*
+            }
+
+            fn subtract(&mut self, base: &$totals) {
+                $(self.$field = self.$field.wrapping_sub(base.$field);)*
+            }
+        }
+    };
+}
+
+counters! {
+    /// What one thread has counted that belongs to no slab class.
+    GeneralCounters, GeneralTotals {
+        /// Keys asked for, not requests.
+        get_cmds,
+        get_misses,
+        get_expired,
+        get_flushed,
+        touch_cmds,
+        touch_misses,
+        delete_misses,
+        incr_misses,
+        decr_misses,
+        cas_misses,
+        meta_cmds,
+        flush_cmds,
+        bytes_read,
+        bytes_written,
+        conn_yields,
+        auth_cmds,
+        auth_errors,
+        idle_kicks,
+        store_too_large,
+        store_no_memory,
+        response_obj_oom,
+        read_buf_oom,
+        /// Items ever linked.
+        total_items,
+        rejected_connections,
+        total_connections,
+        ssl_handshake_errors,
+        ssl_proto_errors,
+        ssl_new_sessions,
+        log_worker_dropped,
+        log_worker_written,
+    }
+}
+
+counters! {
+    /// What one thread has counted for one slab class.
+    ClassCounters, ClassTotals {
+        get_hits,
+        set_cmds,
+        delete_hits,
+        incr_hits,
+        decr_hits,
+        cas_hits,
+        cas_badval,
+        touch_hits,
+        hits_to_hot,
+        hits_to_warm,
+        hits_to_cold,
+        hits_to_temp,
+        /// Items linked minus items unlinked; wraps.
+        items,
+        /// Their sizes as memcached counts them (48-byte header, key, NUL, flags, value, CRLF); wraps.
+        bytes,
+        evicted,
+        evicted_nonzero,
+        evicted_unfetched,
+        outofmemory,
+        reclaimed,
+        expired_unfetched,
+        crawler_reclaimed,
+        crawler_items_checked,
+        moves_to_cold,
+        moves_to_warm,
+        moves_within_lru,
+        direct_reclaims,
+    }
+}
+
+/// All counters of one thread.
+#[derive(Debug)]
+pub struct ThreadCounters {
+    pub general: GeneralCounters,
+    pub classes: Box<[ClassCounters; CLASSES]>,
+}
+
+impl Default for ThreadCounters {
+    fn default() -> ThreadCounters {
+        ThreadCounters {
+            general: GeneralCounters::default(),
+            classes: Box::new(std::array::from_fn(|_| ClassCounters::default())),
+        }
+    }
+}
+
+/// Sums over threads, less what `stats reset` has set aside.
+#[derive(Debug, Clone)]
+pub struct Totals {
+    pub general: GeneralTotals,
+    pub classes: Vec<ClassTotals>,
+}
+
+impl Totals {
+    fn zero() -> Totals {
+        Totals {
+            general: GeneralTotals::default(),
+            classes: vec![ClassTotals::default(); CLASSES],
+        }
+    }
+
+    /// One number over all classes.
+    pub fn over_classes(&self, pick: impl Fn(&ClassTotals) -> u64) -> u64 {
+        self.classes.iter().map(pick).fold(0, u64::wrapping_add)
+    }
+}
+
+/// Every thread's counters, and the reading that `stats reset` subtracts.
+#[derive(Debug, Default)]
+pub struct Registry {
+    threads: Mutex<Vec<Arc<ThreadCounters>>>,
+    base: Mutex<Option<Totals>>,
+}
+
+impl Registry {
+    /// Counters for one more thread.
+    pub fn register(&self) -> Arc<ThreadCounters> {
+        let counters = Arc::new(ThreadCounters::default());
+        self.threads().push(counters.clone());
+        counters
+    }
+
+    /// Sums since the last [`reset`](Registry::reset).
+    pub fn totals(&self) -> Totals {
+        let mut totals = self.raw_totals();
+        if let Some(base) = &*self
+            .base
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
+        {
+            totals.general.subtract(&base.general);
+            for (class, base) in totals.classes.iter_mut().zip(&base.classes) {
+                class.subtract(base);
+            }
+        }
+        totals
+    }
+
+    /// `stats reset`: counters read zero from here on; what is held now (items, bytes) stays.
+    pub fn reset(&self) {
+        let mut base = self.raw_totals();
+        for class in &mut base.classes {
+            class.items = 0;
+            class.bytes = 0;
+        }
+        *self
+            .base
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner()) = Some(base);
+    }
+
+    fn raw_totals(&self) -> Totals {
+        let mut totals = Totals::zero();
+        for thread in self.threads().iter() {
+            totals.general.add(&thread.general);
+            for (sum, live) in totals.classes.iter_mut().zip(thread.classes.iter()) {
+                sum.add(live);
+            }
+        }
+        totals
+    }
+
+    fn threads(&self) -> std::sync::MutexGuard<'_, Vec<Arc<ThreadCounters>>> {
+        self.threads
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reset_keeps_what_is_held() {
+        let registry = Registry::default();
+        let a = registry.register();
+        let b = registry.register();
+        a.general.get_cmds.add(5);
+        a.classes[3].items.add(2);
+        b.classes[3].items.sub(1);
+        assert_eq!(registry.totals().general.get_cmds, 5);
+        assert_eq!(registry.totals().classes[3].items, 1);
+        registry.reset();
+        b.general.get_cmds.add(2);
+        assert_eq!(registry.totals().general.get_cmds, 2);
+        assert_eq!(registry.totals().classes[3].items, 1);
+    }
+}

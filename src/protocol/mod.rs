@@ -1,0 +1,5 @@
+#![forbid(unsafe_code)]
+//! Bytes to requests and responses to bytes.
+
+/// One request type for three dialects.
+pub mod request;

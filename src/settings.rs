@@ -1,0 +1,324 @@
+#![forbid(unsafe_code)]
+//! Every option as plain data, in groups: one group per module that reads it.
+//!
+//! `cli` fills these in from the command line; nothing else knows how an option was spelt. What
+//! can change while the server runs is not kept here: its owner keeps an atomic and starts it
+//! from the value found here.
+
+use std::path::PathBuf;
+
+/// The version on the wire: what clients parse, and what Larder is compatible with.
+pub const MEMCACHED_VERSION: &str = "1.6.45";
+
+/// Larder's own version, shown by `-V` on its second line and by `stats` as `larder_version`.
+pub const LARDER_VERSION: &str = env!("CARGO_PKG_VERSION");
+
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    pub process: Process,
+    pub listen: Listen,
+    pub server: Server,
+    pub store: Store,
+    pub security: Security,
+    pub tls: Tls,
+    pub watch: Watch,
+    /// Options that are parsed, checked and shown by `stats settings`, and that change nothing.
+    pub inert: Inert,
+}
+
+/// How the process lives: who it runs as, where it writes its pid, what it may use.
+#[derive(Debug, Clone, Default)]
+pub struct Process {
+    /// `-d`
+    pub daemonize: bool,
+    /// `-u`
+    pub user: Option<String>,
+    /// `-P`
+    pub pid_file: Option<PathBuf>,
+    /// `-r`
+    pub core_dumps: bool,
+    /// `-k`
+    pub lock_memory: bool,
+    /// `-v`, counted
+    pub verbosity: u8,
+    /// `-o drop_privileges`
+    pub drop_privileges: bool,
+    /// `MEMCACHED_PORT_FILENAME`
+    pub port_file: Option<PathBuf>,
+}
+
+/// Where to listen.
+#[derive(Debug, Clone)]
+pub struct Listen {
+    /// `-p`: 0 is none, -1 is chosen by the kernel.
+    pub tcp_port: i32,
+    /// `-U`: 0 is none, -1 is chosen by the kernel.
+    pub udp_port: i32,
+    /// `-l`, as the user joined it with commas; `None` shows as `NULL` in `stats settings`.
+    pub interfaces: Option<String>,
+    /// `-l`, taken apart. Empty means every address.
+    pub endpoints: Vec<Endpoint>,
+    /// `-s`: instead of TCP and UDP.
+    pub unix_socket: Option<PathBuf>,
+    /// `-a`: the mode of the socket, 0o700 by default.
+    pub unix_mask: u32,
+    /// `-b`
+    pub backlog: i32,
+    /// `-B`
+    pub protocol: Protocol,
+    /// `-o udp_public`: allow UDP on addresses that are not loopback (Larder's own).
+    pub udp_public: bool,
+}
+
+impl Default for Listen {
+    fn default() -> Listen {
+        Listen {
+            tcp_port: 11211,
+            udp_port: 0,
+            interfaces: None,
+            endpoints: Vec::new(),
+            unix_socket: None,
+            unix_mask: 0o700,
+            backlog: 1024,
+            protocol: Protocol::Negotiate,
+            udp_public: false,
+        }
+    }
+}
+
+/// One entry of `-l`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `None` is every address (`*`).
+    pub host: Option<String>,
+    /// `None` means the port of `-p`.
+    pub port: Option<u16>,
+    /// `proto[...]`; `None` means the protocol of `-B`.
+    pub protocol: Option<Protocol>,
+    pub tls: EndpointTls,
+    /// `tag[...]`, 1 to 8 bytes.
+    pub tag: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EndpointTls {
+    /// As `-Z` says.
+    #[default]
+    Default,
+    /// `notls:`
+    Plain,
+    /// `btls:`: TLS, no client certificate asked.
+    Basic,
+    /// `mtls:`: TLS, client certificate required.
+    Mutual,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Protocol {
+    /// The first byte of a connection decides.
+    #[default]
+    Negotiate,
+    Ascii,
+    Binary,
+}
+
+/// Threads and connections.
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// `-t`
+    pub threads: usize,
+    /// `-c`
+    pub max_connections: usize,
+    /// `-o maxconns_fast`: tell a client over the limit and close; else stop accepting.
+    pub maxconns_fast: bool,
+    /// `-R`
+    pub requests_per_event: usize,
+    /// `-o idle_timeout`, seconds; 0 is never.
+    pub idle_timeout: u32,
+    /// `-o read_buf_mem_limit`, bytes; 0 is no limit.
+    pub read_buffer_limit: usize,
+    /// Bytes of replies that may wait for one client before the server stops reading from it.
+    pub reply_limit: usize,
+}
+
+impl Default for Server {
+    fn default() -> Server {
+        Server {
+            threads: 4,
+            max_connections: 1024,
+            maxconns_fast: true,
+            requests_per_event: 20,
+            idle_timeout: 0,
+            read_buffer_limit: 0,
+            reply_limit: 1 << 20,
+        }
+    }
+}
+
+/// The store.
+#[derive(Debug, Clone)]
+pub struct Store {
+    /// `-m`, bytes.
+    pub max_bytes: u64,
+    /// `-M` turns this off.
+    pub evict: bool,
+    /// `-C` turns this off.
+    pub cas: bool,
+    /// `-f`
+    pub growth_factor: f64,
+    /// `-n`
+    pub chunk_size: usize,
+    /// `-I`, bytes.
+    pub item_size_max: usize,
+    /// `-o slab_chunk_max`, bytes.
+    pub slab_chunk_max: usize,
+    /// `-o slab_sizes`, chunk sizes in bytes; empty means `growth_factor` decides.
+    pub slab_sizes: Vec<usize>,
+    /// `-L`
+    pub large_pages: bool,
+    /// `-e`
+    pub memory_file: Option<PathBuf>,
+    /// `-o hashpower`; 0 means the default start size.
+    pub hash_power: u32,
+    /// `-o no_hashexpand` turns this off.
+    pub hash_expand: bool,
+    /// `-o hash_algorithm`; `None` means keyed with a random seed.
+    pub hash_algorithm: Option<HashAlgorithm>,
+    /// `-o slab_reassign`
+    pub slab_reassign: bool,
+    /// `-o slab_automove`: 0, 1 or 2.
+    pub slab_automove: u32,
+    pub slab_automove_ratio: f64,
+    pub slab_automove_window: u32,
+    /// `-o lru_maintainer`; without it the LRU is flat.
+    pub lru_maintainer: bool,
+    /// `-o lru_crawler`
+    pub lru_crawler: bool,
+    /// `-o lru_crawler_sleep`, microseconds.
+    pub lru_crawler_sleep: u32,
+    /// `-o lru_crawler_tocrawl`; 0 is no limit.
+    pub lru_crawler_tocrawl: u32,
+    /// `-o temporary_ttl`
+    pub temporary_ttl: Option<u32>,
+    /// `-o track_sizes`
+    pub track_sizes: bool,
+    pub hot_lru_pct: u32,
+    pub warm_lru_pct: u32,
+    pub hot_max_factor: f64,
+    pub warm_max_factor: f64,
+    /// `-F` turns this off.
+    pub flush_enabled: bool,
+    /// `-X` turns this off.
+    pub dump_enabled: bool,
+    /// `-D`
+    pub prefix_delimiter: u8,
+    /// `stats detail on` from the start (`-D` given).
+    pub detail: bool,
+}
+
+impl Default for Store {
+    fn default() -> Store {
+        Store {
+            max_bytes: 64 << 20,
+            evict: true,
+            cas: true,
+            growth_factor: 1.25,
+            chunk_size: 48,
+            item_size_max: 1 << 20,
+            slab_chunk_max: 512 << 10,
+            slab_sizes: Vec::new(),
+            large_pages: false,
+            memory_file: None,
+            hash_power: 0,
+            hash_expand: true,
+            hash_algorithm: None,
+            slab_reassign: true,
+            slab_automove: 1,
+            slab_automove_ratio: 0.8,
+            slab_automove_window: 10,
+            lru_maintainer: true,
+            lru_crawler: true,
+            lru_crawler_sleep: 100,
+            lru_crawler_tocrawl: 0,
+            temporary_ttl: None,
+            track_sizes: false,
+            hot_lru_pct: 20,
+            warm_lru_pct: 40,
+            hot_max_factor: 0.2,
+            warm_max_factor: 2.0,
+            flush_enabled: true,
+            dump_enabled: true,
+            prefix_delimiter: b':',
+            detail: false,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HashAlgorithm {
+    Jenkins,
+    Murmur3,
+    Xxh3,
+}
+
+/// Who may do what.
+#[derive(Debug, Clone, Default)]
+pub struct Security {
+    /// `-A`
+    pub shutdown_command: bool,
+    /// `-S`
+    pub sasl: bool,
+    /// `-Y`
+    pub auth_file: Option<PathBuf>,
+    /// `MEMCACHED_SASL_PWDB`
+    pub sasl_password_file: Option<PathBuf>,
+}
+
+/// TLS on TCP listeners.
+#[derive(Debug, Clone, Default)]
+pub struct Tls {
+    /// `-Z`
+    pub enabled: bool,
+    pub chain_cert: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    pub ca_cert: Option<PathBuf>,
+    /// 0 none, 1 request, 2 require, 3 once.
+    pub verify_mode: u32,
+    pub key_format: u32,
+    pub ciphers: Option<String>,
+    /// Bytes.
+    pub write_buffer: usize,
+    pub session_cache: bool,
+    pub kernel_tls: bool,
+    /// 0 to 3: TLS 1.0 to 1.3.
+    pub min_version: u32,
+}
+
+/// `watch` and its logs.
+#[derive(Debug, Clone)]
+pub struct Watch {
+    /// `-W` turns this off.
+    pub enabled: bool,
+    /// Bytes.
+    pub watcher_buffer: usize,
+    /// Bytes.
+    pub worker_buffer: usize,
+}
+
+impl Default for Watch {
+    fn default() -> Watch {
+        Watch {
+            enabled: true,
+            watcher_buffer: 256 << 10,
+            worker_buffer: 64 << 10,
+        }
+    }
+}
+
+/// Accepted for compatibility, shown, without effect.
+#[derive(Debug, Clone, Default)]
+pub struct Inert {
+    pub tail_repair_time: u32,
+    pub napi_ids: u32,
+    pub sock_cookie_id: u32,
+}
