@@ -1,1 +1,18 @@
-//! (skeleton)
+#![forbid(unsafe_code)]
+//! Sockets and buffers. Nothing here knows what the bytes mean.
+
+/// Names and ports to socket addresses.
+pub mod address;
+
+/// Input bytes of one worker.
+pub mod buffer;
+
+/// Listening sockets.
+pub mod listen;
+
+/// One client's connection.
+pub mod stream;
+
+pub use buffer::Input;
+pub use listen::{Acceptor, ListenError, Listener};
+pub use stream::{Progress, Stream};
