@@ -4,4 +4,8 @@
 /// Per-thread counters, written by one thread and read by any.
 pub mod counters;
 
+/// How many clients are connected, and whether more are let in.
+pub mod admission;
+
+pub use admission::Admission;
 pub use counters::{ClassCounters, Counter, ThreadCounters};
