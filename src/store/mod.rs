@@ -5,6 +5,9 @@
 use crate::observe::ThreadCounters;
 use crate::settings;
 
+/// Limits, tuning, pages, the crawler, dumps, numbers.
+pub mod control;
+
 /// What an operation needs to know of the thread that calls it.
 #[derive(Debug, Clone, Copy)]
 pub struct Cx<'a> {
