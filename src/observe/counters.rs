@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::events::{Log, Taps, Told};
+
 /// Slab classes are numbered 1 to 63; 0 is the global page pool.
 pub const CLASSES: usize = 64;
 
@@ -89,15 +91,12 @@ counters! {
         ssl_handshake_errors,
         ssl_proto_errors,
         ssl_new_sessions,
-        log_worker_dropped,
-        log_worker_written,
     }
 }
 
 counters! {
     /// What one thread has counted for one slab class.
     ClassCounters, ClassTotals {
-        get_hits,
         set_cmds,
         delete_hits,
         incr_hits,
@@ -128,27 +127,55 @@ counters! {
     }
 }
 
-/// All counters of one thread.
+impl ClassTotals {
+    /// Reads that found something: hits are counted by queue only.
+    pub fn get_hits(&self) -> u64 {
+        [
+            self.hits_to_hot,
+            self.hits_to_warm,
+            self.hits_to_cold,
+            self.hits_to_temp,
+        ]
+        .into_iter()
+        .fold(0, u64::wrapping_add)
+    }
+}
+
+/// All that one thread writes down: its counters, and what it tells watchers.
 #[derive(Debug)]
 pub struct ThreadCounters {
     pub general: GeneralCounters,
     pub classes: Box<[ClassCounters; CLASSES]>,
+    pub log: Log,
+}
+
+impl ThreadCounters {
+    /// `log_capacity`: bytes of lines for watchers that may wait.
+    pub fn new(taps: Arc<Taps>, log_capacity: usize) -> ThreadCounters {
+        ThreadCounters {
+            general: GeneralCounters::default(),
+            classes: Box::new(std::array::from_fn(|_| ClassCounters::default())),
+            log: Log::new(taps, log_capacity),
+        }
+    }
 }
 
 impl Default for ThreadCounters {
     fn default() -> ThreadCounters {
-        ThreadCounters {
-            general: GeneralCounters::default(),
-            classes: Box::new(std::array::from_fn(|_| ClassCounters::default())),
-        }
+        ThreadCounters::new(Arc::default(), LOG_CAPACITY)
     }
 }
+
+/// Bytes of lines for watchers that may wait in one thread, unless an option says otherwise.
+pub const LOG_CAPACITY: usize = 64 << 10;
 
 /// Sums over threads, less what `stats reset` has set aside.
 #[derive(Debug, Clone)]
 pub struct Totals {
     pub general: GeneralTotals,
     pub classes: Vec<ClassTotals>,
+    pub log_written: u64,
+    pub log_dropped: u64,
 }
 
 impl Totals {
@@ -156,6 +183,8 @@ impl Totals {
         Totals {
             general: GeneralTotals::default(),
             classes: vec![ClassTotals::default(); CLASSES],
+            log_written: 0,
+            log_dropped: 0,
         }
     }
 
@@ -166,18 +195,51 @@ impl Totals {
 }
 
 /// Every thread's counters, and the reading that `stats reset` subtracts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Registry {
     threads: Mutex<Vec<Arc<ThreadCounters>>>,
     base: Mutex<Option<Totals>>,
+    taps: Arc<Taps>,
+    log_capacity: usize,
+}
+
+impl Default for Registry {
+    fn default() -> Registry {
+        Registry::new(LOG_CAPACITY)
+    }
 }
 
 impl Registry {
+    /// `log_capacity`: bytes of lines for watchers that may wait in each thread.
+    pub fn new(log_capacity: usize) -> Registry {
+        Registry {
+            threads: Mutex::default(),
+            base: Mutex::default(),
+            taps: Arc::default(),
+            log_capacity,
+        }
+    }
+
+    /// What is wanted of all threads.
+    pub fn taps(&self) -> &Arc<Taps> {
+        &self.taps
+    }
+
     /// Counters for one more thread.
     pub fn register(&self) -> Arc<ThreadCounters> {
-        let counters = Arc::new(ThreadCounters::default());
+        let counters = Arc::new(ThreadCounters::new(self.taps.clone(), self.log_capacity));
         self.threads().push(counters.clone());
         counters
+    }
+
+    /// What all threads have told since the last call, in its order.
+    pub fn told(&self) -> Vec<Told> {
+        let mut told = Vec::new();
+        for thread in self.threads().iter() {
+            thread.log.take(&mut told);
+        }
+        told.sort_unstable_by_key(|line| line.number);
+        told
     }
 
     /// Sums since the last [`reset`](Registry::reset).
@@ -189,6 +251,8 @@ impl Registry {
             .unwrap_or_else(|broken| broken.into_inner())
         {
             totals.general.subtract(&base.general);
+            totals.log_written = totals.log_written.wrapping_sub(base.log_written);
+            totals.log_dropped = totals.log_dropped.wrapping_sub(base.log_dropped);
             for (class, base) in totals.classes.iter_mut().zip(&base.classes) {
                 class.subtract(base);
             }
@@ -213,6 +277,8 @@ impl Registry {
         let mut totals = Totals::zero();
         for thread in self.threads().iter() {
             totals.general.add(&thread.general);
+            totals.log_written = totals.log_written.wrapping_add(thread.log.written.get());
+            totals.log_dropped = totals.log_dropped.wrapping_add(thread.log.dropped.get());
             for (sum, live) in totals.classes.iter_mut().zip(thread.classes.iter()) {
                 sum.add(live);
             }

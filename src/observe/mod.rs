@@ -7,5 +7,17 @@ pub mod counters;
 /// How many clients are connected, and whether more are let in.
 pub mod admission;
 
+/// What happens, as `watch` tells it.
+pub mod events;
+
+/// Counts per key prefix.
+pub mod prefix;
+
+/// One row per live connection.
+pub mod board;
+
 pub use admission::Admission;
-pub use counters::{ClassCounters, Counter, ThreadCounters};
+pub use board::Board;
+pub use counters::{ClassCounters, Counter, Registry, ThreadCounters};
+pub use events::Taps;
+pub use prefix::Prefixes;

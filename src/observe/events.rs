@@ -1,0 +1,357 @@
+#![forbid(unsafe_code)]
+//! What happens, as `watch` tells it: each thread writes finished lines into a ring of its own,
+//! bounded and lossy, and one reader collects them.
+//!
+//! Nobody watching costs one relaxed load per place where something could be told. A full ring, or
+//! one that the reader holds at that moment, loses the line and counts it: no worker ever waits.
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::counters::Counter;
+
+/// `watch fetchers`
+pub const FETCHERS: u32 = 1;
+/// `watch mutations`
+pub const MUTATIONS: u32 = 1 << 1;
+/// `watch evictions`
+pub const EVICTIONS: u32 = 1 << 2;
+/// `watch deletions`
+pub const DELETIONS: u32 = 1 << 3;
+/// `watch connevents`
+pub const CONNECTIONS: u32 = 1 << 4;
+/// `watch sysevents`
+pub const SYSTEM: u32 = 1 << 5;
+/// Not a stream: `stats detail on`, kept here so that a request asks one question only.
+pub const DETAIL: u32 = 1 << 31;
+
+/// Which streams anybody wants, and the number of the last line. One for the whole server.
+#[derive(Debug, Default)]
+pub struct Taps {
+    wanted: AtomicU32,
+    last: AtomicU64,
+}
+
+impl Taps {
+    #[inline]
+    pub fn wanted(&self) -> u32 {
+        self.wanted.load(Relaxed)
+    }
+
+    /// The streams in `streams` are wanted from now on, and no others; [`DETAIL`] stays.
+    pub fn want(&self, streams: u32) {
+        let _ = self
+            .wanted
+            .fetch_update(Relaxed, Relaxed, |old| Some(old & DETAIL | streams));
+    }
+
+    pub fn want_detail(&self, on: bool) {
+        if on {
+            self.wanted.fetch_or(DETAIL, Relaxed);
+        } else {
+            self.wanted.fetch_and(!DETAIL, Relaxed);
+        }
+    }
+
+    /// Lines get numbers above this from now on.
+    pub fn last(&self) -> u64 {
+        self.last.load(Relaxed)
+    }
+}
+
+/// A line that was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// Place in the order of all threads' lines.
+    pub number: u64,
+    /// The stream it belongs to.
+    pub stream: u32,
+    /// With its newline.
+    pub line: Vec<u8>,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    lines: Vec<Told>,
+    bytes: usize,
+}
+
+/// One thread's lines.
+#[derive(Debug)]
+pub struct Log {
+    taps: Arc<Taps>,
+    ring: Mutex<Ring>,
+    /// Bytes of lines that may wait.
+    capacity: usize,
+    /// `log_worker_written`
+    pub written: Counter,
+    /// `log_worker_dropped`
+    pub dropped: Counter,
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    Error,
+    Normal,
+    IdleTimeout,
+    Shutdown,
+}
+
+/// Who is at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    Local,
+    Tcp(IpAddr, u16),
+    Udp,
+}
+
+impl Log {
+    pub fn new(taps: Arc<Taps>, capacity: usize) -> Log {
+        Log {
+            taps,
+            ring: Mutex::new(Ring::default()),
+            capacity,
+            written: Counter::default(),
+            dropped: Counter::default(),
+        }
+    }
+
+    /// Everything that is wanted: streams, and [`DETAIL`].
+    #[inline]
+    pub fn wanted(&self) -> u32 {
+        self.taps.wanted()
+    }
+
+    /// Whether anybody watches one of `streams`.
+    #[inline]
+    pub fn wants(&self, streams: u32) -> bool {
+        self.wanted() & streams != 0
+    }
+
+    /// Tells one line; `what` is everything after `gid=… `, without a newline.
+    #[cold]
+    pub fn tell(&self, stream: u32, what: std::fmt::Arguments<'_>) {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        // The reader holds the lock for a swap of two vectors only.
+        let Some(mut ring) = (0..100).find_map(|_| self.ring.try_lock().ok()) else {
+            self.dropped.add(1);
+            return;
+        };
+        let number = self.taps.last.fetch_add(1, Relaxed) + 1;
+        let mut line = Vec::with_capacity(160);
+        // Writing to a vector cannot fail.
+        let _ = writeln!(
+            line,
+            "ts={}.{} gid={number} {what}",
+            now.as_secs(),
+            now.subsec_micros()
+        );
+        let cost = line.len() + size_of::<Told>();
+        if ring.bytes + cost > self.capacity {
+            self.dropped.add(1);
+            return;
+        }
+        ring.bytes += cost;
+        ring.lines.push(Told {
+            number,
+            stream,
+            line,
+        });
+        self.written.add(1);
+    }
+
+    /// Takes what has been told; for the one reader.
+    pub fn take(&self, into: &mut Vec<Told>) {
+        let taken = {
+            let mut ring = self
+                .ring
+                .lock()
+                .unwrap_or_else(|broken| broken.into_inner());
+            std::mem::take(&mut *ring)
+        };
+        into.extend(taken.lines);
+    }
+
+    /// A key was looked up; `status` is `not_found`, `found`, `flushed` or `expired`.
+    pub fn item_get(&self, key: &[u8], status: &str, class: u8, connection: i32, length: usize) {
+        self.tell(
+            FETCHERS,
+            format_args!(
+                "type=item_get key={} status={status} clsid={class} cfd={connection} size={length}",
+                Escaped(key)
+            ),
+        );
+    }
+
+    /// A value was to be kept; `ttl` in seconds from now.
+    #[allow(clippy::too_many_arguments)]
+    pub fn item_store(
+        &self,
+        key: &[u8],
+        status: &str,
+        command: &str,
+        ttl: u32,
+        class: u8,
+        connection: i32,
+        length: usize,
+    ) {
+        self.tell(
+            MUTATIONS,
+            format_args!(
+                "type=item_store key={} status={status} cmd={command} ttl={ttl} clsid={class} cfd={connection} size={length}",
+                Escaped(key)
+            ),
+        );
+    }
+
+    /// An item had to go; `ttl` in seconds from now, -1 for none, `idle` seconds since its last access.
+    pub fn eviction(
+        &self,
+        key: &[u8],
+        fetched: bool,
+        ttl: i64,
+        idle: u32,
+        class: u8,
+        length: usize,
+    ) {
+        let fetched = if fetched { "yes" } else { "no" };
+        self.tell(
+            EVICTIONS,
+            format_args!(
+                "type=eviction key={} fetch={fetched} ttl={ttl} la={idle} clsid={class} size={length}",
+                Escaped(key)
+            ),
+        );
+    }
+
+    /// An item was deleted; `command` is `delete` or `md`.
+    pub fn deleted(&self, key: &[u8], command: &str, class: u8, length: usize) {
+        self.tell(
+            DELETIONS,
+            format_args!(
+                "type=deleted key={} cmd={command} clsid={class} size={length}",
+                Escaped(key)
+            ),
+        );
+    }
+
+    pub fn connection_new(&self, peer: Peer, connection: i32) {
+        self.tell(
+            CONNECTIONS,
+            format_args!("type=conn_new {peer} cfd={connection}"),
+        );
+    }
+
+    pub fn connection_closed(&self, peer: Peer, reason: Reason, connection: i32) {
+        let reason = match reason {
+            Reason::Error => "error",
+            Reason::Normal => "normal",
+            Reason::IdleTimeout => "idle_timeout",
+            Reason::Shutdown => "shutdown",
+        };
+        self.tell(
+            CONNECTIONS,
+            format_args!("type=conn_close {peer} reason={reason} cfd={connection}"),
+        );
+    }
+}
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Peer::Local => f.write_str("rip=unix rport=0 transport=local"),
+            Peer::Tcp(address, port) => write!(f, "rip={address} rport={port} transport=tcp"),
+            Peer::Udp => f.write_str("rip= rport=0 transport=udp"),
+        }
+    }
+}
+
+/// A key as logs and dumps show it: all but letters, digits and `-._~` as `%XX`.
+#[derive(Debug, Clone, Copy)]
+pub struct Escaped<'a>(pub &'a [u8]);
+
+impl std::fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        use std::fmt::Write;
+        for &byte in self.0 {
+            if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+                f.write_char(char::from(byte))?;
+            } else {
+                write!(f, "%{byte:02X}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(log: &Log) -> Vec<String> {
+        let mut lines = Vec::new();
+        log.take(&mut lines);
+        lines
+            .iter()
+            .map(|told| {
+                let line = String::from_utf8(told.line.clone()).unwrap();
+                line.split_once(' ').unwrap().1.to_owned()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn lines_look_as_watchers_expect() {
+        let log = Log::new(Arc::default(), 4096);
+        log.item_get(b"a b", "found", 1, 30, 5);
+        log.item_store(b"k", "stored", "set", 60, 2, 31, 0);
+        log.eviction(b"\xff", true, -1, 9, 3, 7);
+        log.deleted(b"k", "md", 4, 1);
+        log.connection_new(Peer::Tcp([127, 0, 0, 1].into(), 99), 32);
+        log.connection_closed(Peer::Local, Reason::IdleTimeout, 33);
+        assert_eq!(
+            told(&log),
+            [
+                "gid=1 type=item_get key=a%20b status=found clsid=1 cfd=30 size=5\n",
+                "gid=2 type=item_store key=k status=stored cmd=set ttl=60 clsid=2 cfd=31 size=0\n",
+                "gid=3 type=eviction key=%FF fetch=yes ttl=-1 la=9 clsid=3 size=7\n",
+                "gid=4 type=deleted key=k cmd=md clsid=4 size=1\n",
+                "gid=5 type=conn_new rip=127.0.0.1 rport=99 transport=tcp cfd=32\n",
+                "gid=6 type=conn_close rip=unix rport=0 transport=local reason=idle_timeout cfd=33\n",
+            ]
+        );
+        assert_eq!(log.written.get(), 6);
+    }
+
+    #[test]
+    fn a_full_ring_loses_lines_and_counts_them() {
+        let log = Log::new(Arc::default(), 300);
+        for _ in 0..10 {
+            log.deleted(b"k", "delete", 1, 1);
+        }
+        let kept = told(&log).len() as u64;
+        assert!(kept > 0 && kept < 10);
+        assert_eq!(log.written.get(), kept);
+        assert_eq!(log.dropped.get(), 10 - kept);
+        log.deleted(b"k", "delete", 1, 1);
+        assert_eq!(told(&log).len(), 1, "room again once read");
+    }
+
+    #[test]
+    fn detail_and_streams_do_not_disturb_each_other() {
+        let taps = Taps::default();
+        taps.want_detail(true);
+        taps.want(FETCHERS | SYSTEM);
+        assert_eq!(taps.wanted(), DETAIL | FETCHERS | SYSTEM);
+        taps.want(0);
+        assert_eq!(taps.wanted(), DETAIL);
+        taps.want_detail(false);
+        assert_eq!(taps.wanted(), 0);
+    }
+}
