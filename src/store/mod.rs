@@ -2,6 +2,8 @@
 //!
 //! (skeleton: signatures that the layers above build on)
 
+pub mod classes;
+
 use crate::observe::ThreadCounters;
 use crate::settings;
 
