@@ -447,8 +447,8 @@ mod tests {
             waste += 1.0 - total as f64 / share;
             cost += 1.0;
             let limit = match total {
-                ..FINE_MAX => 8.0 + 2.0,
-                ..8192 => total as f64 * 0.16,
+                0..FINE_MAX => 8.0 + 2.0,
+                FINE_MAX..8192 => total as f64 * 0.16,
                 _ => total as f64 * 0.26,
             };
             assert!(share - total as f64 <= limit, "{total} costs {share:.1}");
