@@ -1,14 +1,51 @@
 //! Items in memory: what every command means, for one key at a time.
 //!
-//! (skeleton: signatures that the layers above build on)
+//! ```text
+//! key ── hash ──► table: pair of buckets ──► handle ──► slot in a page of a bin
+//! ```
+//!
+//! * [`raw`] is the memory: arena, slots, buckets, and all unsafe code.
+//! * `classes` maps sizes to memcached's slab classes and to our bins.
+//! * `bins` says which slot is free and which item goes next.
+//! * `alloc` gets a slot, `read`, `write` and `edit` do what requests ask, `upkeep` is what
+//!   background threads call, `report` what `stats` reads.
+//!
+//! # Locks
+//! A bin's mutex, then a pair's bit, and that only by trying. A worker holds one pair bit and
+//! nothing else: memory is taken before, and given back after. Only the splitter of a pair holds
+//! two. The chunk bin's mutex comes after those of the other bins. `growth` and `pool` are leaves.
+//!
+//! # Time
+//! Every operation is told the time ([`Cx::now`]). What a `flush_all` has killed is told by the
+//! time of an item's last access; so that an item stored in the second of the flush lives, accesses
+//! after it are stamped one second ahead ([`Inner::stamp`]).
 
-pub mod classes;
+mod alloc;
+mod bins;
+mod classes;
+mod edit;
+mod raw;
+mod read;
+mod report;
+mod upkeep;
+mod write;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use crate::hash::Hasher;
 use crate::observe::ThreadCounters;
+use crate::observe::counters::CLASSES;
 use crate::settings;
 
-/// Limits, tuning, pages, the crawler, dumps, numbers.
-pub mod control;
+use bins::{Bin, Pool};
+use classes::Classes;
+use raw::{Arena, Handle, Head, Item, PAGE, PageTable, PairGuard, Place, Table};
+
+pub use read::{Hit, Pin};
+pub use report::{BinReport, ClassReport, Report};
+pub use upkeep::{Crawl, Walk};
+pub use write::Upload;
 
 /// What an operation needs to know of the thread that calls it.
 #[derive(Debug, Clone, Copy)]
@@ -21,8 +58,10 @@ pub struct Cx<'a> {
 /// Values up to this many bytes are shown as one slice under the lock; longer ones are pinned.
 pub const COPY_MAX: usize = 4096;
 
-/// All items. Shared by reference (`Arc<Store>`) between threads.
-pub struct Store {}
+/// All items. Shared by reference between threads.
+pub struct Store {
+    inner: Arc<Inner>,
+}
 
 /// Why there is nothing to show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,100 +82,15 @@ pub enum Queue {
     Temp,
 }
 
-/// An item found, seen under its lock: what it held before this request touched it.
-pub struct Hit<'g> {
-    marker: std::marker::PhantomData<&'g u8>,
-}
-
-impl<'g> Hit<'g> {
-    pub fn key(&self) -> &'g [u8] {
-        unimplemented!()
-    }
-    /// Client flags.
-    pub fn flags(&self) -> u32 {
-        unimplemented!()
-    }
-    /// Bytes of the value.
-    pub fn length(&self) -> usize {
-        unimplemented!()
-    }
-    /// 0 with `-C`.
-    pub fn cas(&self) -> u64 {
-        unimplemented!()
-    }
-    /// When it expires, on the server's clock; 0 is never. As it was before a touch.
-    pub fn expires(&self) -> u32 {
-        unimplemented!()
-    }
-    /// When it expires after this request.
-    pub fn expires_now(&self) -> u32 {
-        unimplemented!()
-    }
-    /// When it was last accessed before this request.
-    pub fn accessed(&self) -> u32 {
-        unimplemented!()
-    }
-    /// It had been fetched before this request.
-    pub fn fetched(&self) -> bool {
-        unimplemented!()
-    }
-    /// Slab class, 1 to 63.
-    pub fn class(&self) -> u8 {
-        unimplemented!()
-    }
-    pub fn queue(&self) -> Queue {
-        unimplemented!()
-    }
-    /// Its size as memcached would count it.
-    pub fn size(&self) -> usize {
-        unimplemented!()
-    }
-    /// The key came as base64 (meta flag `b`).
-    pub fn binary_key(&self) -> bool {
-        unimplemented!()
-    }
-    /// This request may recache (`W`).
-    pub fn won(&self) -> bool {
-        unimplemented!()
-    }
-    /// It is stale (`X`).
-    pub fn stale(&self) -> bool {
-        unimplemented!()
-    }
-    /// Another request may recache already (`Z`).
-    pub fn token_sent(&self) -> bool {
-        unimplemented!()
-    }
-    /// The value, if it has at most [`COPY_MAX`] bytes.
-    pub fn inline(&self) -> Option<&'g [u8]> {
-        unimplemented!()
-    }
-    /// Holds the value in place until the pin is dropped; meant for values over [`COPY_MAX`].
-    pub fn pin(&self) -> Pin {
-        unimplemented!()
-    }
-}
-
-/// A value held in place after its lock is gone, however long sending it takes.
-pub struct Pin {}
-
-impl Pin {
-    pub fn length(&self) -> usize {
-        unimplemented!()
-    }
-    /// The longest contiguous run of value bytes that begins at `offset`; empty at the end.
-    pub fn slice(&self, _offset: usize) -> &[u8] {
-        unimplemented!()
-    }
-}
-
 /// How to fetch; expiry times are on the server's clock (`Clock::expiry`).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Fetch {
     pub touch: Option<u32>,
     pub vivify: Option<u32>,
-    /// Seconds left below which the reader may win.
+    /// Win if the item expires before this.
     pub recache: Option<u32>,
+    /// `recache` is compared with the expiry before `touch` changes it.
+    pub recache_first: bool,
     pub new_cas: Option<u64>,
     /// Do not count as an access (`u`, `me`).
     pub quiet: bool,
@@ -185,25 +139,6 @@ pub enum Stored {
     NotFound,
     TooLarge,
     NoMemory,
-}
-
-/// Memory for a value that is still arriving; nobody sees it before [`Store::finish`], and
-/// dropping it gives the memory back.
-pub struct Upload {}
-
-impl Upload {
-    /// Where the next bytes go; empty when the value is whole.
-    pub fn spare(&mut self) -> &mut [u8] {
-        unimplemented!()
-    }
-    /// `n` bytes of `spare` have been filled.
-    pub fn advance(&mut self, _n: usize) {
-        unimplemented!()
-    }
-    /// Bytes still missing.
-    pub fn missing(&self) -> usize {
-        unimplemented!()
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -260,72 +195,276 @@ pub enum Counted {
     NoMemory,
 }
 
+
+/// What all threads share.
+struct Inner {
+    arena: Arena,
+    pages: PageTable,
+    table: Table,
+    bins: Vec<Bin>,
+    pool: Pool,
+    classes: Classes,
+    hasher: Hasher,
+    item_size_max: usize,
+    /// Items may be given up for new ones (no `-M`).
+    evicting: bool,
+    /// New items are put to the test (`lru mode segmented`).
+    segmented: AtomicBool,
+    /// TTLs up to this make an item temporary; 0 is off.
+    temporary_ttl: AtomicU32,
+    cas: AtomicU64,
+    flush: Flush,
+    /// Seconds since last access of the last item evicted, by class.
+    evicted_age: [AtomicU32; CLASSES],
+    pages_moved: AtomicU64,
+    rescues: AtomicU64,
+    /// Whose turn it is when a page has to be emptied.
+    emptying: AtomicUsize,
+    huge: AtomicBool,
+    upkeep: upkeep::Upkeep,
+}
+
+/// Which items are dead whatever their expiry.
+#[derive(Default)]
+struct Flush {
+    /// High half: items last accessed up to then are dead. Low half: when the next flush is due;
+    /// items last accessed before that will be dead then. `u32::MAX` is none.
+    marks: AtomicU64,
+    /// The earliest stamp that an access gets.
+    floor: AtomicU32,
+}
+
+const NO_FLUSH: u32 = u32::MAX;
+
+impl Flush {
+    fn new() -> Flush {
+        Flush { marks: AtomicU64::new(u64::from(NO_FLUSH)), floor: AtomicU32::new(0) }
+    }
+
+    #[inline]
+    fn kills(&self, now: u32, accessed: u32) -> bool {
+        let marks = self.marks.load(Relaxed);
+        let (passed, due) = ((marks >> 32) as u32, marks as u32);
+        accessed <= passed || now >= due && accessed < due
+    }
+
+    fn set(&self, now: u32, at: u32) {
+        self.settle(now);
+        let marks = self.marks.load(Relaxed);
+        let passed = (marks >> 32) as u32;
+        if at <= now {
+            // Accesses from here on are stamped behind the mark.
+            let mark = now.max(self.floor.load(Relaxed));
+            self.floor.store(mark + 1, Relaxed);
+            self.marks.store(u64::from(mark) << 32 | u64::from(NO_FLUSH), Relaxed);
+        } else {
+            self.marks.store(u64::from(passed) << 32 | u64::from(at), Relaxed);
+        }
+    }
+
+    /// Makes a flush that has come due part of the past, so that a later one cannot undo it.
+    fn settle(&self, now: u32) {
+        let marks = self.marks.load(Relaxed);
+        let (passed, due) = ((marks >> 32) as u32, marks as u32);
+        if now >= due {
+            let floor = self.floor.load(Relaxed);
+            let mark = if floor > due { floor } else { due - 1 };
+            if floor > due {
+                self.floor.store(floor + 1, Relaxed);
+            }
+            let new = u64::from(mark.max(passed)) << 32 | u64::from(NO_FLUSH);
+            let _ = self.marks.compare_exchange(marks, new, Relaxed, Relaxed);
+        }
+    }
+}
+
+impl Inner {
+    /// The time that an access now is stamped with.
+    #[inline]
+    fn stamp(&self, now: u32) -> u32 {
+        now.max(self.flush.floor.load(Relaxed))
+    }
+
+    #[inline]
+    fn is_dead(&self, now: u32, head: &Head) -> bool {
+        let expires = head.expires.load(Relaxed);
+        expires != 0 && expires <= now || self.flush.kills(now, head.accessed.load(Relaxed))
+    }
+
+    fn class_of_bin(&self, bin: u8) -> usize {
+        if bin == self.arena.chunk_bin() {
+            usize::from(self.classes.largest())
+        } else {
+            usize::from(self.classes.class_of_bin(bin))
+        }
+    }
+
+    /// The slab class that memcached would have put an item in.
+    #[inline]
+    fn class_of(&self, item: &Item<'_>) -> u8 {
+        let bin = item.word().bin();
+        if bin == self.arena.chunk_bin() {
+            self.classes.class_of_total(item.total() + classes::FOREIGN_OVERHEAD)
+        } else {
+            self.classes.class_of_bin(bin)
+        }
+    }
+
+    /// The next CAS id; taken by every attempt to store, as memcached does.
+    #[inline]
+    fn next_cas(&self, given: Option<u64>) -> u64 {
+        match given {
+            Some(cas) => cas,
+            None => self.cas.fetch_add(1, Relaxed) + 1,
+        }
+    }
+
+    fn count_in(&self, cx: Cx<'_>, item: &Item<'_>) {
+        let counters = &cx.counters.classes[usize::from(self.class_of(item))];
+        counters.items.add(1);
+        counters.bytes.add((item.total() + classes::FOREIGN_OVERHEAD) as u64);
+        cx.counters.general.total_items.add(1);
+    }
+
+    fn count_out(&self, cx: Cx<'_>, item: &Item<'_>) {
+        let counters = &cx.counters.classes[usize::from(self.class_of(item))];
+        counters.items.sub(1);
+        counters.bytes.sub((item.total() + classes::FOREIGN_OVERHEAD) as u64);
+    }
+
+    /// Tells an item's page when it expires, so that the crawler knows where to look.
+    fn note_expiry(&self, handle: Handle, expires: u32) {
+        if expires != 0 {
+            self.pages.entry(self.arena.page_of(handle)).expires_at(expires);
+        }
+    }
+
+    /// The living item of a key, under its pair's lock. A dead one is taken out on the way.
+    fn find<'s>(&'s self, cx: Cx<'_>, key: &[u8], hash: u64) -> (PairGuard<'s>, Result<Place<'s>, Miss>) {
+        let guard = self.table.lock(&self.arena, hash);
+        match guard.find(hash, key) {
+            None => (guard, Err(Miss::NotFound)),
+            Some(place) if self.is_dead(cx.now, guard.item(&place).head()) => {
+                let miss = self.bury(cx, guard, place, hash);
+                (self.table.lock(&self.arena, hash), Err(miss))
+            }
+            Some(place) => (guard, Ok(place)),
+        }
+    }
+
+    /// Takes out an item that is expired or flushed.
+    #[cold]
+    fn bury(&self, cx: Cx<'_>, mut guard: PairGuard<'_>, place: Place<'_>, hash: u64) -> Miss {
+        let item = guard.item(&place);
+        let flushed = self.flush.kills(cx.now, item.head().accessed.load(Relaxed));
+        let general = &cx.counters.general;
+        if flushed { general.get_flushed.add(1) } else { general.get_expired.add(1) }
+        self.unlink(cx, guard, place, hash);
+        if flushed { Miss::Flushed } else { Miss::Expired }
+    }
+
+    /// Takes an item out for good.
+    fn unlink<'s>(&'s self, cx: Cx<'_>, mut guard: PairGuard<'s>, place: Place<'s>, hash: u64) {
+        let item = guard.item(&place);
+        self.count_out(cx, &item);
+        self.note_unlinked(item.word());
+        let slot = guard.remove(place, hash, None);
+        drop(guard);
+        if let Some(slot) = slot {
+            self.give(slot);
+        }
+    }
+
+    fn note_unlinked(&self, word: raw::Word) {
+        if word.state() == raw::State::Main && word.counter() > 0 {
+            self.bins[usize::from(word.bin())].cooled();
+        }
+    }
+}
+
 impl Store {
-    pub fn new(_settings: &settings::Store) -> Result<Store, String> {
-        unimplemented!()
+    /// A store for these settings. Fails if the system refuses the address space.
+    pub fn new(settings: &settings::Store) -> Result<Store, String> {
+        let hasher = match settings.hash_algorithm {
+            Some(algorithm) => Hasher::named(algorithm),
+            None => Hasher::keyed(),
+        };
+        let classes = Classes::new(settings);
+        let mut sizes: Vec<usize> = (0..classes.bin_count()).map(|bin| classes.bin_size(bin as u8)).collect();
+        sizes.push(CHUNK);
+        let limit = settings.max_bytes as usize;
+        // Every bin may take one page beyond the limit, and one value of the largest size must fit.
+        let slack = (sizes.len() + 16) * PAGE;
+        let least = limit + slack;
+        let most = least.max(LIMIT_RESERVE);
+        let arena = Arena::reserve(least, most, settings.cas, &sizes).map_err(|error| error.to_string())?;
+        let pages = PageTable::reserve(arena.pages()).map_err(|error| error.to_string())?;
+        let power = if settings.hash_power == 0 { 16 } else { settings.hash_power };
+        let level = power.saturating_sub(4).max(4);
+        let items = arena.region().bytes() / sizes[0].max(32);
+        let table = Table::reserve(level, items, settings.hash_expand).map_err(|error| error.to_string())?;
+        let bins = (0..arena.bins()).map(|bin| Bin::new(bin as u8, &arena)).collect();
+        let pool = Pool::new(&arena, limit / PAGE);
+        let inner = Inner {
+            pages,
+            table,
+            bins,
+            pool,
+            classes,
+            hasher,
+            item_size_max: settings.item_size_max,
+            evicting: settings.evict,
+            segmented: AtomicBool::new(settings.lru_maintainer),
+            temporary_ttl: AtomicU32::new(settings.temporary_ttl.unwrap_or(0)),
+            // memcached's first item gets 2.
+            cas: AtomicU64::new(1),
+            flush: Flush::new(),
+            evicted_age: std::array::from_fn(|_| AtomicU32::new(0)),
+            pages_moved: AtomicU64::new(0),
+            rescues: AtomicU64::new(0),
+            emptying: AtomicUsize::new(0),
+            huge: AtomicBool::new(false),
+            upkeep: upkeep::Upkeep::new(settings),
+            arena,
+        };
+        if settings.large_pages {
+            inner.preallocate(limit)?;
+        }
+        Ok(Store { inner: Arc::new(inner) })
     }
 
     /// The hash of a key; every operation wants it, so that a batch can prefetch.
-    pub fn hash(&self, _key: &[u8]) -> u64 {
-        unimplemented!()
-    }
-    /// First pass of a batch: asks for the bucket's cache line.
-    pub fn prefetch(&self, _hash: u64) {
-        unimplemented!()
-    }
-    /// Second pass: asks for the lines of the items whose tag matches.
-    pub fn prefetch_items(&self, _hash: u64) {
-        unimplemented!()
+    #[inline]
+    pub fn hash(&self, key: &[u8]) -> u64 {
+        self.inner.hasher.hash(key)
     }
 
-    /// Classic read. `read` runs under the lock: it copies and returns.
-    pub fn get<R>(
-        &self,
-        _cx: Cx<'_>,
-        _key: &[u8],
-        _hash: u64,
-        _read: impl FnOnce(&Hit<'_>) -> R,
-    ) -> Result<R, Miss> {
-        unimplemented!()
+    /// First pass of a batch: asks for the bucket's cache line.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        self.inner.table.prefetch(hash);
     }
-    /// Read with conditions.
-    pub fn fetch<R>(
-        &self,
-        _cx: Cx<'_>,
-        _key: &[u8],
-        _hash: u64,
-        _how: &Fetch,
-        _read: impl FnOnce(&Hit<'_>) -> R,
-    ) -> Result<R, Miss> {
-        unimplemented!()
-    }
-    /// Stores a value that is at hand. On `TooLarge` and `NoMemory` nothing has changed: the caller
-    /// decides whether the old item goes.
-    pub fn put(&self, _cx: Cx<'_>, _put: &Put<'_>, _value: &[u8]) -> Stored {
-        unimplemented!()
-    }
-    /// Memory for a value of `length` bytes that will arrive piece by piece.
-    pub fn begin(&self, _cx: Cx<'_>, _put: &Put<'_>, _length: usize) -> Result<Upload, Refused> {
-        unimplemented!()
-    }
-    /// Links an upload whose bytes have all arrived.
-    pub fn finish(&self, _cx: Cx<'_>, _put: &Put<'_>, _upload: Upload) -> Stored {
-        unimplemented!()
-    }
-    pub fn delete(&self, _cx: Cx<'_>, _key: &[u8], _hash: u64, _how: &Delete) -> Deleted {
-        unimplemented!()
-    }
-    pub fn arith(&self, _cx: Cx<'_>, _key: &[u8], _hash: u64, _how: &Arith) -> Counted {
-        unimplemented!()
+
+    /// Second pass: asks for the lines of the items whose tag matches.
+    #[inline]
+    pub fn prefetch_items(&self, hash: u64) {
+        self.inner.table.prefetch_items(hash, &self.inner.arena);
     }
 
     /// The longest value that fits beside a key of this length.
-    pub fn value_max(&self, _key_length: usize, _flags: u32) -> usize {
-        unimplemented!()
+    pub fn value_max(&self, key_length: usize, flags: u32) -> usize {
+        let overhead = self.inner.arena.overhead(key_length, flags != 0, false) + classes::FOREIGN_OVERHEAD;
+        self.inner.item_size_max.saturating_sub(overhead)
     }
 
-    /// Everything last accessed before `at` (server's clock) is dead once `at` has come.
-    pub fn flush_all(&self, _now: u32, _at: u32) {
-        unimplemented!()
+    /// `flush_all`: everything last accessed before `at` is dead once `at` has come; with `at` up to
+    /// `now`, everything that is there is dead from here on.
+    pub fn flush_all(&self, now: u32, at: u32) {
+        self.inner.flush.set(now, at);
     }
 }
+
+/// Slot size of the bin that large values are chained of.
+const CHUNK: usize = 16 << 10;
+/// Address space to reserve beyond the limit, so that it can be raised while the server runs.
+const LIMIT_RESERVE: usize = 32 << 30;

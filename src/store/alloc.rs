@@ -1,0 +1,418 @@
+#![forbid(unsafe_code)]
+//! Where slots come from: a bin's free ones, a fresh page, an item that has to go, another bin's page.
+//!
+//! Lock order: a bin's mutex, then (trying only) a pair. The bin of chunks comes after all others;
+//! whoever holds its mutex takes no other bin's.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::bins::{BinState, HAND_STEPS, Page};
+use super::raw::{Ghost, Handle, NewItem, Slot, State, flag};
+use super::{Cx, Inner, Put, Upload};
+
+/// How often a request for memory starts over before it gives up.
+const ATTEMPTS: usize = 16;
+/// Slots of the HOT ring that are looked at before the hand gets its turn.
+const RING_STEPS: usize = 32;
+
+/// Where an item's value fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fit {
+    Slot(u8),
+    /// A chunk-sized slot and a chain behind it.
+    Chain,
+}
+
+/// Why an item leaves the table from below.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    /// Its slot is needed.
+    Evicted(Ghost),
+    /// It is expired or flushed.
+    Dead,
+    /// Its page is needed elsewhere.
+    Moved,
+}
+
+impl Inner {
+    /// Where an item fits; `total` is without the extension.
+    #[inline]
+    pub(super) fn fit(&self, total: usize, large: bool) -> Fit {
+        match self.classes.bin_of(if large { total + 8 } else { total }) {
+            Some(bin) => Fit::Slot(bin),
+            None => Fit::Chain,
+        }
+    }
+
+    /// A slot of a bin; nothing if there is none to be had, even by eviction. `class` is charged for it.
+    pub(super) fn take(&self, cx: Cx<'_>, bin: u8, class: u8) -> Option<Slot<'_>> {
+        for _ in 0..ATTEMPTS {
+            let mut state = self.bins[usize::from(bin)].lock();
+            if let Some(slot) = state.pages.take(&self.pages, &self.arena) {
+                self.enrol(cx, &mut state, &slot);
+                return Some(slot);
+            }
+            if let Page::Granted(page) = self.pool.take(state.pages.pages().is_empty()) {
+                state.pages.add_page(&self.pages, page);
+                continue;
+            }
+            let victim = self.evict(cx, bin, &mut state);
+            if let Some(mut slot) = victim {
+                self.enrol(cx, &mut state, &slot);
+                drop(state);
+                self.give_chunks(&mut slot);
+                return Some(slot);
+            }
+            drop(state);
+            if !self.evicting || !self.steal_page(cx, bin) {
+                std::thread::yield_now();
+                if !self.evicting {
+                    break;
+                }
+            }
+        }
+        cx.counters.classes[usize::from(class)].outofmemory.add(1);
+        None
+    }
+
+    /// Gives back a slot, and the chunks that hang off it.
+    pub(super) fn give(&self, mut slot: Slot<'_>) {
+        self.give_chunks(&mut slot);
+        self.give_one(slot);
+    }
+
+    fn give_chunks(&self, slot: &mut Slot<'_>) {
+        while let Some(chunk) = slot.pop_chunk() {
+            self.give_one(chunk);
+        }
+    }
+
+    fn give_one(&self, slot: Slot<'_>) {
+        let mut state = self.bins[usize::from(slot.bin())].lock();
+        state.pages.give(&self.pages, &self.arena, slot);
+    }
+
+    /// Puts a slot that is about to hold a new item into the HOT ring, if its bin is under pressure.
+    fn enrol(&self, cx: Cx<'_>, state: &mut BinState, slot: &Slot<'_>) {
+        if !state.pressed {
+            return;
+        }
+        if state.pages.used() * 8 < state.pages.capacity() * 7 {
+            // Plenty of room again: items are no longer told apart when they come.
+            state.pressed = false;
+        }
+        let head = self.arena.head(slot.handle());
+        if !head.word().queued() {
+            head.set_queued(true);
+            state.hot.push_back(slot.handle());
+        }
+        if state.hot.len() > state.hot_target() + 64 {
+            self.demote_oldest(cx, state);
+        }
+    }
+
+    /// Lets the oldest item of the ring stay, without having to prove itself.
+    fn demote_oldest(&self, cx: Cx<'_>, state: &mut BinState) {
+        let Some(handle) = state.hot.pop_front() else { return };
+        let head = self.arena.head(handle);
+        head.set_queued(false);
+        let word = head.word();
+        if word.state() == State::Hot && head.demote(word.counter().min(1)) {
+            let counters = &cx.counters.classes[self.class_of_bin(word.bin())];
+            if word.counter() > 0 {
+                self.bins[usize::from(word.bin())].warmed();
+                counters.moves_to_warm.add(1);
+            } else {
+                counters.moves_to_cold.add(1);
+            }
+        }
+    }
+
+    /// Takes an item's slot, by the order of the bin's clock.
+    fn evict(&self, cx: Cx<'_>, bin: u8, state: &mut BinState) -> Option<Slot<'_>> {
+        let shared = &self.bins[usize::from(bin)];
+        shared.adapt(state);
+        state.pressed = true;
+        if self.evicting && self.segmented.load(Relaxed) {
+            for _ in 0..RING_STEPS {
+                if state.hot.len() <= state.hot_target() {
+                    break;
+                }
+                let Some(handle) = state.hot.pop_front() else { break };
+                let head = self.arena.head(handle);
+                head.set_queued(false);
+                let word = head.word();
+                if word.state() != State::Hot {
+                    continue;
+                }
+                if word.counter() > 0 {
+                    if head.demote(1) {
+                        shared.warmed();
+                        cx.counters.classes[self.class_of_bin(bin)].moves_to_warm.add(1);
+                    }
+                    continue;
+                }
+                let slot = self.reap(cx, state, handle, Leaving::Evicted(Ghost { hot: true }));
+                if slot.is_some() {
+                    return slot;
+                }
+                // Its pair was busy, or it was pinned; the hand will find it.
+                head.demote(0);
+            }
+        }
+        let mut best: Option<(u32, Handle)> = None;
+        for _ in 0..HAND_STEPS {
+            let Some(handle) = state.advance(&self.pages, &self.arena) else { break };
+            let head = self.arena.head(handle);
+            let word = head.word();
+            if !word.linked() {
+                continue;
+            }
+            if self.is_dead(cx.now, head) {
+                let slot = self.reap(cx, state, handle, Leaving::Dead);
+                if slot.is_some() {
+                    return slot;
+                }
+                continue;
+            }
+            if !self.evicting {
+                continue;
+            }
+            let rank = match word.state() {
+                State::Main => word.counter(),
+                // Lost its place in the ring: it counts as old.
+                State::Hot if !word.queued() => {
+                    head.demote(word.counter());
+                    word.counter()
+                }
+                State::Hot => 4,
+                _ => 5,
+            };
+            if rank == 0 {
+                let slot = self.reap(cx, state, handle, Leaving::Evicted(Ghost { hot: false }));
+                if slot.is_some() {
+                    return slot;
+                }
+                continue;
+            }
+            if rank <= 3 && head.change(word, word.with_counter(rank - 1)) && rank == 1 {
+                shared.cooled();
+                let counters = &cx.counters.classes[self.class_of_bin(bin)];
+                counters.moves_within_lru.add(1);
+            }
+            if best.is_none_or(|(least, _)| rank < least) {
+                best = Some((rank, handle));
+            }
+        }
+        // Nothing was at 0 within the bound: the best seen goes, new and short-lived items last.
+        let (_, handle) = best?;
+        self.reap(cx, state, handle, Leaving::Evicted(Ghost { hot: false }))
+    }
+
+    /// Unlinks an item of a bin whose mutex is held. Nothing if its pair is busy or it is pinned.
+    fn reap(&self, cx: Cx<'_>, state: &BinState, handle: Handle, why: Leaving) -> Option<Slot<'_>> {
+        let hash = self.hasher.hash(state.pages.peek_key(&self.pages, &self.arena, handle)?);
+        let mut guard = self.table.try_lock(&self.arena, hash)?;
+        let place = guard.find_handle(hash, handle)?;
+        let item = guard.item(&place);
+        if !item.unpinned() && why != Leaving::Dead {
+            return None;
+        }
+        let word = item.word();
+        let head = self.arena.head(handle);
+        let class = self.class_of(&item);
+        let counters = &cx.counters.classes[usize::from(class)];
+        let unfetched = !word.has(flag::FETCHED);
+        match why {
+            Leaving::Dead => {
+                counters.reclaimed.add(1);
+                if unfetched {
+                    counters.expired_unfetched.add(1);
+                }
+            }
+            Leaving::Evicted(_) | Leaving::Moved => {
+                counters.evicted.add(1);
+                if head.expires.load(Relaxed) != 0 {
+                    counters.evicted_nonzero.add(1);
+                }
+                if unfetched {
+                    counters.evicted_unfetched.add(1);
+                }
+                let age = cx.now.saturating_sub(head.accessed.load(Relaxed));
+                self.evicted_age[usize::from(class)].store(age, Relaxed);
+                self.bins[usize::from(word.bin())].evictions.fetch_add(1, Relaxed);
+            }
+        }
+        let ghost = match why {
+            Leaving::Evicted(ghost) => Some((ghost, cx.now)),
+            _ => None,
+        };
+        self.count_out(cx, &item);
+        if word.state() == State::Main && word.counter() > 0 {
+            self.bins[usize::from(word.bin())].cooled();
+        }
+        guard.remove(place, hash, ghost)
+    }
+
+    /// Takes a page from the bin that can best spare one, for a bin that has nothing to give up.
+    fn steal_page(&self, cx: Cx<'_>, wanting: u8) -> bool {
+        let richest = (0..self.bins.len())
+            .filter(|&bin| bin != usize::from(wanting))
+            .filter_map(|bin| Some((self.bins[bin].try_lock()?.pages.pages().len(), bin)))
+            .max();
+        match richest {
+            Some((pages, bin)) if pages > 1 => self.empty_page(cx, bin as u8),
+            _ => false,
+        }
+    }
+
+    /// Frees one page of a bin, wherever its hand stands: live items move to free slots of the bin
+    /// if they were hit lately, and go otherwise. False if something on it could not be moved now.
+    pub(super) fn empty_page(&self, cx: Cx<'_>, bin: u8) -> bool {
+        let mut gone = Vec::new();
+        let page = {
+            let mut state = self.bins[usize::from(bin)].lock();
+            let turn = self.emptying.fetch_add(1, Relaxed);
+            let pages = state.pages.pages();
+            let Some(&page) = pages.get(turn % pages.len().max(1)) else { return false };
+            state.pages.close_page(&self.pages, page);
+            let size = state.pages.size();
+            for slot in 0..self.pages.entry(page).carved() {
+                let handle = self.arena.handle(page, slot, size);
+                let word = self.arena.head(handle).word();
+                match word.state() {
+                    State::Free | State::Busy => {}
+                    State::Chunk => gone.extend(self.reap_owner(cx, &state, handle, bin)),
+                    _ => gone.extend(self.rescue(cx, &mut state, handle)),
+                }
+            }
+            page
+        };
+        for slot in gone {
+            self.give(slot);
+        }
+        let mut state = self.bins[usize::from(bin)].lock();
+        if self.pages.entry(page).bin() != Some(bin) {
+            return false;
+        }
+        if state.pages.used_in(&self.pages, page) > 0 {
+            state.pages.open_page(&self.pages, page);
+            return false;
+        }
+        state.forget_page(&self.arena, page);
+        state.pages.remove_page(&self.pages, page);
+        drop(state);
+        self.pool.give(page);
+        self.pages_moved.fetch_add(1, Relaxed);
+        true
+    }
+
+    /// Moves an item off its page, or lets it go. Returns the slot that it leaves.
+    fn rescue(&self, cx: Cx<'_>, state: &mut BinState, handle: Handle) -> Option<Slot<'_>> {
+        let head = self.arena.head(handle);
+        let word = head.word();
+        if self.is_dead(cx.now, head) {
+            return self.reap(cx, state, handle, Leaving::Dead);
+        }
+        let worth = word.counter() > 0 || word.state() != State::Main;
+        if !worth || word.has(flag::LARGE) {
+            return self.reap(cx, state, handle, Leaving::Moved);
+        }
+        let Some(mut slot) = state.pages.take(&self.pages, &self.arena) else {
+            return self.reap(cx, state, handle, Leaving::Moved);
+        };
+        let moved = self.move_item(state, handle, &mut slot);
+        match moved {
+            Some(old) => {
+                self.rescues.fetch_add(1, Relaxed);
+                Some(old(slot))
+            }
+            None => {
+                state.pages.give(&self.pages, &self.arena, slot);
+                None
+            }
+        }
+    }
+
+    /// Copies a small item into `slot`, and returns what links the copy in its place.
+    fn move_item<'s>(
+        &'s self,
+        state: &BinState,
+        handle: Handle,
+        slot: &mut Slot<'s>,
+    ) -> Option<impl FnOnce(Slot<'s>) -> Slot<'s>> {
+        let hash = self.hasher.hash(state.pages.peek_key(&self.pages, &self.arena, handle)?);
+        let mut guard = self.table.try_lock(&self.arena, hash)?;
+        let place = guard.find_handle(hash, handle)?;
+        let item = guard.item(&place);
+        let (word, value) = (item.word(), item.inline()?);
+        let head = item.head();
+        let at = slot.write_head(&NewItem {
+            key: item.key(),
+            length: value.len(),
+            client_flags: item.client_flags(),
+            expires: head.expires.load(Relaxed),
+            accessed: head.accessed.load(Relaxed),
+            large: false,
+            binary_key: word.has(flag::BINARY_KEY),
+        });
+        slot.bytes_mut(at, value.len()).copy_from_slice(value);
+        self.arena.set_cas(slot.handle(), item.cas());
+        self.arena.head(slot.handle()).update(|new| new.with_flags(word.flags()));
+        self.note_expiry(slot.handle(), head.expires.load(Relaxed));
+        Some(move |slot: Slot<'s>| {
+            // A HOT item's place in the ring is lost with its slot; it counts as swept once.
+            let state = if word.state() == State::Temp { State::Temp } else { State::Main };
+            guard.replace(&place, slot, state, word.counter()).expect("a small item has no pins")
+        })
+    }
+
+    /// Lets the item go that a chunk belongs to.
+    fn reap_owner(&self, cx: Cx<'_>, state: &BinState, chunk: Handle, bin: u8) -> Option<Slot<'_>> {
+        let owner = self.arena.chunk(chunk).owner()?;
+        if bin == self.arena.chunk_bin() {
+            return self.reap(cx, state, owner, Leaving::Moved);
+        }
+        let chunks = self.bins[usize::from(self.arena.chunk_bin())].lock();
+        self.reap(cx, &chunks, owner, Leaving::Moved)
+    }
+
+    /// Memory for a value that is not at hand as one small slice.
+    pub(super) fn allocate(self: &std::sync::Arc<Self>, cx: Cx<'_>, put: &Put<'_>, length: usize) -> Option<Upload> {
+        let large = length > super::COPY_MAX;
+        let total = self.arena.overhead(put.key.len(), put.flags != 0, false) + length;
+        let class = self.classes.class_of_total(total + super::classes::FOREIGN_OVERHEAD);
+        let fit = self.fit(total, large);
+        let bin = match fit {
+            Fit::Slot(bin) => bin,
+            Fit::Chain => self.arena.chunk_bin(),
+        };
+        let mut slot = self.take(cx, bin, class)?;
+        let at = slot.write_head(&NewItem {
+            key: put.key,
+            length,
+            client_flags: put.flags,
+            expires: put.expires,
+            accessed: self.stamp(cx.now),
+            large: large || fit == Fit::Chain,
+            binary_key: put.binary_key,
+        });
+        let room = (slot.size() - at).min(length);
+        let owner = slot.handle();
+        let mut upload = Upload::new(self.clone(), slot.park(), at, room, length);
+        let mut rest = length - room;
+        while rest > 0 {
+            let full = super::raw::Arena::chunk_room(self.arena.slot_size(self.arena.chunk_bin()));
+            let used = rest.min(full);
+            let bin = match self.classes.bin_of(used + self.arena.slot_size(self.arena.chunk_bin()) - full) {
+                Some(bin) if used < full => bin,
+                _ => self.arena.chunk_bin(),
+            };
+            let mut chunk = self.take(cx, bin, class)?;
+            let at = chunk.write_chunk(owner, used);
+            upload.push_chunk(chunk, at, used);
+            rest -= used;
+        }
+        Some(upload)
+    }
+}

@@ -1,0 +1,237 @@
+#![forbid(unsafe_code)]
+//! Bins: slots of one size, the pages they are cut from, and the order in which they are given up.
+//!
+//! memcached's slab classes are what the outside sees; each is made of one or more bins, so that a
+//! slot wastes a few per cent rather than a quarter. Beside them stands one bin of 16 KiB slots, of
+//! which all large values are chained.
+//!
+//! Who goes first, when a bin must give up an item (a clock over slots, no lists):
+//! * New items of a bin under pressure wait in its HOT ring. One that was hit there moves on to
+//!   MAIN; one that was not is the first to go, and leaves a ghost in the table.
+//! * A key that comes back while its ghost is there goes to MAIN at once, and tells the ring that it
+//!   was too short (a ghost of the ring) or too long (a ghost of the hand).
+//! * A hand sweeps the slots: a hit counter above 0 is lowered, an item at 0 goes.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard};
+
+use super::raw::{Arena, BinPages, Handle, PageTable};
+
+/// Slots the hand looks at before it takes the best it has seen.
+pub const HAND_STEPS: usize = 128;
+/// The ring's share of a bin's slots, in 1/1024: at least, at first, at most.
+const HOT_SHARE: (u32, u32, u32) = (51, 102, 512);
+
+/// One bin.
+pub struct Bin {
+    state: Mutex<BinState>,
+    /// MAIN items hit since the hand last came by.
+    warm: AtomicI64,
+    /// Hits that found their item's counter at 0: what a bin of this size would have lost had it
+    /// been smaller. The page mover goes by it.
+    pub cold_hits: AtomicU64,
+    /// Evictions so far.
+    pub evictions: AtomicU64,
+    /// Keys that came back after the ring, or the hand, had given them up.
+    hot_ghosts: AtomicU32,
+    main_ghosts: AtomicU32,
+}
+
+/// What a bin's mutex guards.
+pub struct BinState {
+    pub pages: BinPages,
+    /// Slots whose items are new, oldest first. A slot's QUEUED bit says that it stands here.
+    pub hot: VecDeque<Handle>,
+    hot_share: u32,
+    hand: Hand,
+    /// There has been no free slot of late: new items have to prove themselves.
+    pub pressed: bool,
+}
+
+#[derive(Default)]
+struct Hand {
+    page: usize,
+    slot: usize,
+}
+
+impl Bin {
+    pub fn new(bin: u8, arena: &Arena) -> Bin {
+        Bin {
+            state: Mutex::new(BinState {
+                pages: BinPages::new(bin, arena),
+                hot: VecDeque::new(),
+                hot_share: HOT_SHARE.1,
+                hand: Hand::default(),
+                pressed: false,
+            }),
+            warm: AtomicI64::new(0),
+            cold_hits: AtomicU64::new(0),
+            evictions: AtomicU64::new(0),
+            hot_ghosts: AtomicU32::new(0),
+            main_ghosts: AtomicU32::new(0),
+        }
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, BinState> {
+        self.state.lock().unwrap_or_else(|broken| broken.into_inner())
+    }
+
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, BinState>> {
+        match self.state.try_lock() {
+            Ok(state) => Some(state),
+            Err(std::sync::TryLockError::Poisoned(broken)) => Some(broken.into_inner()),
+            Err(std::sync::TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// A key came back whose ghost was still there.
+    pub fn ghost_seen(&self, hot: bool) {
+        let seen = if hot { &self.hot_ghosts } else { &self.main_ghosts };
+        seen.fetch_add(1, Relaxed);
+    }
+
+    /// MAIN items with a counter of 1 or more, roughly.
+    pub fn warm(&self) -> u64 {
+        self.warm.load(Relaxed).max(0) as u64
+    }
+
+    pub fn warmed(&self) {
+        self.warm.fetch_add(1, Relaxed);
+    }
+
+    pub fn cooled(&self) {
+        self.warm.fetch_sub(1, Relaxed);
+    }
+
+    /// Moves the ring's share after what the ghosts have told: a key that came back to the ring says
+    /// that the ring is too short, one that came back to MAIN that it takes too much.
+    pub fn adapt(&self, state: &mut BinState) {
+        let (hot, main) = (self.hot_ghosts.load(Relaxed), self.main_ghosts.load(Relaxed));
+        if hot + main < 64 {
+            return;
+        }
+        self.hot_ghosts.fetch_sub(hot, Relaxed);
+        self.main_ghosts.fetch_sub(main, Relaxed);
+        let step = (hot.abs_diff(main) * 16 / (hot + main)).min(16);
+        let share = if hot > main { state.hot_share + step } else { state.hot_share.saturating_sub(step) };
+        state.hot_share = share.clamp(HOT_SHARE.0, HOT_SHARE.2);
+    }
+}
+
+impl BinState {
+    /// How long the ring should be.
+    pub fn hot_target(&self) -> usize {
+        self.pages.used() * self.hot_share as usize / 1024
+    }
+
+    /// The ring's share of the bin, in 1/1024.
+    pub fn hot_share(&self) -> u32 {
+        self.hot_share
+    }
+
+    /// The next slot for the hand; nothing if the bin has no pages.
+    pub fn advance(&mut self, table: &PageTable, arena: &Arena) -> Option<Handle> {
+        for _ in 0..=self.pages.pages().len() {
+            let pages = self.pages.pages();
+            if pages.is_empty() {
+                return None;
+            }
+            if self.hand.page >= pages.len() {
+                self.hand = Hand::default();
+            }
+            let page = pages[self.hand.page];
+            if self.hand.slot < table.entry(page).carved() {
+                let handle = arena.handle(page, self.hand.slot, self.pages.size());
+                self.hand.slot += 1;
+                return Some(handle);
+            }
+            self.hand = Hand { page: self.hand.page + 1, slot: 0 };
+        }
+        None
+    }
+
+    /// Forgets the slots of a page that is about to leave the bin: behind this, they may be cut
+    /// differently.
+    pub fn forget_page(&mut self, arena: &Arena, page: u32) {
+        self.hot.retain(|&handle| arena.page_of(handle) != page);
+    }
+}
+
+/// Pages that no bin has, and how many there may be in all.
+pub struct Pool {
+    state: Mutex<PoolState>,
+}
+
+struct PoolState {
+    free: Vec<u32>,
+    /// The first page that was never used.
+    fresh: u32,
+    /// Pages that exist: 1 up to this.
+    end: u32,
+    /// Pages in bins.
+    used: usize,
+    limit: usize,
+}
+
+/// What a bin gets when it asks for a page.
+pub enum Page {
+    Granted(u32),
+    /// The limit is reached.
+    Full,
+}
+
+impl Pool {
+    pub fn new(arena: &Arena, limit: usize) -> Pool {
+        Pool { state: Mutex::new(PoolState { free: Vec::new(), fresh: 1, end: arena.pages() as u32, used: 0, limit }) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, PoolState> {
+        self.state.lock().unwrap_or_else(|broken| broken.into_inner())
+    }
+
+    /// A page, if the limit allows one more. A bin's `first` is granted beyond it, as memcached
+    /// grants each class one page, so that no size is ever without memory.
+    pub fn take(&self, first: bool) -> Page {
+        let mut state = self.lock();
+        if state.used >= state.limit && !first {
+            return Page::Full;
+        }
+        let page = match state.free.pop() {
+            Some(page) => page,
+            None if state.fresh < state.end => {
+                state.fresh += 1;
+                state.fresh - 1
+            }
+            None => return Page::Full,
+        };
+        state.used += 1;
+        Page::Granted(page)
+    }
+
+    pub fn give(&self, page: u32) {
+        let mut state = self.lock();
+        state.used -= 1;
+        state.free.push(page);
+    }
+
+    /// Pages in bins, and how many there may be.
+    pub fn usage(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.used, state.limit)
+    }
+
+    pub fn set_limit(&self, pages: usize) -> bool {
+        let mut state = self.lock();
+        if pages + 1 > state.end as usize {
+            return false;
+        }
+        state.limit = pages;
+        true
+    }
+
+    pub fn is_full(&self) -> bool {
+        let state = self.lock();
+        state.used >= state.limit
+    }
+}

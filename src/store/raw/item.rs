@@ -1,0 +1,823 @@
+//! Slots of the arena: items, chunks of large values, free slots.
+
+use std::marker::PhantomData;
+use std::num::NonZeroU32;
+use std::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed},
+};
+
+use super::{PAGE, Region, ReserveError};
+
+/// A slot, by its place in the arena. Zero is no slot, so page 0 is never used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Handle(NonZeroU32);
+
+impl Handle {
+    pub fn from_raw(raw: u32) -> Option<Handle> {
+        NonZeroU32::new(raw).map(Handle)
+    }
+
+    pub fn raw(self) -> u32 {
+        self.0.get()
+    }
+}
+
+/// What a slot is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// In its page's free list, or never used.
+    Free = 0,
+    /// Allocated and not linked: being filled, or on its way back.
+    Busy = 1,
+    /// Linked, new.
+    Hot = 2,
+    /// Linked, swept by the hand.
+    Main = 3,
+    /// Linked, too short-lived to be worth sorting.
+    Temp = 4,
+    /// Part of a large value.
+    Chunk = 5,
+}
+
+/// Bits of an item's flag byte.
+pub mod flag {
+    /// Four bytes of client flags stand before the value.
+    pub const CLIENT: u8 = 1;
+    /// Read since it was stored.
+    pub const FETCHED: u8 = 1 << 1;
+    pub const STALE: u8 = 1 << 2;
+    /// Somebody has been told to recache it.
+    pub const TOKEN_SENT: u8 = 1 << 3;
+    /// The key came as base64.
+    pub const BINARY_KEY: u8 = 1 << 4;
+    /// Has the extension with pins and the next chunk.
+    pub const LARGE: u8 = 1 << 5;
+}
+
+/// The first 16 bytes of every slot.
+#[repr(C)]
+pub struct Head {
+    /// Item: expiry on the server's clock. Chunk and free slot: the next one.
+    pub expires: AtomicU32,
+    /// Item: last access. Chunk: the item it belongs to.
+    pub accessed: AtomicU32,
+    word: AtomicU32,
+    /// Item: bytes of the value. Chunk: bytes used.
+    pub length: AtomicU32,
+}
+
+/// The four small fields of a head, read at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Word(u32);
+
+const COUNTER_MASK: u32 = 0b11 << 8;
+const STATE_SHIFT: u32 = 10;
+const STATE_MASK: u32 = 0b111 << STATE_SHIFT;
+/// The slot stands in its bin's HOT ring, whatever has become of it since.
+const QUEUED: u32 = 1 << 13;
+
+impl Word {
+    #[inline]
+    pub fn key_length(self) -> usize {
+        (self.0 & 0xff) as usize
+    }
+
+    /// 0 to 3: how often it was hit since the hand last came by.
+    #[inline]
+    pub fn counter(self) -> u32 {
+        (self.0 & COUNTER_MASK) >> 8
+    }
+
+    #[inline]
+    pub fn state(self) -> State {
+        match (self.0 & STATE_MASK) >> STATE_SHIFT {
+            0 => State::Free,
+            1 => State::Busy,
+            2 => State::Hot,
+            3 => State::Main,
+            4 => State::Temp,
+            _ => State::Chunk,
+        }
+    }
+
+    #[inline]
+    pub fn queued(self) -> bool {
+        self.0 & QUEUED != 0
+    }
+
+    #[inline]
+    pub fn flags(self) -> u8 {
+        (self.0 >> 16) as u8
+    }
+
+    #[inline]
+    pub fn has(self, flag: u8) -> bool {
+        self.flags() & flag != 0
+    }
+
+    #[inline]
+    pub fn bin(self) -> u8 {
+        (self.0 >> 24) as u8
+    }
+
+    #[inline]
+    pub fn linked(self) -> bool {
+        matches!(self.state(), State::Hot | State::Main | State::Temp)
+    }
+
+    #[inline]
+    fn with_state(self, state: State) -> Word {
+        Word(self.0 & !STATE_MASK | (state as u32) << STATE_SHIFT)
+    }
+
+    #[inline]
+    pub fn with_counter(self, counter: u32) -> Word {
+        Word(self.0 & !COUNTER_MASK | counter << 8)
+    }
+
+    #[inline]
+    pub fn with_flags(self, flags: u8) -> Word {
+        Word(self.0 & !(0xff << 16) | u32::from(flags) << 16)
+    }
+}
+
+impl Head {
+    #[inline]
+    pub fn word(&self) -> Word {
+        Word(self.word.load(Acquire))
+    }
+
+    /// Replaces `old` by `new`; says whether nobody else was faster. The word of a linked item
+    /// changes under its pair's lock, but for HOT to MAIN and the counter, which the hand changes
+    /// without: whoever loses the race leaves it.
+    #[inline]
+    pub fn change(&self, old: Word, new: Word) -> bool {
+        self.word.compare_exchange(old.0, new.0, AcqRel, Relaxed).is_ok()
+    }
+
+    /// Repeats until `edit` has been applied.
+    pub fn update(&self, edit: impl Fn(Word) -> Word) -> Word {
+        loop {
+            let old = self.word();
+            let new = edit(old);
+            if self.change(old, new) {
+                return new;
+            }
+        }
+    }
+
+    /// A slot that was never used: what stood here belongs to nobody.
+    pub(super) fn reset(&self) {
+        self.word.store((State::Busy as u32) << STATE_SHIFT, Relaxed);
+    }
+
+    pub fn set_state(&self, state: State) {
+        self.update(|word| word.with_state(state));
+    }
+
+    /// To `state`, with this counter.
+    pub fn place(&self, state: State, counter: u32) {
+        self.update(|word| word.with_state(state).with_counter(counter));
+    }
+
+    /// HOT to MAIN, unless it is no longer HOT.
+    pub fn demote(&self, counter: u32) -> bool {
+        let old = self.word();
+        old.state() == State::Hot && self.change(old, old.with_state(State::Main).with_counter(counter))
+    }
+
+    pub fn set_queued(&self, queued: bool) {
+        self.update(|word| Word(if queued { word.0 | QUEUED } else { word.0 & !QUEUED }));
+    }
+}
+
+/// Bytes before the key of an item without CAS and without extension.
+const HEAD: usize = size_of::<Head>();
+const CAS: usize = size_of::<u64>();
+/// Pins and next chunk.
+const EXTENSION: usize = 8;
+/// The pin word's mark of an item that has been unlinked.
+const UNLINKED: u32 = 1 << 31;
+
+/// The memory of all items.
+pub struct Arena {
+    region: Region,
+    /// A handle is an offset shifted right by this.
+    shift: u32,
+    /// Header of an item: 24 bytes, or 16 without CAS.
+    header: usize,
+    /// Slot size of each bin; the last bin's slots are what large values are chained of.
+    sizes: Vec<u32>,
+}
+
+impl Arena {
+    /// Reserves room for `least` to `most` bytes of pages. `sizes` are the slot sizes of the bins,
+    /// which are rounded up to the [`alignment`](Arena::alignment) that the range demands.
+    pub fn reserve(least: usize, most: usize, cas: bool, sizes: &[usize]) -> Result<Arena, ReserveError> {
+        // Page 0 is not used, so that no handle is 0.
+        let region = Region::reserve_between(least + PAGE, most + PAGE)?;
+        let mut shift = 3;
+        while (region.bytes() >> shift) > u32::MAX as usize {
+            shift += 1;
+        }
+        let sizes = sizes.iter().map(|&size| (size.next_multiple_of(1 << shift)) as u32).collect();
+        Ok(Arena { region, shift, header: HEAD + if cas { CAS } else { 0 }, sizes })
+    }
+
+    /// Slot size of a bin.
+    #[inline]
+    pub fn slot_size(&self, bin: u8) -> usize {
+        self.sizes[usize::from(bin)] as usize
+    }
+
+    /// Bins, the one for chunks included.
+    pub fn bins(&self) -> usize {
+        self.sizes.len()
+    }
+
+    /// The bin of the slots that large values are chained of.
+    pub fn chunk_bin(&self) -> u8 {
+        (self.sizes.len() - 1) as u8
+    }
+
+    pub fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// What slots must be aligned to.
+    pub fn alignment(&self) -> usize {
+        1 << self.shift
+    }
+
+    /// Pages that fit; numbers below 1 and from here on are invalid.
+    pub fn pages(&self) -> usize {
+        self.region.bytes() / PAGE
+    }
+
+    pub fn header(&self) -> usize {
+        self.header
+    }
+
+    pub fn has_cas(&self) -> bool {
+        self.header > HEAD
+    }
+
+    /// Bytes of the first slot of an item with these traits that do not hold its value.
+    pub fn overhead(&self, key_length: usize, client_flags: bool, large: bool) -> usize {
+        self.header + key_length + if client_flags { 4 } else { 0 } + if large { EXTENSION } else { 0 }
+    }
+
+    /// Value bytes that a chunk of `slot` bytes holds.
+    pub fn chunk_room(slot: usize) -> usize {
+        slot - HEAD
+    }
+
+    /// The slot number `slot` of a page whose slots have `size` bytes.
+    pub fn handle(&self, page: u32, slot: usize, size: usize) -> Handle {
+        debug_assert!(page > 0 && (slot + 1) * size <= PAGE);
+        let offset = page as usize * PAGE + slot * size;
+        Handle::from_raw((offset >> self.shift) as u32).expect("page 0 is not used")
+    }
+
+    pub fn page_of(&self, handle: Handle) -> u32 {
+        (self.offset(handle) / PAGE) as u32
+    }
+
+    pub fn slot_of(&self, handle: Handle, size: usize) -> usize {
+        self.offset(handle) % PAGE / size
+    }
+
+    #[inline]
+    fn offset(&self, handle: Handle) -> usize {
+        (handle.raw() as usize) << self.shift
+    }
+
+    #[inline]
+    fn at(&self, handle: Handle) -> *mut u8 {
+        let offset = self.offset(handle);
+        debug_assert!(offset + HEAD + CAS <= self.region.bytes());
+        // SAFETY: handles are made by `handle` from pages within the region.
+        unsafe { self.region.base().as_ptr().add(offset) }
+    }
+
+    /// The atomics at the head of a slot, whatever it is used for.
+    #[inline]
+    pub fn head(&self, handle: Handle) -> &Head {
+        // SAFETY: the address is within the region and a multiple of 8; the region is mapped as long
+        // as `self` lives; the first 16 bytes of a slot are only ever used as these atomics.
+        unsafe { &*self.at(handle).cast::<Head>() }
+    }
+
+    /// The CAS of an item; 0 with `-C`.
+    #[inline]
+    pub fn cas(&self, handle: Handle) -> u64 {
+        self.cas_cell(handle).map_or(0, |cell| cell.load(Relaxed))
+    }
+
+    #[inline]
+    pub fn set_cas(&self, handle: Handle, cas: u64) {
+        if let Some(cell) = self.cas_cell(handle) {
+            cell.store(cas, Relaxed);
+        }
+    }
+
+    #[inline]
+    fn cas_cell(&self, handle: Handle) -> Option<&AtomicU64> {
+        // SAFETY: as in `head`: bytes 16 to 24 of an item are this atomic when the arena has CAS.
+        // In a chunk they are value bytes, but nobody asks a chunk for its CAS.
+        self.has_cas().then(|| unsafe { &*self.at(handle).add(HEAD).cast::<AtomicU64>() })
+    }
+
+    /// Pins, and the next chunk, of a large item.
+    fn extension(&self, handle: Handle) -> [&AtomicU32; 2] {
+        // SAFETY: as in `head`: these 8 bytes of a large item are only ever used as two atomics, and
+        // the header is a multiple of 8.
+        unsafe {
+            let cells = self.at(handle).add(self.header).cast::<AtomicU32>();
+            [&*cells, &*cells.add(1)]
+        }
+    }
+
+    /// Asks for the cache lines at the head of a slot.
+    #[inline]
+    pub fn prefetch(&self, raw: u32) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let offset = (raw as usize) << self.shift;
+            let at = self.region.base().as_ptr().wrapping_add(offset).cast::<i8>();
+            // SAFETY: a prefetch reads nothing that the program can see, and never faults.
+            unsafe {
+                _mm_prefetch(at, _MM_HINT_T0);
+                _mm_prefetch(at.wrapping_add(64), _MM_HINT_T0);
+                _mm_prefetch(at.wrapping_add(128), _MM_HINT_T0);
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = raw;
+    }
+
+    /// # Safety
+    /// The caller vouches for one of: the item is linked and its pair is locked for `'g`; it is
+    /// pinned for `'g`; its slot is allocated and belongs to the caller for `'g`.
+    #[inline]
+    pub(super) unsafe fn item<'g>(&'g self, handle: Handle) -> Item<'g> {
+        Item { arena: self, handle, word: self.head(handle).word(), marker: PhantomData }
+    }
+
+    /// # Safety
+    /// The slot belongs to bin `bin`, and nobody but the caller refers to it until it is linked or
+    /// given back.
+    pub(super) unsafe fn slot(&self, handle: Handle, bin: u8) -> Slot<'_> {
+        Slot { arena: self, handle, bin }
+    }
+
+    /// The key of a linked item.
+    ///
+    /// # Safety
+    /// The slot is not handed out again during `'m`: the mutex of its bin is held.
+    pub(super) unsafe fn peek_key<'m>(&'m self, handle: Handle) -> Option<&'m [u8]> {
+        let word = self.head(handle).word();
+        if !word.linked() {
+            return None;
+        }
+        let start = self.header + if word.has(flag::LARGE) { EXTENSION } else { 0 };
+        // SAFETY: a linked item's key was written before its state was (release, acquire), never
+        // changes while it is linked, and stays in place when it is unlinked until the slot is
+        // handed out again, which the caller rules out.
+        Some(unsafe { std::slice::from_raw_parts(self.at(handle).add(start), word.key_length()) })
+    }
+
+    /// Takes back an item that is no longer in the table, unless it is pinned.
+    ///
+    /// # Safety
+    /// The item was linked, its pair is locked, and no entry leads to it any more.
+    pub(super) unsafe fn unlink(&self, handle: Handle) -> Option<Slot<'_>> {
+        let head = self.head(handle);
+        let word = head.word();
+        head.set_state(State::Busy);
+        if word.has(flag::LARGE) && self.extension(handle)[0].fetch_or(UNLINKED, AcqRel) != 0 {
+            return None;
+        }
+        // SAFETY: no entry and no pin is left, so nobody but the caller knows the slot.
+        Some(unsafe { self.slot(handle, word.bin()) })
+    }
+
+    /// The chunk behind a large item's first slot.
+    pub fn first_chunk(&self, handle: Handle) -> Option<Handle> {
+        Handle::from_raw(self.extension(handle)[1].load(Relaxed))
+    }
+
+    pub fn chunk(&self, handle: Handle) -> ChunkView<'_> {
+        ChunkView { head: self.head(handle) }
+    }
+}
+
+/// The fields of a chunk.
+pub struct ChunkView<'a> {
+    head: &'a Head,
+}
+
+impl ChunkView<'_> {
+    pub fn next(&self) -> Option<Handle> {
+        Handle::from_raw(self.head.expires.load(Relaxed))
+    }
+
+    /// The item it belongs to.
+    pub fn owner(&self) -> Option<Handle> {
+        Handle::from_raw(self.head.accessed.load(Relaxed))
+    }
+}
+
+/// An item whose bytes may be read for as long as `'g`.
+#[derive(Clone, Copy)]
+pub struct Item<'g> {
+    arena: &'g Arena,
+    handle: Handle,
+    word: Word,
+    marker: PhantomData<&'g [u8]>,
+}
+
+impl<'g> Item<'g> {
+    pub fn handle(&self) -> Handle {
+        self.handle
+    }
+
+    #[inline]
+    pub fn head(&self) -> &'g Head {
+        self.arena.head(self.handle)
+    }
+
+    /// The small fields as they were when this view was made.
+    #[inline]
+    pub fn word(&self) -> Word {
+        self.word
+    }
+
+    #[inline]
+    fn bytes(&self, offset: usize, length: usize) -> &'g [u8] {
+        // SAFETY: whoever made this view vouched for the item's bytes, and the callers below stay
+        // within its slot: key, flags and value were fitted into it when it was allocated.
+        unsafe { std::slice::from_raw_parts(self.arena.at(self.handle).add(offset), length) }
+    }
+
+    #[inline]
+    fn key_offset(&self) -> usize {
+        self.arena.header + if self.word.has(flag::LARGE) { EXTENSION } else { 0 }
+    }
+
+    #[inline]
+    pub fn key(&self) -> &'g [u8] {
+        self.bytes(self.key_offset(), self.word.key_length())
+    }
+
+    #[inline]
+    pub fn is_key(&self, key: &[u8]) -> bool {
+        self.word.key_length() == key.len() && self.key() == key
+    }
+
+    #[inline]
+    pub fn client_flags(&self) -> u32 {
+        if !self.word.has(flag::CLIENT) {
+            return 0;
+        }
+        let at = self.key_offset() + self.word.key_length();
+        let bytes = self.bytes(at, 4);
+        u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    }
+
+    #[inline]
+    pub fn length(&self) -> usize {
+        self.head().length.load(Relaxed) as usize
+    }
+
+    #[inline]
+    pub fn cas(&self) -> u64 {
+        self.arena.cas(self.handle)
+    }
+
+    #[inline]
+    fn value_offset(&self) -> usize {
+        self.key_offset() + self.word.key_length() + if self.word.has(flag::CLIENT) { 4 } else { 0 }
+    }
+
+    /// Bytes of its first slot in use, without the extension: what its size class goes by.
+    pub fn total(&self) -> usize {
+        let extension = if self.word.has(flag::LARGE) { EXTENSION } else { 0 };
+        self.value_offset() - extension + self.length()
+    }
+
+    /// The whole value, if it lies in one piece.
+    #[inline]
+    pub fn inline(&self) -> Option<&'g [u8]> {
+        if self.word.has(flag::LARGE) && self.arena.first_chunk(self.handle).is_some() {
+            return None;
+        }
+        Some(self.bytes(self.value_offset(), self.length()))
+    }
+
+    /// Calls `piece` with the parts of the value in order.
+    pub fn pieces(&self, mut piece: impl FnMut(&[u8])) {
+        let mut cursor = Cursor::default();
+        loop {
+            let part = cursor.rest(self);
+            piece(part);
+            if !cursor.next_piece(self) {
+                return;
+            }
+        }
+    }
+
+    /// Counts one more reference that outlives the lock. Only large items can be pinned.
+    pub fn pin(&self) -> Option<Pinned> {
+        if !self.word.has(flag::LARGE) {
+            return None;
+        }
+        self.arena.extension(self.handle)[0].fetch_add(1, Relaxed);
+        Some(Pinned { handle: self.handle, length: self.length() })
+    }
+
+    /// Nobody sends this value at the moment.
+    pub fn unpinned(&self) -> bool {
+        !self.word.has(flag::LARGE) || self.arena.extension(self.handle)[0].load(Acquire) == 0
+    }
+}
+
+/// One part of a value: which, and where in the whole it begins.
+#[derive(Debug, Clone, Copy, Default)]
+struct Cursor {
+    /// `None` is the item's own slot.
+    chunk: Option<Handle>,
+    begins: usize,
+}
+
+impl Cursor {
+    /// The bytes of this part.
+    fn rest<'g>(&self, item: &Item<'g>) -> &'g [u8] {
+        let arena = item.arena;
+        match self.chunk {
+            None => {
+                let offset = item.value_offset();
+                let chained = item.word.has(flag::LARGE) && arena.first_chunk(item.handle).is_some();
+                let length = if chained { arena.slot_size(item.word.bin()) - offset } else { item.length() };
+                item.bytes(offset, length)
+            }
+            Some(chunk) => {
+                let used = arena.head(chunk).length.load(Relaxed) as usize;
+                // SAFETY: a chunk of a readable item is readable as long; `used` bytes behind its
+                // head were filled before the item was linked.
+                unsafe { std::slice::from_raw_parts(arena.at(chunk).add(HEAD), used) }
+            }
+        }
+    }
+
+    fn next_piece(&mut self, item: &Item<'_>) -> bool {
+        let arena = item.arena;
+        let length = self.rest(item).len();
+        let next = match self.chunk {
+            None if item.word.has(flag::LARGE) => arena.first_chunk(item.handle),
+            None => None,
+            Some(chunk) => arena.chunk(chunk).next(),
+        };
+        if next.is_some() {
+            *self = Cursor { chunk: next, begins: self.begins + length };
+        }
+        next.is_some()
+    }
+}
+
+/// A large item that stays where it is until [`Pinned::release`].
+#[derive(Debug)]
+pub struct Pinned {
+    handle: Handle,
+    length: usize,
+}
+
+impl Pinned {
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    pub fn handle(&self) -> Handle {
+        self.handle
+    }
+
+    /// The longest run of bytes from `offset` on. `from` remembers the part that was looked at last,
+    /// so that reading in order walks the chain once.
+    pub fn slice<'p>(&'p self, arena: &'p Arena, offset: usize, from: &std::cell::Cell<(u32, usize)>) -> &'p [u8] {
+        if offset >= self.length {
+            return &[];
+        }
+        // SAFETY: the pin keeps the item's bytes in place and unchanged.
+        let item = unsafe { arena.item(self.handle) };
+        let (chunk, begins) = from.get();
+        let mut cursor = if begins <= offset {
+            Cursor { chunk: Handle::from_raw(chunk), begins }
+        } else {
+            Cursor::default()
+        };
+        loop {
+            let part = cursor.rest(&item);
+            if offset < cursor.begins + part.len() {
+                from.set((cursor.chunk.map_or(0, Handle::raw), cursor.begins));
+                return &part[offset - cursor.begins..];
+            }
+            if !cursor.next_piece(&item) {
+                return &[];
+            }
+        }
+    }
+
+    /// Gives the pin back, and with it the item's slot if the item was unlinked meanwhile and this
+    /// was its last pin.
+    pub fn release(self, arena: &Arena) -> Option<Slot<'_>> {
+        if arena.extension(self.handle)[0].fetch_sub(1, AcqRel) != UNLINKED + 1 {
+            return None;
+        }
+        let bin = arena.head(self.handle).word().bin();
+        // SAFETY: unlinked and without pins: nobody else knows the slot.
+        Some(unsafe { arena.slot(self.handle, bin) })
+    }
+}
+
+/// A slot that was put aside, without its arena; see [`Slot::park`].
+#[derive(Debug)]
+pub struct Parked {
+    handle: Handle,
+    bin: u8,
+}
+
+impl Parked {
+    pub fn handle(&self) -> Handle {
+        self.handle
+    }
+
+    /// Hangs a chunk behind this slot, which is a large item's first one or its last chunk so far.
+    pub fn hang(&mut self, arena: &Arena, chunk: &Parked) {
+        let head = arena.head(self.handle);
+        let next = if head.word().state() == State::Chunk { &head.expires } else { arena.extension(self.handle)[1] };
+        next.store(chunk.handle.raw(), Relaxed);
+    }
+
+    pub fn unpark(self, arena: &Arena) -> Slot<'_> {
+        // SAFETY: parking gave up the slot, whose owner this was.
+        unsafe { arena.slot(self.handle, self.bin) }
+    }
+
+    /// Bytes of the slot behind its head.
+    pub fn bytes_mut<'p>(&'p mut self, arena: &'p Arena, offset: usize, length: usize) -> &'p mut [u8] {
+        assert!(offset >= HEAD && offset + length <= arena.slot_size(self.bin));
+        // SAFETY: the slot has one owner, who is borrowed mutably; the range was just checked.
+        unsafe { std::slice::from_raw_parts_mut(arena.at(self.handle).add(offset), length) }
+    }
+}
+
+/// A slot with one owner: allocated, not linked.
+pub struct Slot<'a> {
+    arena: &'a Arena,
+    handle: Handle,
+    bin: u8,
+}
+
+/// What the head of a new item says.
+#[derive(Debug, Clone, Copy)]
+pub struct NewItem<'k> {
+    pub key: &'k [u8],
+    pub length: usize,
+    pub client_flags: u32,
+    pub expires: u32,
+    pub accessed: u32,
+    pub large: bool,
+    pub binary_key: bool,
+}
+
+impl<'a> Slot<'a> {
+    pub fn handle(&self) -> Handle {
+        self.handle
+    }
+
+    pub fn bin(&self) -> u8 {
+        self.bin
+    }
+
+    pub fn size(&self) -> usize {
+        self.arena.slot_size(self.bin)
+    }
+
+    /// Writes header, key and client flags. Returns where the value begins.
+    pub fn write_head(&mut self, new: &NewItem<'_>) -> usize {
+        let arena = self.arena;
+        let client = if new.client_flags != 0 { flag::CLIENT } else { 0 };
+        let large = if new.large { flag::LARGE } else { 0 };
+        let binary = if new.binary_key { flag::BINARY_KEY } else { 0 };
+        let head = arena.head(self.handle);
+        head.expires.store(new.expires, Relaxed);
+        head.accessed.store(new.accessed, Relaxed);
+        head.length.store(new.length as u32, Relaxed);
+        head.update(|word| {
+            Word(
+                word.0 & QUEUED
+                    | new.key.len() as u32
+                    | (State::Busy as u32) << STATE_SHIFT
+                    | u32::from(client | large | binary) << 16
+                    | u32::from(self.bin) << 24,
+            )
+        });
+        let mut at = arena.header;
+        if new.large {
+            let [pins, next] = arena.extension(self.handle);
+            pins.store(0, Relaxed);
+            next.store(0, Relaxed);
+            at += EXTENSION;
+        }
+        self.bytes_mut(at, new.key.len()).copy_from_slice(new.key);
+        at += new.key.len();
+        if client != 0 {
+            self.bytes_mut(at, 4).copy_from_slice(&new.client_flags.to_le_bytes());
+            at += 4;
+        }
+        at
+    }
+
+    /// Makes this slot a chunk of `owner`. Returns where its data begins.
+    pub fn write_chunk(&mut self, owner: Handle, used: usize) -> usize {
+        let head = self.arena.head(self.handle);
+        head.expires.store(0, Relaxed);
+        head.accessed.store(owner.raw(), Relaxed);
+        head.length.store(used as u32, Relaxed);
+        head.update(|word| Word(word.0 & QUEUED | (State::Chunk as u32) << STATE_SHIFT | u32::from(self.bin) << 24));
+        HEAD
+    }
+
+    /// Bytes of the slot behind its head.
+    #[inline]
+    pub fn bytes_mut(&mut self, offset: usize, length: usize) -> &mut [u8] {
+        assert!(offset >= HEAD && offset + length <= self.size());
+        // SAFETY: the slot has one owner, who is borrowed mutably; the range was just checked.
+        unsafe { std::slice::from_raw_parts_mut(self.arena.at(self.handle).add(offset), length) }
+    }
+
+    /// Puts the slot aside for later, without borrowing the arena.
+    pub fn park(self) -> Parked {
+        Parked { handle: self.handle, bin: self.bin }
+    }
+
+    /// Takes the first chunk off a large item.
+    pub fn pop_chunk(&mut self) -> Option<Slot<'a>> {
+        let arena = self.arena;
+        let word = arena.head(self.handle).word();
+        if word.state() == State::Chunk || !word.has(flag::LARGE) {
+            return None;
+        }
+        let chunk = arena.first_chunk(self.handle)?;
+        let next = arena.chunk(chunk).next().map_or(0, Handle::raw);
+        arena.extension(self.handle)[1].store(next, Relaxed);
+        let bin = arena.head(chunk).word().bin();
+        // SAFETY: the chunks of an item belong to whoever owns it, and this one has just been
+        // taken off its chain.
+        Some(unsafe { arena.slot(chunk, bin) })
+    }
+
+    /// The item as a reader would see it.
+    pub fn item(&self) -> Item<'_> {
+        // SAFETY: the slot belongs to us, and is borrowed as long as the view.
+        unsafe { self.arena.item(self.handle) }
+    }
+}
+
+/// Replaces the value of a linked item where it stands, keeping the first `keep` bytes of the old one.
+///
+/// # Safety
+/// * The item is linked, and its pair is locked by the caller.
+/// * No [`Item`] of it is alive, and it has no pins.
+/// * Client flags, `keep` bytes and `parts` fit behind the key in its slot; with `keep` above 0 the
+///   client flags are those it has.
+pub(super) unsafe fn overwrite(arena: &Arena, handle: Handle, client_flags: u32, keep: usize, parts: &[&[u8]]) {
+    let head = arena.head(handle);
+    let word = head.word();
+    let mut at = arena.header + word.key_length();
+    if word.has(flag::LARGE) {
+        at += EXTENSION;
+    }
+    let put = |at: usize, bytes: &[u8]| {
+        // SAFETY: the caller vouches for exclusive access and for the room; `bytes` lies outside the
+        // slot, because no view into it is alive.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), arena.at(handle).add(at), bytes.len()) }
+    };
+    let client = if client_flags != 0 { flag::CLIENT } else { 0 };
+    if client != 0 {
+        put(at, &client_flags.to_le_bytes());
+        at += 4;
+    }
+    let mut length = keep;
+    for part in parts {
+        put(at + length, part);
+        length += part.len();
+    }
+    head.length.store(length as u32, Relaxed);
+    if word.flags() & flag::CLIENT != client {
+        head.update(|word| word.with_flags(word.flags() & !flag::CLIENT | client));
+    }
+}

@@ -1,0 +1,283 @@
+#![forbid(unsafe_code)]
+//! Reading an item, and what reading does to it.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::raw::{Item, Pinned, State, Word, flag};
+use super::{COPY_MAX, Cx, Fetch, Inner, Miss, Mode, Put, Queue, Store, Stored};
+
+/// The hit counter saturates here.
+const COUNTER_MAX: u32 = 3;
+
+/// An item found, seen under its lock: what it held before this request touched it.
+pub struct Hit<'g> {
+    inner: &'g Arc<Inner>,
+    item: Item<'g>,
+    expires: u32,
+    accessed: u32,
+    won: bool,
+    created: bool,
+}
+
+impl<'g> Hit<'g> {
+    #[inline]
+    pub fn key(&self) -> &'g [u8] {
+        self.item.key()
+    }
+
+    /// Client flags.
+    #[inline]
+    pub fn flags(&self) -> u32 {
+        self.item.client_flags()
+    }
+
+    /// Bytes of the value.
+    #[inline]
+    pub fn length(&self) -> usize {
+        self.item.length()
+    }
+
+    /// 0 with `-C`.
+    #[inline]
+    pub fn cas(&self) -> u64 {
+        self.item.cas()
+    }
+
+    /// When it expires, on the server's clock; 0 is never. As it was before a touch.
+    pub fn expires(&self) -> u32 {
+        self.expires
+    }
+
+    /// When it expires after this request.
+    pub fn expires_now(&self) -> u32 {
+        self.item.head().expires.load(Relaxed)
+    }
+
+    /// When it was last accessed before this request.
+    pub fn accessed(&self) -> u32 {
+        self.accessed
+    }
+
+    /// It had been fetched before this request.
+    pub fn fetched(&self) -> bool {
+        self.item.word().has(flag::FETCHED)
+    }
+
+    /// Slab class, 1 to 63.
+    #[inline]
+    pub fn class(&self) -> u8 {
+        self.inner.class_of(&self.item)
+    }
+
+    #[inline]
+    pub fn queue(&self) -> Queue {
+        queue_of(self.item.word())
+    }
+
+    /// Its size as memcached would count it.
+    pub fn size(&self) -> usize {
+        self.item.total() + super::classes::FOREIGN_OVERHEAD
+    }
+
+    /// The key came as base64 (meta flag `b`).
+    pub fn binary_key(&self) -> bool {
+        self.item.word().has(flag::BINARY_KEY)
+    }
+
+    /// This request may recache (`W`).
+    pub fn won(&self) -> bool {
+        self.won
+    }
+
+    /// It is stale (`X`).
+    pub fn stale(&self) -> bool {
+        self.item.word().has(flag::STALE)
+    }
+
+    /// Another request may recache already (`Z`).
+    pub fn token_sent(&self) -> bool {
+        self.item.word().has(flag::TOKEN_SENT)
+    }
+
+    /// This request created it (`Fetch::vivify`).
+    pub fn created(&self) -> bool {
+        self.created
+    }
+
+    /// The value, if it has at most [`COPY_MAX`] bytes.
+    #[inline]
+    pub fn inline(&self) -> Option<&'g [u8]> {
+        if self.item.length() > COPY_MAX { None } else { self.item.inline() }
+    }
+
+    /// Holds the value in place until the pin is dropped. Only values over [`COPY_MAX`] can be held;
+    /// shorter ones are there to be copied.
+    pub fn pin(&self) -> Option<Pin> {
+        let pinned = self.item.pin()?;
+        Some(Pin { inner: self.inner.clone(), pinned: Some(pinned), cursor: Cell::new((0, 0)) })
+    }
+}
+
+/// The queue that memcached would have shown for an item.
+pub(super) fn queue_of(word: Word) -> Queue {
+    match word.state() {
+        State::Hot => Queue::Hot,
+        State::Temp => Queue::Temp,
+        _ if word.counter() > 0 => Queue::Warm,
+        _ => Queue::Cold,
+    }
+}
+
+/// A value held in place after its lock is gone, however long sending it takes.
+pub struct Pin {
+    inner: Arc<Inner>,
+    /// Taken when dropped.
+    pinned: Option<Pinned>,
+    /// The part of the value that was looked at last.
+    cursor: Cell<(u32, usize)>,
+}
+
+impl Pin {
+    /// Bytes of the value.
+    pub fn length(&self) -> usize {
+        self.pinned.as_ref().map_or(0, Pinned::length)
+    }
+
+    /// The longest contiguous run of value bytes that begins at `offset`; empty at the end.
+    pub fn slice(&self, offset: usize) -> &[u8] {
+        match &self.pinned {
+            Some(pinned) => pinned.slice(&self.inner.arena, offset, &self.cursor),
+            None => &[],
+        }
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        if let Some(slot) = self.pinned.take().and_then(|pinned| pinned.release(&self.inner.arena)) {
+            self.inner.give(slot);
+        }
+    }
+}
+
+impl std::fmt::Debug for Pin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pin").field("length", &self.length()).finish()
+    }
+}
+
+impl Inner {
+    /// Counts an access: time, hit counter, fetched mark.
+    #[inline]
+    pub(super) fn bump(&self, item: &Item<'_>, now: u32) {
+        let head = item.head();
+        let stamp = self.stamp(now);
+        if head.accessed.load(Relaxed) != stamp {
+            head.accessed.store(stamp, Relaxed);
+        }
+        let word = head.word();
+        let counter = word.counter();
+        if counter < COUNTER_MAX || !word.has(flag::FETCHED) {
+            let new = word.with_counter((counter + 1).min(COUNTER_MAX)).with_flags(word.flags() | flag::FETCHED);
+            if head.change(word, new) && counter == 0 && word.state() == State::Main {
+                let bin = &self.bins[usize::from(word.bin())];
+                bin.warmed();
+                bin.cold_hits.fetch_add(1, Relaxed);
+            }
+        }
+    }
+}
+
+impl Store {
+    /// Classic read. `read` runs under the lock: it copies and returns.
+    #[inline]
+    pub fn get<R>(&self, cx: Cx<'_>, key: &[u8], hash: u64, read: impl FnOnce(&Hit<'_>) -> R) -> Result<R, Miss> {
+        let inner = &self.inner;
+        let guard = inner.table.lock(&inner.arena, hash);
+        let Some(place) = guard.find(hash, key) else {
+            return Err(Miss::NotFound);
+        };
+        let item = guard.item(&place);
+        let head = item.head();
+        if inner.is_dead(cx.now, head) {
+            return Err(inner.bury(cx, guard, place, hash));
+        }
+        let hit = Hit {
+            inner,
+            item,
+            expires: head.expires.load(Relaxed),
+            accessed: head.accessed.load(Relaxed),
+            won: false,
+            created: false,
+        };
+        let result = read(&hit);
+        inner.bump(&item, cx.now);
+        Ok(result)
+    }
+
+    /// Read with conditions: touches, leases, creation on a miss.
+    pub fn fetch<R>(
+        &self,
+        cx: Cx<'_>,
+        key: &[u8],
+        hash: u64,
+        how: &Fetch,
+        read: impl FnOnce(&Hit<'_>) -> R,
+    ) -> Result<R, Miss> {
+        let inner = &self.inner;
+        let mut created = false;
+        loop {
+            let (guard, found) = inner.find(cx, key, hash);
+            let place = match (found, how.vivify) {
+                (Ok(place), _) => place,
+                (Err(_), Some(expires)) => {
+                    drop(guard);
+                    let put = Put {
+                        key,
+                        hash,
+                        mode: Mode::Add,
+                        flags: 0,
+                        expires,
+                        cas: None,
+                        new_cas: how.new_cas,
+                        invalidate: false,
+                        vivify: None,
+                        binary_key: how.binary_key,
+                    };
+                    match self.put(cx, &put, &[]) {
+                        Stored::Stored { .. } => created = true,
+                        Stored::NoMemory | Stored::TooLarge => return Err(Miss::NoMemory),
+                        _ => {}
+                    }
+                    continue;
+                }
+                (Err(miss), None) => return Err(miss),
+            };
+            let item = guard.item(&place);
+            let head = item.head();
+            let before = head.expires.load(Relaxed);
+            if let Some(expires) = how.touch {
+                head.expires.store(expires, Relaxed);
+                inner.note_expiry(item.handle(), expires);
+            }
+            let word = item.word();
+            let mut won = created;
+            if how.leases && !created {
+                let lasts = if how.recache_first { before } else { head.expires.load(Relaxed) };
+                let lapses = how.recache.is_some_and(|at| lasts != 0 && lasts < at);
+                won = !word.has(flag::TOKEN_SENT) && (lapses || word.has(flag::STALE));
+            }
+            let hit = Hit { inner, item, expires: before, accessed: head.accessed.load(Relaxed), won, created };
+            let result = read(&hit);
+            if won && (how.leases || created) {
+                head.update(|word| word.with_flags(word.flags() | flag::TOKEN_SENT));
+            }
+            if !how.quiet {
+                inner.bump(&item, cx.now);
+            }
+            return Ok(result);
+        }
+    }
+}

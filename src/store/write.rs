@@ -1,0 +1,544 @@
+#![forbid(unsafe_code)]
+//! Storing values, at hand or arriving.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::alloc::Fit;
+use super::classes::FOREIGN_OVERHEAD;
+use super::raw::{Item, NewItem, PairGuard, Parked, Place, Slot, State, flag};
+use super::{COPY_MAX, Cx, Inner, Mode, Put, Refused, Store, Stored};
+
+/// Memory for a value that is still arriving; nobody sees it before [`Store::finish`], and
+/// dropping it gives the memory back.
+pub struct Upload {
+    inner: Arc<Inner>,
+    /// The item's own slot, with the chunks hanging off it. Taken when it is linked or dropped.
+    head: Option<Parked>,
+    parts: Vec<Part>,
+    current: usize,
+    filled: usize,
+    length: usize,
+    arrived: usize,
+}
+
+/// One stretch of memory of an upload: the first is in its head, the others are chunks.
+struct Part {
+    chunk: Option<Parked>,
+    at: usize,
+    room: usize,
+}
+
+impl Upload {
+    pub(super) fn new(inner: Arc<Inner>, head: Parked, at: usize, room: usize, length: usize) -> Upload {
+        let parts = vec![Part { chunk: None, at, room }];
+        Upload { inner, head: Some(head), parts, current: 0, filled: 0, length, arrived: 0 }
+    }
+
+    pub(super) fn push_chunk(&mut self, chunk: Slot<'_>, at: usize, room: usize) {
+        let chunk = chunk.park();
+        let last = match self.parts.last_mut().and_then(|part| part.chunk.as_mut()) {
+            Some(chunk) => Some(chunk),
+            None => self.head.as_mut(),
+        };
+        if let Some(last) = last {
+            // The head's state is BUSY, a chunk's is CHUNK: `hang` tells them apart by that.
+            last.hang(&Arc::clone(&self.inner).arena, &chunk);
+        }
+        self.parts.push(Part { chunk: Some(chunk), at, room });
+    }
+
+    /// Where the next bytes go; empty when the value is whole.
+    pub fn spare(&mut self) -> &mut [u8] {
+        while self.current + 1 < self.parts.len() && self.filled == self.parts[self.current].room {
+            self.current += 1;
+            self.filled = 0;
+        }
+        let part = &mut self.parts[self.current];
+        let (at, room) = (part.at + self.filled, part.room - self.filled);
+        match part.chunk.as_mut().or(self.head.as_mut()) {
+            Some(slot) => slot.bytes_mut(&self.inner.arena, at, room),
+            None => &mut [],
+        }
+    }
+
+    /// `n` bytes of [`spare`](Upload::spare) have been filled.
+    pub fn advance(&mut self, n: usize) {
+        let part = &self.parts[self.current];
+        assert!(self.filled + n <= part.room, "more bytes than there was room for");
+        self.filled += n;
+        self.arrived += n;
+    }
+
+    /// Bytes still missing.
+    pub fn missing(&self) -> usize {
+        self.length - self.arrived
+    }
+
+    /// Appends bytes that are at hand.
+    pub(super) fn write(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let spare = self.spare();
+            let n = spare.len().min(bytes.len());
+            assert!(n > 0, "more bytes than the value was to have");
+            spare[..n].copy_from_slice(&bytes[..n]);
+            self.advance(n);
+            bytes = &bytes[n..];
+        }
+    }
+
+    fn into_slot(mut self, inner: &Inner) -> Option<Slot<'_>> {
+        self.head.take().map(|head| head.unpark(&inner.arena))
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let Some(head) = self.head.take() {
+            self.inner.give(head.unpark(&self.inner.arena));
+        }
+    }
+}
+
+impl std::fmt::Debug for Upload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Upload").field("length", &self.length).field("missing", &self.missing()).finish()
+    }
+}
+
+/// What the item that is there means for one that is to be stored.
+enum Verdict {
+    Store,
+    /// Store it, but as a stale item with the old one's expiry (`I` with an older CAS).
+    StoreStale { token_sent: bool, expires: u32 },
+    Refuse(Stored),
+}
+
+impl Inner {
+    /// Whether a put may go ahead; counts what it decides.
+    fn judge(&self, cx: Cx<'_>, put: &Put<'_>, old: Option<&Item<'_>>) -> Verdict {
+        let Some(old) = old else {
+            return match (put.mode, put.cas) {
+                (Mode::Set, Some(_)) | (Mode::Replace, Some(_)) => {
+                    cx.counters.general.cas_misses.add(1);
+                    Verdict::Refuse(Stored::NotFound)
+                }
+                (Mode::Set | Mode::Add, _) => Verdict::Store,
+                (Mode::Append | Mode::Prepend, _) if put.vivify.is_some() => Verdict::Store,
+                _ => Verdict::Refuse(Stored::NotStored),
+            };
+        };
+        let counters = || &cx.counters.classes[usize::from(self.class_of(old))];
+        match (put.mode, put.cas) {
+            (Mode::Add, _) => {
+                self.bump(old, cx.now);
+                Verdict::Refuse(Stored::NotStored)
+            }
+            (Mode::Append | Mode::Prepend, Some(cas)) if cas != old.cas() => Verdict::Refuse(Stored::Exists),
+            (Mode::Set | Mode::Replace, Some(cas)) => {
+                if self.arena.has_cas() && cas == old.cas() && cas != 0 {
+                    counters().cas_hits.add(1);
+                    Verdict::Store
+                } else if put.invalidate && cas < old.cas() {
+                    counters().cas_hits.add(1);
+                    Verdict::StoreStale {
+                        token_sent: old.word().has(flag::TOKEN_SENT),
+                        expires: old.head().expires.load(Relaxed),
+                    }
+                } else {
+                    counters().cas_badval.add(1);
+                    Verdict::Refuse(Stored::Exists)
+                }
+            }
+            _ => Verdict::Store,
+        }
+    }
+
+    /// Whether an item with this expiry is too short-lived for the clock.
+    fn is_temporary(&self, now: u32, expires: u32) -> bool {
+        let ttl = self.temporary_ttl.load(Relaxed);
+        ttl != 0 && expires != 0 && expires.saturating_sub(now) <= ttl
+    }
+
+    /// Links a filled slot, if the put may go ahead now.
+    fn link<'s>(&'s self, cx: Cx<'_>, put: &Put<'_>, slot: Slot<'s>, cas: u64) -> Stored {
+        let mut slot = slot;
+        loop {
+            let (mut guard, found) = self.find(cx, put.key, put.hash);
+            let old = found.ok();
+            let verdict = self.judge(cx, put, old.map(|place| guard.item(&place)).as_ref());
+            let head = self.arena.head(slot.handle());
+            match verdict {
+                Verdict::Refuse(stored) => {
+                    drop(guard);
+                    self.give(slot);
+                    return stored;
+                }
+                Verdict::StoreStale { token_sent, expires } => {
+                    let token = if token_sent { flag::TOKEN_SENT } else { 0 };
+                    head.expires.store(expires, Relaxed);
+                    head.update(|word| word.with_flags(word.flags() | flag::STALE | token));
+                }
+                Verdict::Store => {}
+            }
+            self.arena.set_cas(slot.handle(), cas);
+            let (handle, item) = (slot.handle(), slot.item());
+            let (class, length) = (self.class_of(&item), item.length());
+            let expires = head.expires.load(Relaxed);
+            self.note_expiry(handle, expires);
+            self.count_in(cx, &item);
+            let place = match old {
+                None => {
+                    let ghost = guard.take_ghost(put.hash);
+                    let word = head.word();
+                    if let Some(ghost) = ghost {
+                        self.bins[usize::from(word.bin())].ghost_seen(ghost.hot);
+                    }
+                    let (state, counter) = if self.is_temporary(cx.now, expires) {
+                        (State::Temp, 0)
+                    } else if ghost.is_some() {
+                        (State::Main, 1)
+                    } else if word.queued() && self.segmented.load(Relaxed) {
+                        (State::Hot, 0)
+                    } else {
+                        (State::Main, 0)
+                    };
+                    match guard.insert(put.hash, slot, state, counter) {
+                        Ok(()) => {
+                            if state == State::Main && counter > 0 {
+                                self.bins[usize::from(word.bin())].warmed();
+                            }
+                            None
+                        }
+                        Err(back) => {
+                            // The pair is full and its extension is being worked on elsewhere.
+                            self.count_out(cx, &back.item());
+                            drop(guard);
+                            slot = back;
+                            std::thread::yield_now();
+                            continue;
+                        }
+                    }
+                }
+                Some(place) => {
+                    let old = guard.item(&place);
+                    let word = old.word();
+                    self.count_out(cx, &old);
+                    self.note_unlinked(word);
+                    // What replaces an item takes its rank over.
+                    let (state, counter) = if self.is_temporary(cx.now, expires) {
+                        (State::Temp, 0)
+                    } else {
+                        (State::Main, word.counter().min(1))
+                    };
+                    if counter > 0 {
+                        self.bins[usize::from(head.word().bin())].warmed();
+                    }
+                    guard.replace(&place, slot, state, counter)
+                }
+            };
+            drop(guard);
+            if let Some(old) = place {
+                self.give(old);
+            } else {
+                self.table.grow(&self.arena, 1, |key| self.hasher.hash(key));
+            }
+            return Stored::Stored { cas: if self.arena.has_cas() { cas } else { 0 }, class, length };
+        }
+    }
+
+    /// Overwrites an item where it stands, if its slot is of the right size for the new one.
+    fn overwrite<'s>(
+        &'s self,
+        cx: Cx<'_>,
+        guard: &mut PairGuard<'s>,
+        place: &Place<'s>,
+        put: &Put<'_>,
+        keep: usize,
+        parts: &[&[u8]],
+    ) -> bool {
+        let item = guard.item(place);
+        let (word, old_length, old_total) = (item.word(), item.length(), item.total());
+        let flags = if keep > 0 || put.mode != Mode::Set { item.client_flags() } else { put.flags };
+        let length = keep + parts.iter().map(|part| part.len()).sum::<usize>();
+        if length > COPY_MAX || word.has(flag::LARGE) {
+            return false;
+        }
+        let total = self.arena.overhead(word.key_length(), flags != 0, false) + length;
+        if old_length > COPY_MAX || self.fit(total, false) != Fit::Slot(word.bin()) {
+            return false;
+        }
+        guard.overwrite(place, self.arena.slot_size(word.bin()), flags, keep, parts);
+        let counters = &cx.counters.classes[usize::from(self.classes.class_of_bin(word.bin()))];
+        counters.bytes.add(total as u64);
+        counters.bytes.sub(old_total as u64);
+        cx.counters.general.total_items.add(1);
+        true
+    }
+
+    /// Marks an item as just stored.
+    fn renew(&self, cx: Cx<'_>, item: &Item<'_>, put: &Put<'_>, cas: u64, expires: u32) {
+        let head = item.head();
+        head.expires.store(expires, Relaxed);
+        self.note_expiry(item.handle(), expires);
+        head.accessed.store(self.stamp(cx.now), Relaxed);
+        self.arena.set_cas(item.handle(), cas);
+        let binary = if put.binary_key { flag::BINARY_KEY } else { 0 };
+        let word = head.word();
+        let flags = word.flags() & (flag::CLIENT | flag::LARGE) | binary;
+        if flags != word.flags() {
+            head.update(|word| word.with_flags(flags));
+        }
+    }
+
+    /// `set`, `add`, `replace`, `cas` of a value at hand.
+    fn put(self: &Arc<Self>, cx: Cx<'_>, put: &Put<'_>, value: &[u8]) -> Stored {
+        let total = self.arena.overhead(put.key.len(), put.flags != 0, false) + value.len();
+        if total + FOREIGN_OVERHEAD > self.item_size_max {
+            return Stored::TooLarge;
+        }
+        let cas = self.next_cas(put.new_cas);
+        let large = value.len() > COPY_MAX;
+        let bin = match self.fit(total, large) {
+            Fit::Slot(bin) if !large => bin,
+            _ => {
+                let Some(mut upload) = self.allocate(cx, put, value.len()) else {
+                    return Stored::NoMemory;
+                };
+                upload.write(value);
+                return match upload.into_slot(self) {
+                    Some(slot) => self.link(cx, put, slot, cas),
+                    None => Stored::NoMemory,
+                };
+            }
+        };
+        let (mut guard, found) = self.find(cx, put.key, put.hash);
+        if let Ok(place) = found {
+            let item = guard.item(&place);
+            if item.word().bin() == bin && !item.word().has(flag::LARGE) && !self.is_temporary(cx.now, put.expires) {
+                let class = self.classes.class_of_bin(bin);
+                match self.judge(cx, put, Some(&item)) {
+                    Verdict::Refuse(stored) => return stored,
+                    Verdict::Store => {
+                        let mut as_set = *put;
+                        as_set.mode = Mode::Set;
+                        if self.overwrite(cx, &mut guard, &place, &as_set, 0, &[value]) {
+                            self.renew(cx, &guard.item(&place), put, cas, put.expires);
+                            let cas = if self.arena.has_cas() { cas } else { 0 };
+                            return Stored::Stored { cas, class, length: value.len() };
+                        }
+                    }
+                    Verdict::StoreStale { token_sent, expires } => {
+                        let mut as_set = *put;
+                        as_set.mode = Mode::Set;
+                        if self.overwrite(cx, &mut guard, &place, &as_set, 0, &[value]) {
+                            let item = guard.item(&place);
+                            self.renew(cx, &item, put, cas, expires);
+                            let token = if token_sent { flag::TOKEN_SENT } else { 0 };
+                            item.head().update(|word| word.with_flags(word.flags() | flag::STALE | token));
+                            let cas = if self.arena.has_cas() { cas } else { 0 };
+                            return Stored::Stored { cas, class, length: value.len() };
+                        }
+                    }
+                }
+            }
+        }
+        drop(guard);
+        let class = self.classes.class_of_bin(bin);
+        let Some(mut slot) = self.take(cx, bin, class) else {
+            return Stored::NoMemory;
+        };
+        let at = slot.write_head(&NewItem {
+            key: put.key,
+            length: value.len(),
+            client_flags: put.flags,
+            expires: put.expires,
+            accessed: self.stamp(cx.now),
+            large: false,
+            binary_key: put.binary_key,
+        });
+        slot.bytes_mut(at, value.len()).copy_from_slice(value);
+        self.link(cx, put, slot, cas)
+    }
+
+    /// `append` and `prepend`. `value` calls its argument with the pieces of the new bytes.
+    fn extend(self: &Arc<Self>, cx: Cx<'_>, put: &Put<'_>, added: usize, value: &dyn Fn(&mut dyn FnMut(&[u8]))) -> Stored {
+        let cas = self.next_cas(put.new_cas);
+        loop {
+            let (mut guard, found) = self.find(cx, put.key, put.hash);
+            let Ok(place) = found else {
+                match self.judge(cx, put, None) {
+                    Verdict::Refuse(stored) => return stored,
+                    _ => {
+                        drop(guard);
+                        let fresh = Put { mode: Mode::Add, cas: None, new_cas: Some(cas), expires: put.vivify.unwrap_or(0), ..*put };
+                        let Some(mut upload) = self.allocate(cx, &fresh, added) else {
+                            return Stored::NoMemory;
+                        };
+                        value(&mut |piece| upload.write(piece));
+                        let stored = upload.into_slot(self).map_or(Stored::NoMemory, |slot| self.link(cx, &fresh, slot, cas));
+                        match stored {
+                            Stored::NotStored => continue,
+                            stored => return stored,
+                        }
+                    }
+                }
+            };
+            let item = guard.item(&place);
+            if let Verdict::Refuse(stored) = self.judge(cx, put, Some(&item)) {
+                return stored;
+            }
+            let (word, handle, old_length) = (item.word(), item.handle(), item.length());
+            let (flags, expires) = (item.client_flags(), item.head().expires.load(Relaxed));
+            let length = old_length + added;
+            let total = self.arena.overhead(put.key.len(), flags != 0, false) + length;
+            if total + FOREIGN_OVERHEAD > self.item_size_max {
+                return Stored::NotStored;
+            }
+            let plain = Put { flags, expires, binary_key: false, ..*put };
+            if length <= COPY_MAX && !word.has(flag::LARGE) {
+                let mut scratch = [0; COPY_MAX];
+                let mut filled = 0;
+                value(&mut |piece| {
+                    scratch[filled..filled + piece.len()].copy_from_slice(piece);
+                    filled += piece.len();
+                });
+                let keep = if put.mode == Mode::Append { old_length } else { 0 };
+                if keep == 0 {
+                    item.pieces(|piece| {
+                        scratch[filled..filled + piece.len()].copy_from_slice(piece);
+                        filled += piece.len();
+                    });
+                }
+                if self.overwrite(cx, &mut guard, &place, put, keep, &[&scratch[..filled]]) {
+                    self.renew(cx, &guard.item(&place), &plain, cas, expires);
+                    let class = self.classes.class_of_bin(word.bin());
+                    return Stored::Stored { cas: if self.arena.has_cas() { cas } else { 0 }, class, length };
+                }
+            }
+            // A large value is held in place and copied without the lock; a small one is copied out.
+            let pin = item.pin();
+            let mut small = Vec::new();
+            if pin.is_none() {
+                item.pieces(|piece| small.extend_from_slice(piece));
+            }
+            let old_cas = item.cas();
+            drop(guard);
+            let upload = self.allocate(cx, &plain, length);
+            let held = pin.map(|pinned| super::read::hold(self, pinned));
+            let Some(mut upload) = upload else {
+                return Stored::NotStored;
+            };
+            if put.mode == Mode::Prepend {
+                value(&mut |piece| upload.write(piece));
+            }
+            upload.write(&small);
+            if let Some(held) = &held {
+                let mut offset = 0;
+                while offset < held.length() {
+                    let piece = held.slice(offset);
+                    upload.write(piece);
+                    offset += piece.len();
+                }
+            }
+            if put.mode == Mode::Append {
+                value(&mut |piece| upload.write(piece));
+            }
+            let Some(slot) = upload.into_slot(self) else { return Stored::NoMemory };
+            if let Some(stored) = self.link_over(cx, &plain, slot, cas, (handle, old_length, old_cas)) {
+                return stored;
+            }
+        }
+    }
+
+    /// Links a slot in the place of one certain version of an item; nothing if that is gone.
+    fn link_over<'s>(
+        &'s self,
+        cx: Cx<'_>,
+        put: &Put<'_>,
+        slot: Slot<'s>,
+        cas: u64,
+        (handle, length, old_cas): (super::Handle, usize, u64),
+    ) -> Option<Stored> {
+        let (mut guard, found) = self.find(cx, put.key, put.hash);
+        let same = found.ok().filter(|place| {
+            let item = guard.item(place);
+            item.handle() == handle && item.length() == length && item.cas() == old_cas
+        });
+        let Some(place) = same else {
+            drop(guard);
+            self.give(slot);
+            return None;
+        };
+        self.arena.set_cas(slot.handle(), cas);
+        let item = slot.item();
+        let (class, new_length) = (self.class_of(&item), item.length());
+        self.note_expiry(slot.handle(), put.expires);
+        self.count_in(cx, &item);
+        let old = guard.item(&place);
+        let word = old.word();
+        self.count_out(cx, &old);
+        self.note_unlinked(word);
+        let state = if word.state() == State::Temp { State::Temp } else { State::Main };
+        let counter = word.counter().min(1);
+        if state == State::Main && counter > 0 {
+            self.bins[usize::from(slot.bin())].warmed();
+        }
+        let old = guard.replace(&place, slot, state, counter);
+        drop(guard);
+        if let Some(old) = old {
+            self.give(old);
+        }
+        Some(Stored::Stored { cas: if self.arena.has_cas() { cas } else { 0 }, class, length: new_length })
+    }
+}
+
+impl Store {
+    /// Stores a value that is at hand. On `TooLarge` and `NoMemory` nothing has changed: the caller
+    /// decides whether the old item goes.
+    #[inline]
+    pub fn put(&self, cx: Cx<'_>, put: &Put<'_>, value: &[u8]) -> Stored {
+        match put.mode {
+            Mode::Append | Mode::Prepend => {
+                if self.refuses(put, value.len()) {
+                    return Stored::TooLarge;
+                }
+                self.inner.extend(cx, put, value.len(), &|write| write(value))
+            }
+            _ => self.inner.put(cx, put, value),
+        }
+    }
+
+    fn refuses(&self, put: &Put<'_>, length: usize) -> bool {
+        let inner = &self.inner;
+        let total = inner.arena.overhead(put.key.len(), put.flags != 0, false) + length;
+        total + FOREIGN_OVERHEAD > inner.item_size_max
+    }
+
+    /// Memory for a value of `length` bytes that will arrive piece by piece.
+    pub fn begin(&self, cx: Cx<'_>, put: &Put<'_>, length: usize) -> Result<Upload, Refused> {
+        if self.refuses(put, length) {
+            return Err(Refused::TooLarge);
+        }
+        self.inner.allocate(cx, put, length).ok_or(Refused::NoMemory)
+    }
+
+    /// Links an upload whose bytes have all arrived.
+    pub fn finish(&self, cx: Cx<'_>, put: &Put<'_>, upload: Upload) -> Stored {
+        assert_eq!(upload.missing(), 0, "an upload is linked when it is whole");
+        let inner = &self.inner;
+        let Some(slot) = upload.into_slot(inner) else { return Stored::NoMemory };
+        match put.mode {
+            Mode::Append | Mode::Prepend => {
+                let item = slot.item();
+                let stored = inner.extend(cx, put, item.length(), &|write| item.pieces(&mut *write));
+                inner.give(slot);
+                stored
+            }
+            _ => {
+                let cas = inner.next_cas(put.new_cas);
+                inner.link(cx, put, slot, cas)
+            }
+        }
+    }
+}
