@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::bins::{BinState, HAND_STEPS, Page};
 use super::raw::{Ghost, Handle, NewItem, Slot, State, flag};
 use super::{Cx, Inner, Put, Upload};
+use crate::observe::events;
 
 /// How often a request for memory starts over before it gives up.
 const ATTEMPTS: usize = 16;
@@ -35,10 +36,10 @@ enum Leaving {
 }
 
 impl Inner {
-    /// Where an item fits; `total` is without the extension.
+    /// Where an item fits; `total` is without the extension, for which bins have room.
     #[inline]
-    pub(super) fn fit(&self, total: usize, large: bool) -> Fit {
-        match self.classes.bin_of(if large { total + 8 } else { total }) {
+    pub(super) fn fit(&self, total: usize) -> Fit {
+        match self.classes.bin_of(total) {
             Some(bin) => Fit::Slot(bin),
             None => Fit::Chain,
         }
@@ -113,7 +114,9 @@ impl Inner {
 
     /// Lets the oldest item of the ring stay, without having to prove itself.
     fn demote_oldest(&self, cx: Cx<'_>, state: &mut BinState) {
-        let Some(handle) = state.hot.pop_front() else { return };
+        let Some(handle) = state.hot.pop_front() else {
+            return;
+        };
         let head = self.arena.head(handle);
         head.set_queued(false);
         let word = head.word();
@@ -138,7 +141,9 @@ impl Inner {
                 if state.hot.len() <= state.hot_target() {
                     break;
                 }
-                let Some(handle) = state.hot.pop_front() else { break };
+                let Some(handle) = state.hot.pop_front() else {
+                    break;
+                };
                 let head = self.arena.head(handle);
                 head.set_queued(false);
                 let word = head.word();
@@ -148,7 +153,9 @@ impl Inner {
                 if word.counter() > 0 {
                     if head.demote(1) {
                         shared.warmed();
-                        cx.counters.classes[self.class_of_bin(bin)].moves_to_warm.add(1);
+                        cx.counters.classes[self.class_of_bin(bin)]
+                            .moves_to_warm
+                            .add(1);
                     }
                     continue;
                 }
@@ -162,7 +169,9 @@ impl Inner {
         }
         let mut best: Option<(u32, Handle)> = None;
         for _ in 0..HAND_STEPS {
-            let Some(handle) = state.advance(&self.pages, &self.arena) else { break };
+            let Some(handle) = state.advance(&self.pages, &self.arena) else {
+                break;
+            };
             let head = self.arena.head(handle);
             let word = head.word();
             if !word.linked() {
@@ -211,7 +220,9 @@ impl Inner {
 
     /// Unlinks an item of a bin whose mutex is held. Nothing if its pair is busy or it is pinned.
     fn reap(&self, cx: Cx<'_>, state: &BinState, handle: Handle, why: Leaving) -> Option<Slot<'_>> {
-        let hash = self.hasher.hash(state.pages.peek_key(&self.pages, &self.arena, handle)?);
+        let hash = self
+            .hasher
+            .hash(state.pages.peek_key(&self.pages, &self.arena, handle)?);
         let mut guard = self.table.try_lock(&self.arena, hash)?;
         let place = guard.find_handle(hash, handle)?;
         let item = guard.item(&place);
@@ -240,7 +251,25 @@ impl Inner {
                 }
                 let age = cx.now.saturating_sub(head.accessed.load(Relaxed));
                 self.evicted_age[usize::from(class)].store(age, Relaxed);
-                self.bins[usize::from(word.bin())].evictions.fetch_add(1, Relaxed);
+                if cx.counters.log.wants(events::EVICTIONS) {
+                    let expires = head.expires.load(Relaxed);
+                    let left = if expires == 0 {
+                        -1
+                    } else {
+                        i64::from(expires) - i64::from(cx.now)
+                    };
+                    cx.counters.log.eviction(
+                        item.key(),
+                        !unfetched,
+                        left,
+                        age,
+                        class,
+                        item.length(),
+                    );
+                }
+                self.bins[usize::from(word.bin())]
+                    .evictions
+                    .fetch_add(1, Relaxed);
             }
         }
         let ghost = match why {
@@ -254,6 +283,16 @@ impl Inner {
         guard.remove(place, hash, ghost)
     }
 
+    /// As [`reap`](Inner::reap), for an item that is expired or flushed.
+    pub(super) fn reap_dead(
+        &self,
+        cx: Cx<'_>,
+        state: &BinState,
+        handle: Handle,
+    ) -> Option<Slot<'_>> {
+        self.reap(cx, state, handle, Leaving::Dead)
+    }
+
     /// Takes a page from the bin that can best spare one, for a bin that has nothing to give up.
     fn steal_page(&self, cx: Cx<'_>, wanting: u8) -> bool {
         let richest = (0..self.bins.len())
@@ -261,20 +300,27 @@ impl Inner {
             .filter_map(|bin| Some((self.bins[bin].try_lock()?.pages.pages().len(), bin)))
             .max();
         match richest {
-            Some((pages, bin)) if pages > 1 => self.empty_page(cx, bin as u8),
+            Some((pages, bin)) if pages > 1 => match self.empty_page(cx, bin as u8) {
+                Some(page) => {
+                    self.pool.give(page);
+                    true
+                }
+                None => false,
+            },
             _ => false,
         }
     }
 
     /// Frees one page of a bin, wherever its hand stands: live items move to free slots of the bin
-    /// if they were hit lately, and go otherwise. False if something on it could not be moved now.
-    pub(super) fn empty_page(&self, cx: Cx<'_>, bin: u8) -> bool {
+    /// if they were hit lately, and go otherwise. The page belongs to the caller then, who gives it to
+    /// the pool. Nothing if something on it could not be moved now.
+    pub(super) fn empty_page(&self, cx: Cx<'_>, bin: u8) -> Option<u32> {
         let mut gone = Vec::new();
         let page = {
             let mut state = self.bins[usize::from(bin)].lock();
             let turn = self.emptying.fetch_add(1, Relaxed);
             let pages = state.pages.pages();
-            let Some(&page) = pages.get(turn % pages.len().max(1)) else { return false };
+            let &page = pages.get(turn % pages.len().max(1))?;
             state.pages.close_page(&self.pages, page);
             let size = state.pages.size();
             for slot in 0..self.pages.entry(page).carved() {
@@ -293,18 +339,16 @@ impl Inner {
         }
         let mut state = self.bins[usize::from(bin)].lock();
         if self.pages.entry(page).bin() != Some(bin) {
-            return false;
+            return None;
         }
         if state.pages.used_in(&self.pages, page) > 0 {
             state.pages.open_page(&self.pages, page);
-            return false;
+            return None;
         }
         state.forget_page(&self.arena, page);
         state.pages.remove_page(&self.pages, page);
-        drop(state);
-        self.pool.give(page);
         self.pages_moved.fetch_add(1, Relaxed);
-        true
+        Some(page)
     }
 
     /// Moves an item off its page, or lets it go. Returns the slot that it leaves.
@@ -318,53 +362,72 @@ impl Inner {
         if !worth || word.has(flag::LARGE) {
             return self.reap(cx, state, handle, Leaving::Moved);
         }
-        let Some(mut slot) = state.pages.take(&self.pages, &self.arena) else {
+        let Some(slot) = state.pages.take(&self.pages, &self.arena) else {
             return self.reap(cx, state, handle, Leaving::Moved);
         };
-        let moved = self.move_item(state, handle, &mut slot);
-        match moved {
-            Some(old) => {
+        match self.move_item(state, handle, slot) {
+            Ok(old) => {
                 self.rescues.fetch_add(1, Relaxed);
-                Some(old(slot))
+                Some(old)
             }
-            None => {
+            Err(slot) => {
                 state.pages.give(&self.pages, &self.arena, slot);
                 None
             }
         }
     }
 
-    /// Copies a small item into `slot`, and returns what links the copy in its place.
+    /// Copies a small item into `slot` and links the copy in its place. Returns the slot that is free
+    /// now: the old one, or `slot` itself if the item could not be moved.
     fn move_item<'s>(
         &'s self,
         state: &BinState,
         handle: Handle,
-        slot: &mut Slot<'s>,
-    ) -> Option<impl FnOnce(Slot<'s>) -> Slot<'s>> {
-        let hash = self.hasher.hash(state.pages.peek_key(&self.pages, &self.arena, handle)?);
-        let mut guard = self.table.try_lock(&self.arena, hash)?;
-        let place = guard.find_handle(hash, handle)?;
+        mut slot: Slot<'s>,
+    ) -> Result<Slot<'s>, Slot<'s>> {
+        let Some(key) = state.pages.peek_key(&self.pages, &self.arena, handle) else {
+            return Err(slot);
+        };
+        let hash = self.hasher.hash(key);
+        let Some(mut guard) = self.table.try_lock(&self.arena, hash) else {
+            return Err(slot);
+        };
+        let Some(place) = guard.find_handle(hash, handle) else {
+            return Err(slot);
+        };
         let item = guard.item(&place);
-        let (word, value) = (item.word(), item.inline()?);
-        let head = item.head();
+        let word = item.word();
+        let Some(value) = item.inline().filter(|_| !word.has(flag::LARGE)) else {
+            return Err(slot);
+        };
+        let expires = item.head().expires.load(Relaxed);
         let at = slot.write_head(&NewItem {
             key: item.key(),
             length: value.len(),
             client_flags: item.client_flags(),
-            expires: head.expires.load(Relaxed),
-            accessed: head.accessed.load(Relaxed),
+            expires,
+            accessed: item.head().accessed.load(Relaxed),
             large: false,
             binary_key: word.has(flag::BINARY_KEY),
         });
         slot.bytes_mut(at, value.len()).copy_from_slice(value);
         self.arena.set_cas(slot.handle(), item.cas());
-        self.arena.head(slot.handle()).update(|new| new.with_flags(word.flags()));
-        self.note_expiry(slot.handle(), head.expires.load(Relaxed));
-        Some(move |slot: Slot<'s>| {
-            // A HOT item's place in the ring is lost with its slot; it counts as swept once.
-            let state = if word.state() == State::Temp { State::Temp } else { State::Main };
-            guard.replace(&place, slot, state, word.counter()).expect("a small item has no pins")
-        })
+        self.arena
+            .head(slot.handle())
+            .update(|new| new.with_flags(word.flags()));
+        self.note_expiry(slot.handle(), expires);
+        // A HOT item's place in the ring is lost with its slot; it counts as swept once.
+        let to = if word.state() == State::Temp {
+            State::Temp
+        } else {
+            State::Main
+        };
+        if to == State::Main && word.state() == State::Hot && word.counter() > 0 {
+            self.bins[usize::from(word.bin())].warmed();
+        }
+        // A small item has no pins, so its slot comes back.
+        let old = guard.replace(&place, slot, to, word.counter());
+        Ok(old.expect("only large items have pins"))
     }
 
     /// Lets the item go that a chunk belongs to.
@@ -378,11 +441,18 @@ impl Inner {
     }
 
     /// Memory for a value that is not at hand as one small slice.
-    pub(super) fn allocate(self: &std::sync::Arc<Self>, cx: Cx<'_>, put: &Put<'_>, length: usize) -> Option<Upload> {
+    pub(super) fn allocate(
+        self: &std::sync::Arc<Self>,
+        cx: Cx<'_>,
+        put: &Put<'_>,
+        length: usize,
+    ) -> Option<Upload> {
         let large = length > super::COPY_MAX;
         let total = self.arena.overhead(put.key.len(), put.flags != 0, false) + length;
-        let class = self.classes.class_of_total(total + super::classes::FOREIGN_OVERHEAD);
-        let fit = self.fit(total, large);
+        let class = self
+            .classes
+            .class_of_total(total + super::classes::MEMCACHED_EXTRA);
+        let fit = self.fit(total);
         let bin = match fit {
             Fit::Slot(bin) => bin,
             Fit::Chain => self.arena.chunk_bin(),
@@ -404,7 +474,10 @@ impl Inner {
         while rest > 0 {
             let full = super::raw::Arena::chunk_room(self.arena.slot_size(self.arena.chunk_bin()));
             let used = rest.min(full);
-            let bin = match self.classes.bin_of(used + self.arena.slot_size(self.arena.chunk_bin()) - full) {
+            let bin = match self
+                .classes
+                .bin_of(used + self.arena.slot_size(self.arena.chunk_bin()) - full)
+            {
                 Some(bin) if used < full => bin,
                 _ => self.arena.chunk_bin(),
             };

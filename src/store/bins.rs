@@ -74,7 +74,9 @@ impl Bin {
     }
 
     pub fn lock(&self) -> MutexGuard<'_, BinState> {
-        self.state.lock().unwrap_or_else(|broken| broken.into_inner())
+        self.state
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
     }
 
     pub fn try_lock(&self) -> Option<MutexGuard<'_, BinState>> {
@@ -87,7 +89,11 @@ impl Bin {
 
     /// A key came back whose ghost was still there.
     pub fn ghost_seen(&self, hot: bool) {
-        let seen = if hot { &self.hot_ghosts } else { &self.main_ghosts };
+        let seen = if hot {
+            &self.hot_ghosts
+        } else {
+            &self.main_ghosts
+        };
         seen.fetch_add(1, Relaxed);
     }
 
@@ -107,14 +113,21 @@ impl Bin {
     /// Moves the ring's share after what the ghosts have told: a key that came back to the ring says
     /// that the ring is too short, one that came back to MAIN that it takes too much.
     pub fn adapt(&self, state: &mut BinState) {
-        let (hot, main) = (self.hot_ghosts.load(Relaxed), self.main_ghosts.load(Relaxed));
+        let (hot, main) = (
+            self.hot_ghosts.load(Relaxed),
+            self.main_ghosts.load(Relaxed),
+        );
         if hot + main < 64 {
             return;
         }
         self.hot_ghosts.fetch_sub(hot, Relaxed);
         self.main_ghosts.fetch_sub(main, Relaxed);
         let step = (hot.abs_diff(main) * 16 / (hot + main)).min(16);
-        let share = if hot > main { state.hot_share + step } else { state.hot_share.saturating_sub(step) };
+        let share = if hot > main {
+            state.hot_share + step
+        } else {
+            state.hot_share.saturating_sub(step)
+        };
         state.hot_share = share.clamp(HOT_SHARE.0, HOT_SHARE.2);
     }
 }
@@ -123,11 +136,6 @@ impl BinState {
     /// How long the ring should be.
     pub fn hot_target(&self) -> usize {
         self.pages.used() * self.hot_share as usize / 1024
-    }
-
-    /// The ring's share of the bin, in 1/1024.
-    pub fn hot_share(&self) -> u32 {
-        self.hot_share
     }
 
     /// The next slot for the hand; nothing if the bin has no pages.
@@ -146,9 +154,27 @@ impl BinState {
                 self.hand.slot += 1;
                 return Some(handle);
             }
-            self.hand = Hand { page: self.hand.page + 1, slot: 0 };
+            self.hand = Hand {
+                page: self.hand.page + 1,
+                slot: 0,
+            };
         }
         None
+    }
+
+    /// The slots before the hand, on its page.
+    pub fn ahead<'a>(
+        &'a self,
+        table: &'a PageTable,
+        arena: &'a Arena,
+        most: usize,
+    ) -> impl Iterator<Item = Handle> + 'a {
+        let page = self.pages.pages().get(self.hand.page).copied();
+        let slots = page.map_or(0..0, |page| {
+            let carved = table.entry(page).carved();
+            self.hand.slot.min(carved)..carved.min(self.hand.slot + most)
+        });
+        slots.filter_map(move |slot| Some(arena.handle(page?, slot, self.pages.size())))
     }
 
     /// Forgets the slots of a page that is about to leave the bin: behind this, they may be cut
@@ -183,11 +209,21 @@ pub enum Page {
 
 impl Pool {
     pub fn new(arena: &Arena, limit: usize) -> Pool {
-        Pool { state: Mutex::new(PoolState { free: Vec::new(), fresh: 1, end: arena.pages() as u32, used: 0, limit }) }
+        Pool {
+            state: Mutex::new(PoolState {
+                free: Vec::new(),
+                fresh: 1,
+                end: arena.pages() as u32,
+                used: 0,
+                limit,
+            }),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, PoolState> {
-        self.state.lock().unwrap_or_else(|broken| broken.into_inner())
+        self.state
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
     }
 
     /// A page, if the limit allows one more. A bin's `first` is granted beyond it, as memcached
@@ -228,10 +264,5 @@ impl Pool {
         }
         state.limit = pages;
         true
-    }
-
-    pub fn is_full(&self) -> bool {
-        let state = self.lock();
-        state.used >= state.limit
     }
 }

@@ -48,7 +48,6 @@ const SLOTS_PER_PAGE: [u16; 50] = [
 pub struct Classes {
     /// Chunk sizes of memcached's classes, class 1 first.
     chunks: Vec<usize>,
-    item_max: usize,
     bins: Vec<Bin>,
     /// For sizes of 8k-7 to 8k bytes, at k: the bin of the smallest.
     first: Box<[u8; SLOT_MAX / STEP + 1]>,
@@ -79,7 +78,6 @@ impl Classes {
         }
         Classes {
             chunks,
-            item_max: settings.item_size_max,
             bins,
             first,
             most,
@@ -107,33 +105,17 @@ impl Classes {
         self.bins[usize::from(bin)].slot
     }
 
-    /// Slots that a page holds in this bin.
-    pub fn slots_per_page(&self, bin: u8) -> usize {
-        PAGE / self.bin_size(bin)
-    }
-
     /// The class that a bin's items belong to, 1 to 63.
     #[inline]
     pub fn class_of_bin(&self, bin: u8) -> u8 {
         self.bins[usize::from(bin)].class
     }
 
-    /// The class of an item that memcached would count as `total` bytes; nothing if it is over the
-    /// limit of `-I`.
-    pub fn class_of(&self, total: usize) -> Option<u8> {
-        (total <= self.item_max).then(|| self.class_of_total(total))
-    }
-
-    /// As [`Classes::class_of`], without the limit: what is larger than the last class is chained
-    /// there, and belongs to it.
+    /// The class of an item that memcached would count as `total` bytes. What is larger than the last
+    /// class is chained there, and belongs to it.
     pub fn class_of_total(&self, total: usize) -> u8 {
         let smaller = self.chunks.partition_point(|&chunk| chunk < total);
         (smaller + 1).min(self.chunks.len()) as u8
-    }
-
-    /// How many classes there are; they are numbered from 1.
-    pub fn class_count(&self) -> usize {
-        self.chunks.len()
     }
 
     /// The number of the last class.
@@ -381,7 +363,7 @@ mod tests {
             assert_eq!(chunk_sizes(&settings), sizes);
         }
         let classes = Classes::new(&Store::default());
-        assert_eq!(classes.class_count(), 39);
+        assert_eq!(classes.largest(), 39);
         assert_eq!(classes.largest(), 39);
         assert_eq!(classes.chunk_size(1), 96);
         assert_eq!(classes.chunks_per_page(1), 10_922);
@@ -393,18 +375,17 @@ mod tests {
     fn class_of_an_item_is_the_first_that_holds_it() {
         let classes = Classes::new(&Store::default());
         for (total, expected) in [
-            (60, Some(1)),
-            (96, Some(1)),
-            (97, Some(2)),
-            (17_352, Some(24)),
-            (17_353, Some(25)),
-            (394_840, Some(38)),
-            (394_841, Some(39)),
-            (524_289, Some(39)),
-            (1 << 20, Some(39)),
-            ((1 << 20) + 1, None),
+            (60, 1),
+            (96, 1),
+            (97, 2),
+            (17_352, 24),
+            (17_353, 25),
+            (394_840, 38),
+            (394_841, 39),
+            (524_289, 39),
+            (1 << 20, 39),
         ] {
-            assert_eq!(classes.class_of(total), expected, "{total}");
+            assert_eq!(classes.class_of_total(total), expected, "{total}");
         }
     }
 
@@ -443,7 +424,7 @@ mod tests {
         let (mut waste, mut cost) = (0.0_f64, 0.0);
         for total in 25..=SLOT_TOTAL_MAX {
             let bin = classes.bin_of(total).expect("a bin");
-            let share = PAGE as f64 / classes.slots_per_page(bin) as f64;
+            let share = PAGE as f64 / (PAGE / classes.bin_size(bin)) as f64;
             waste += 1.0 - total as f64 / share;
             cost += 1.0;
             let limit = match total {
@@ -469,7 +450,7 @@ mod tests {
             (4096, 15),
         ] {
             let bin = classes.bin_of(24 + 20 + value).expect("a bin");
-            assert_eq!(classes.slots_per_page(bin), slots, "{value}");
+            assert_eq!((PAGE / classes.bin_size(bin)), slots, "{value}");
         }
     }
 }

@@ -1,10 +1,15 @@
 #![forbid(unsafe_code)]
 //! What is asked of the store as a whole: limits, tuning, pages, the crawler, dumps, and the numbers
 //! behind `stats`. None of it is on a request's path.
-//!
-//! (skeleton: signatures that `admin` and `command` build on)
 
-use super::{Cx, Hit, Queue, Store};
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::classes::MEMCACHED_EXTRA;
+use super::raw::State as SlotState;
+use super::upkeep::{Walk, lock};
+use super::{Cx, Hit, Inner, PAGE, Queue, Store};
+use crate::settings;
 
 /// What can be changed while the server runs, as it is now.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,7 +56,34 @@ pub enum Crawled {
 
 /// How far a dump has come.
 #[derive(Debug)]
-pub struct Dump {}
+pub struct Dump {
+    walk: Walk,
+}
+
+/// Shares and factors of the LRU queues, and the automover's knobs: shown and changed, of no effect
+/// on the clock, which finds its own shares.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LruTuning {
+    hot_pct: u32,
+    warm_pct: u32,
+    hot_factor: f64,
+    warm_factor: f64,
+    automove_ratio: f64,
+    automove_window: u32,
+}
+
+impl LruTuning {
+    pub(super) fn new(settings: &settings::Store) -> LruTuning {
+        LruTuning {
+            hot_pct: settings.hot_lru_pct,
+            warm_pct: settings.warm_lru_pct,
+            hot_factor: settings.hot_max_factor,
+            warm_factor: settings.warm_max_factor,
+            automove_ratio: settings.slab_automove_ratio,
+            automove_window: settings.slab_automove_window,
+        }
+    }
+}
 
 /// One queue of a class.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -109,91 +141,288 @@ impl Hit<'_> {
     }
 }
 
+/// memcached's page, in which `stats slabs` counts.
+const FOREIGN_PAGE: u64 = 1 << 20;
+/// Slots behind the hand that are looked at to tell the age of a class.
+const AGE_SAMPLE: usize = 32;
+
 impl Store {
     pub fn tuning(&self) -> Tuning {
-        unimplemented!()
+        let inner = &self.inner;
+        let upkeep = &inner.upkeep;
+        let lru = *lock(&upkeep.tuning);
+        let temporary = inner.temporary_ttl.load(Relaxed);
+        Tuning {
+            max_bytes: inner.max_bytes.load(Relaxed),
+            segmented: inner.segmented.load(Relaxed),
+            hot_lru_pct: lru.hot_pct,
+            warm_lru_pct: lru.warm_pct,
+            hot_max_factor: lru.hot_factor,
+            warm_max_factor: lru.warm_factor,
+            temporary_ttl: (temporary > 0).then_some(temporary),
+            crawler: upkeep.crawler_on.load(Relaxed),
+            crawler_sleep: upkeep.crawler_sleep.load(Relaxed),
+            crawler_tocrawl: upkeep.crawler_tocrawl.load(Relaxed),
+            automove: upkeep.automove.load(Relaxed),
+            automove_ratio: lru.automove_ratio,
+            automove_window: lru.automove_window,
+            oldest: inner.flush.passed(),
+        }
     }
-    /// `cache_memlimit`, bytes. False: the memory was taken at start and cannot change.
-    pub fn set_max_bytes(&self, _bytes: u64) -> bool {
-        unimplemented!()
+
+    /// `cache_memlimit`, bytes. False: the memory was taken at start and cannot change, or so much
+    /// address space is not to be had.
+    pub fn set_max_bytes(&self, bytes: u64) -> bool {
+        let inner = &self.inner;
+        let done = !inner.preallocated && inner.pool.set_limit((bytes / PAGE as u64) as usize);
+        if done {
+            inner.max_bytes.store(bytes, Relaxed);
+        }
+        done
     }
+
     /// `lru mode`
-    pub fn set_segmented(&self, _segmented: bool) {
-        unimplemented!()
+    pub fn set_segmented(&self, segmented: bool) {
+        self.inner.segmented.store(segmented, Relaxed);
     }
+
     /// `lru tune`; checked by the caller.
-    pub fn set_lru_shares(
-        &self,
-        _hot_pct: u32,
-        _warm_pct: u32,
-        _hot_factor: f64,
-        _warm_factor: f64,
-    ) {
-        unimplemented!()
+    pub fn set_lru_shares(&self, hot_pct: u32, warm_pct: u32, hot_factor: f64, warm_factor: f64) {
+        let mut lru = lock(&self.inner.upkeep.tuning);
+        *lru = LruTuning {
+            hot_pct,
+            warm_pct,
+            hot_factor,
+            warm_factor,
+            ..*lru
+        };
     }
+
     /// `lru temp_ttl`
-    pub fn set_temporary_ttl(&self, _ttl: Option<u32>) {
-        unimplemented!()
+    pub fn set_temporary_ttl(&self, ttl: Option<u32>) {
+        self.inner.temporary_ttl.store(ttl.unwrap_or(0), Relaxed);
     }
+
     /// `lru_crawler enable`, `disable`
-    pub fn set_crawler(&self, _on: bool) {
-        unimplemented!()
+    pub fn set_crawler(&self, on: bool) {
+        self.inner.upkeep.crawler_on.store(on, Relaxed);
     }
-    pub fn set_crawler_sleep(&self, _microseconds: u32) {
-        unimplemented!()
+
+    pub fn set_crawler_sleep(&self, microseconds: u32) {
+        self.inner.upkeep.crawler_sleep.store(microseconds, Relaxed);
     }
-    pub fn set_crawler_tocrawl(&self, _items: u32) {
-        unimplemented!()
+
+    pub fn set_crawler_tocrawl(&self, items: u32) {
+        self.inner.upkeep.crawler_tocrawl.store(items, Relaxed);
     }
+
     /// `slabs automove`: 0, 1 or 2.
-    pub fn set_automove(&self, _mode: u32) {
-        unimplemented!()
+    pub fn set_automove(&self, mode: u32) {
+        self.inner.upkeep.automove.store(mode, Relaxed);
     }
-    pub fn set_automove_ratio(&self, _ratio: f64) {
-        unimplemented!()
+
+    pub fn set_automove_ratio(&self, ratio: f64) {
+        lock(&self.inner.upkeep.tuning).automove_ratio = ratio;
     }
-    pub fn set_automove_window(&self, _seconds: u32) {
-        unimplemented!()
+
+    pub fn set_automove_window(&self, seconds: u32) {
+        lock(&self.inner.upkeep.tuning).automove_window = seconds;
     }
-    /// `slabs reassign`: one page of class `from` (`None`: any) to class `to`; 0 is the pool.
-    pub fn reassign(&self, _from: Option<u32>, _to: u32) -> Reassigned {
-        unimplemented!()
+
+    /// `slabs reassign`: one page of class `from` (`None`: any) to class `to`; 0 is the pool. The
+    /// maintainer carries it out.
+    pub fn reassign(&self, from: Option<u32>, to: u32) -> Reassigned {
+        let inner = &self.inner;
+        let last = u32::from(inner.classes.largest());
+        if from == Some(to) {
+            return Reassigned::Same;
+        }
+        if to > last || from.is_some_and(|from| from == 0 || from > last) {
+            return Reassigned::BadClass;
+        }
+        let from = from.map(|from| from as u8);
+        if inner.pages_of(from) * PAGE as u64 <= FOREIGN_PAGE {
+            return Reassigned::NoSpare;
+        }
+        if inner.upkeep.reassigning.swap(true, Relaxed) {
+            return Reassigned::Busy;
+        }
+        lock(&inner.upkeep.mover).request = Some((from, to as u8));
+        Reassigned::Started
     }
 
     /// `lru_crawler crawl`: the background crawler visits the classes whose bits are set.
-    pub fn crawl(&self, _classes: u64) -> Crawled {
-        unimplemented!()
+    pub fn crawl(&self, now: u32, classes: u64) -> Crawled {
+        let inner = &self.inner;
+        if !inner.has_items(classes) {
+            Crawled::NothingToDo
+        } else if inner.request_crawl(now, classes) {
+            Crawled::Started
+        } else {
+            Crawled::Busy
+        }
     }
+
     /// A walk over every live item of the classes whose bits are set (`hash` order is the same).
-    /// `Err(Busy)` while the crawler or another dump runs.
-    pub fn dump(&self, _classes: u64) -> Result<Dump, Crawled> {
-        unimplemented!()
+    /// `Err(Busy)` while the crawler runs.
+    pub fn dump(&self, classes: u64) -> Result<Dump, Crawled> {
+        let inner = &self.inner;
+        if inner.upkeep.crawler_running.load(Relaxed) {
+            return Err(Crawled::Busy);
+        }
+        if !inner.has_items(classes) {
+            return Err(Crawled::NothingToDo);
+        }
+        Ok(Dump {
+            walk: Walk::new(classes),
+        })
     }
+
     /// Shows up to about `limit` more items, each under its lock and without counting as an access;
     /// false when there are no more. `each` returns false to stop early.
     pub fn dump_step(
         &self,
-        _cx: Cx<'_>,
-        _dump: &mut Dump,
-        _limit: usize,
-        _each: impl FnMut(&Hit<'_>) -> bool,
+        cx: Cx<'_>,
+        dump: &mut Dump,
+        limit: usize,
+        each: impl FnMut(&Hit<'_>) -> bool,
     ) -> bool {
-        unimplemented!()
+        self.inner.walk_items(cx, &mut dump.walk, limit, each)
     }
 
     pub fn state(&self) -> State {
-        unimplemented!()
+        let inner = &self.inner;
+        let upkeep = &inner.upkeep;
+        let (used, limit) = inner.pool.usage();
+        // What memcached's table would be at this number of items.
+        let mut power = inner.hash_power;
+        while power < 32 && inner.table.pairs() as f64 * 17.25 > 1.5 * (1u64 << power) as f64 {
+            power += 1;
+        }
+        State {
+            hash_power: power,
+            hash_bytes: inner.table.bytes() as u64,
+            hash_expanding: false,
+            free_pages: limit.saturating_sub(used) as u64 * PAGE as u64 / FOREIGN_PAGE,
+            page_bytes: used as u64 * PAGE as u64,
+            crawler_running: upkeep.crawler_running.load(Relaxed),
+            crawler_starts: upkeep.crawler_starts.load(Relaxed),
+            maintainer_juggles: upkeep.juggles.load(Relaxed),
+            reassign_running: upkeep.reassigning.load(Relaxed),
+            reassign_rescues: inner.rescues.load(Relaxed),
+            slabs_moved: inner.pages_moved.load(Relaxed) * PAGE as u64 / FOREIGN_PAGE,
+            ..State::default()
+        }
     }
+
     /// The class with this number, if it exists (1 to 63).
-    pub fn class(&self, _class: u8, _now: u32) -> Option<ClassState> {
-        unimplemented!()
+    pub fn class(&self, class: u8, now: u32) -> Option<ClassState> {
+        let inner = &self.inner;
+        if class == 0 || class > inner.classes.largest() {
+            return None;
+        }
+        let mut state = ClassState {
+            chunk_size: inner.classes.chunk_size(class) as u64,
+            chunks_per_page: inner.classes.chunks_per_page(class) as u64,
+            evicted_time: inner.evicted_age[usize::from(class)].load(Relaxed),
+            ..ClassState::default()
+        };
+        let mut bytes = 0;
+        for bin in inner.bins_of(Some(class)) {
+            let shared = &inner.bins[bin];
+            let guard = shared.lock();
+            let used = guard.pages.used() as u64;
+            bytes += guard.pages.pages().len() as u64 * PAGE as u64;
+            state.chunks += guard.pages.capacity() as u64;
+            state.used_chunks += used;
+            let hot = (guard.hot.len() as u64).min(used);
+            let warm = shared.warm().min(used - hot);
+            state.hot.items += hot;
+            state.warm.items += warm;
+            state.cold.items += used - hot - warm;
+            let (hot_age, cold_age) = inner.ages(&guard, now);
+            state.hot.age = state.hot.age.max(hot_age);
+            state.warm.age = state.warm.age.max(cold_age);
+            state.cold.age = state.cold.age.max(cold_age);
+        }
+        state.pages = bytes.div_ceil(FOREIGN_PAGE);
+        state.free_chunks = state.chunks - state.used_chunks;
+        Some(state)
     }
+
     /// Items by size, rounded up to a multiple of 32, if `-o track_sizes` is on.
     pub fn sizes(&self) -> Option<Vec<(u64, u64)>> {
-        unimplemented!()
+        let inner = &self.inner;
+        if !inner.upkeep.track_sizes {
+            return None;
+        }
+        let mut sizes = BTreeMap::new();
+        for bin in &inner.bins {
+            let state = bin.lock();
+            for &page in state.pages.pages() {
+                for slot in 0..inner.pages.entry(page).carved() {
+                    let head = inner
+                        .arena
+                        .head(inner.arena.handle(page, slot, state.pages.size()));
+                    let word = head.word();
+                    if word.linked() {
+                        let flags = word.has(super::raw::flag::CLIENT);
+                        let total = inner.arena.overhead(word.key_length(), flags, false)
+                            + head.length.load(Relaxed) as usize
+                            + MEMCACHED_EXTRA;
+                        *sizes
+                            .entry((total as u64).next_multiple_of(32))
+                            .or_insert(0) += 1;
+                    }
+                }
+            }
+        }
+        Some(sizes.into_iter().collect())
     }
+
     /// The class of an item with such a key, flags and value; what `cmd_set` counts under.
-    pub fn class_of(&self, _key_length: usize, _flags: u32, _length: usize) -> u8 {
-        unimplemented!()
+    pub fn class_of(&self, key_length: usize, flags: u32, length: usize) -> u8 {
+        let inner = &self.inner;
+        let total = inner.arena.overhead(key_length, flags != 0, false) + length;
+        inner.classes.class_of_total(total + MEMCACHED_EXTRA)
+    }
+}
+
+impl Inner {
+    fn pages_of(&self, class: Option<u8>) -> u64 {
+        self.bins_of(class)
+            .map(|bin| self.bins[bin].lock().pages.pages().len() as u64)
+            .sum()
+    }
+
+    /// Whether any class of a set may have items.
+    fn has_items(&self, classes: u64) -> bool {
+        (1..=self.classes.largest())
+            .filter(|class| classes & 1 << class != 0)
+            .any(|class| {
+                self.bins_of(Some(class))
+                    .any(|bin| self.bins[bin].lock().pages.used() > 0)
+            })
+    }
+
+    /// Seconds since the oldest item of the ring, and the next ones before the hand, were accessed.
+    fn ages(&self, state: &super::bins::BinState, now: u32) -> (u32, u32) {
+        let age = |handle| {
+            let head = self.arena.head(handle);
+            let linked = matches!(head.word().state(), SlotState::Hot | SlotState::Main);
+            linked.then(|| now.saturating_sub(head.accessed.load(Relaxed)))
+        };
+        let hot = state
+            .hot
+            .iter()
+            .take(AGE_SAMPLE)
+            .find_map(|&handle| age(handle))
+            .unwrap_or(0);
+        let cold = state
+            .ahead(&self.pages, &self.arena, AGE_SAMPLE)
+            .filter_map(age)
+            .max()
+            .unwrap_or(0);
+        (hot, cold)
     }
 }

@@ -41,14 +41,19 @@ impl Store {
         if how.cas.is_some_and(|cas| cas != item.cas()) {
             return Deleted::Exists;
         }
-        let deleted = Deleted::Deleted { class: inner.class_of(&item), length: item.length() };
+        let deleted = Deleted::Deleted {
+            class: inner.class_of(&item),
+            length: item.length(),
+        };
         let old_cas = item.cas();
         let mut old = None;
         let kept = match tombstone.and_then(|upload| upload.into_slot(inner)) {
             Some(slot) => {
                 let new = slot.item();
                 let head = new.head();
-                inner.arena.set_cas(slot.handle(), how.new_cas.unwrap_or(old_cas));
+                inner
+                    .arena
+                    .set_cas(slot.handle(), how.new_cas.unwrap_or(old_cas));
                 inner.count_in(cx, &new);
                 inner.count_out(cx, &item);
                 inner.note_unlinked(item.word());
@@ -66,8 +71,11 @@ impl Store {
                 item.head().expires.store(expires, Relaxed);
                 inner.note_expiry(item.handle(), expires);
             }
-            item.head().update(|word| word.with_flags((word.flags() | flag::STALE) & !flag::TOKEN_SENT));
-            inner.arena.set_cas(item.handle(), inner.next_cas(how.new_cas));
+            item.head()
+                .update(|word| word.with_flags((word.flags() | flag::STALE) & !flag::TOKEN_SENT));
+            inner
+                .arena
+                .set_cas(item.handle(), inner.next_cas(how.new_cas));
         } else if !kept {
             inner.unlink(cx, guard, place, hash);
             return deleted;
@@ -96,7 +104,10 @@ impl Store {
                 }
             };
             let item = guard.item(&place);
-            let Some(text) = item.inline().filter(|text| !text.is_empty() && text.len() <= super::COPY_MAX) else {
+            let Some(text) = item
+                .inline()
+                .filter(|text| !text.is_empty() && text.len() <= super::COPY_MAX)
+            else {
                 return Counted::NonNumeric;
             };
             if how.cas.is_some_and(|cas| cas != item.cas()) {
@@ -105,10 +116,15 @@ impl Store {
             let Some(old) = parse(text) else {
                 return Counted::NonNumeric;
             };
-            let value = if how.up { old.wrapping_add(how.delta) } else { old.saturating_sub(how.delta) };
+            let value = if how.up {
+                old.wrapping_add(how.delta)
+            } else {
+                old.saturating_sub(how.delta)
+            };
             let mut digits = itoa::Buffer::new();
             let digits = digits.format(value).as_bytes();
             let (class, old_length, word) = (inner.class_of(&item), text.len(), item.word());
+            let (handle, old_cas) = (item.handle(), item.cas());
             let cas = inner.next_cas(how.new_cas);
             let number = |guard: &PairGuard<'_>, place: &Place<'_>| {
                 let item = guard.item_of(place);
@@ -160,19 +176,27 @@ impl Store {
                 return number(&guard, &place);
             }
             // The longer number needs another slot: it is linked only over the item it was counted from.
-            let version = (item.handle(), old_length, item.cas());
+            let version = (handle, old_length, old_cas);
             drop(guard);
             let Some(mut upload) = inner.allocate(cx, &put, digits.len()) else {
                 return Counted::NoMemory;
             };
             upload.write(digits);
-            let Some(slot) = upload.into_slot(inner) else { return Counted::NoMemory };
+            let Some(slot) = upload.into_slot(inner) else {
+                return Counted::NoMemory;
+            };
             if let Some(stored) = inner.link_over(cx, &put, slot, cas, version) {
                 let cas = match stored {
                     Stored::Stored { cas, .. } => cas,
                     _ => cas,
                 };
-                return Counted::Number { value, cas, expires: put.expires, class, created: false };
+                return Counted::Number {
+                    value,
+                    cas,
+                    expires: put.expires,
+                    class,
+                    created: false,
+                };
             }
         }
     }
@@ -203,7 +227,13 @@ impl Store {
             binary_key: false,
         };
         match self.put(cx, &put, digits.as_bytes()) {
-            Stored::Stored { cas, class, .. } => Some(Counted::Number { value, cas, expires, class, created: true }),
+            Stored::Stored { cas, class, .. } => Some(Counted::Number {
+                value,
+                cas,
+                expires,
+                class,
+                created: true,
+            }),
             Stored::NoMemory | Stored::TooLarge => None,
             _ => Some(Counted::NotStored),
         }
@@ -217,7 +247,10 @@ impl Inner {
         head.accessed.store(self.stamp(now), Relaxed);
         let word = head.word();
         let counter = word.counter();
-        if counter == 0 && head.change(word, word.with_counter(1)) && word.state() == super::raw::State::Main {
+        if counter == 0
+            && head.change(word, word.with_counter(1))
+            && word.state() == super::raw::State::Main
+        {
             self.bins[usize::from(word.bin())].warmed();
         }
     }
@@ -234,13 +267,22 @@ fn parse(text: &[u8]) -> Option<u64> {
         b'+' => (false, &text[1..]),
         _ => (false, text),
     };
-    let digits = text.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len());
-    if digits == 0 || text.get(digits).is_some_and(|byte| !blank(byte) && *byte != 0) {
+    let digits = text
+        .iter()
+        .position(|byte| !byte.is_ascii_digit())
+        .unwrap_or(text.len());
+    if digits == 0
+        || text
+            .get(digits)
+            .is_some_and(|byte| !blank(byte) && *byte != 0)
+    {
         return None;
     }
     let mut value = 0u64;
     for &digit in &text[..digits] {
-        value = value.checked_mul(10)?.checked_add(u64::from(digit - b'0'))?;
+        value = value
+            .checked_mul(10)?
+            .checked_add(u64::from(digit - b'0'))?;
     }
     if negative {
         value = value.wrapping_neg();

@@ -8,7 +8,7 @@
 //! * `classes` maps sizes to memcached's slab classes and to our bins.
 //! * `bins` says which slot is free and which item goes next.
 //! * `alloc` gets a slot, `read`, `write` and `edit` do what requests ask, `upkeep` is what
-//!   background threads call, `report` what `stats` reads.
+//!   background threads call, `control` what administrators ask for.
 //!
 //! # Locks
 //! A bin's mutex, then a pair's bit, and that only by trying. A worker holds one pair bit and
@@ -23,10 +23,11 @@
 mod alloc;
 mod bins;
 mod classes;
+/// Limits, tuning, pages, the crawler, dumps, numbers.
+pub mod control;
 mod edit;
 mod raw;
 mod read;
-mod report;
 mod upkeep;
 mod write;
 
@@ -43,8 +44,6 @@ use classes::Classes;
 use raw::{Arena, Handle, Head, Item, PAGE, PageTable, PairGuard, Place, Table};
 
 pub use read::{Hit, Pin};
-pub use report::{BinReport, ClassReport, Report};
-pub use upkeep::{Crawl, Walk};
 pub use write::Upload;
 
 /// What an operation needs to know of the thread that calls it.
@@ -159,13 +158,15 @@ pub struct Delete {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deleted {
-    /// Gone (or made stale), and what it was: slab class and memcached size.
+    /// Gone (or made stale), and what it was: slab class and bytes of its value.
     Deleted {
         class: u8,
-        size: usize,
+        length: usize,
     },
     NotFound,
     Exists,
+    /// There is none for the tombstone.
+    NoMemory,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -195,7 +196,6 @@ pub enum Counted {
     NoMemory,
 }
 
-
 /// What all threads share.
 struct Inner {
     arena: Arena,
@@ -206,6 +206,11 @@ struct Inner {
     classes: Classes,
     hasher: Hasher,
     item_size_max: usize,
+    max_bytes: AtomicU64,
+    /// All item memory was taken at start (`-L`).
+    preallocated: bool,
+    /// What `hash_power_level` shows at least.
+    hash_power: u32,
     /// Items may be given up for new ones (no `-M`).
     evicting: bool,
     /// New items are put to the test (`lru mode segmented`).
@@ -238,7 +243,10 @@ const NO_FLUSH: u32 = u32::MAX;
 
 impl Flush {
     fn new() -> Flush {
-        Flush { marks: AtomicU64::new(u64::from(NO_FLUSH)), floor: AtomicU32::new(0) }
+        Flush {
+            marks: AtomicU64::new(u64::from(NO_FLUSH)),
+            floor: AtomicU32::new(0),
+        }
     }
 
     #[inline]
@@ -246,6 +254,11 @@ impl Flush {
         let marks = self.marks.load(Relaxed);
         let (passed, due) = ((marks >> 32) as u32, marks as u32);
         accessed <= passed || now >= due && accessed < due
+    }
+
+    /// The last flush that took effect, on the server's clock; 0 before the first.
+    fn passed(&self) -> u32 {
+        (self.marks.load(Relaxed) >> 32) as u32
     }
 
     fn set(&self, now: u32, at: u32) {
@@ -256,9 +269,11 @@ impl Flush {
             // Accesses from here on are stamped behind the mark.
             let mark = now.max(self.floor.load(Relaxed));
             self.floor.store(mark + 1, Relaxed);
-            self.marks.store(u64::from(mark) << 32 | u64::from(NO_FLUSH), Relaxed);
+            self.marks
+                .store(u64::from(mark) << 32 | u64::from(NO_FLUSH), Relaxed);
         } else {
-            self.marks.store(u64::from(passed) << 32 | u64::from(at), Relaxed);
+            self.marks
+                .store(u64::from(passed) << 32 | u64::from(at), Relaxed);
         }
     }
 
@@ -304,7 +319,8 @@ impl Inner {
     fn class_of(&self, item: &Item<'_>) -> u8 {
         let bin = item.word().bin();
         if bin == self.arena.chunk_bin() {
-            self.classes.class_of_total(item.total() + classes::FOREIGN_OVERHEAD)
+            self.classes
+                .class_of_total(item.total() + classes::MEMCACHED_EXTRA)
         } else {
             self.classes.class_of_bin(bin)
         }
@@ -322,25 +338,36 @@ impl Inner {
     fn count_in(&self, cx: Cx<'_>, item: &Item<'_>) {
         let counters = &cx.counters.classes[usize::from(self.class_of(item))];
         counters.items.add(1);
-        counters.bytes.add((item.total() + classes::FOREIGN_OVERHEAD) as u64);
+        counters
+            .bytes
+            .add((item.total() + classes::MEMCACHED_EXTRA) as u64);
         cx.counters.general.total_items.add(1);
     }
 
     fn count_out(&self, cx: Cx<'_>, item: &Item<'_>) {
         let counters = &cx.counters.classes[usize::from(self.class_of(item))];
         counters.items.sub(1);
-        counters.bytes.sub((item.total() + classes::FOREIGN_OVERHEAD) as u64);
+        counters
+            .bytes
+            .sub((item.total() + classes::MEMCACHED_EXTRA) as u64);
     }
 
     /// Tells an item's page when it expires, so that the crawler knows where to look.
     fn note_expiry(&self, handle: Handle, expires: u32) {
         if expires != 0 {
-            self.pages.entry(self.arena.page_of(handle)).expires_at(expires);
+            self.pages
+                .entry(self.arena.page_of(handle))
+                .expires_at(expires);
         }
     }
 
     /// The living item of a key, under its pair's lock. A dead one is taken out on the way.
-    fn find<'s>(&'s self, cx: Cx<'_>, key: &[u8], hash: u64) -> (PairGuard<'s>, Result<Place<'s>, Miss>) {
+    fn find<'s>(
+        &'s self,
+        cx: Cx<'_>,
+        key: &[u8],
+        hash: u64,
+    ) -> (PairGuard<'s>, Result<Place<'s>, Miss>) {
         let guard = self.table.lock(&self.arena, hash);
         match guard.find(hash, key) {
             None => (guard, Err(Miss::NotFound)),
@@ -354,13 +381,21 @@ impl Inner {
 
     /// Takes out an item that is expired or flushed.
     #[cold]
-    fn bury(&self, cx: Cx<'_>, mut guard: PairGuard<'_>, place: Place<'_>, hash: u64) -> Miss {
+    fn bury(&self, cx: Cx<'_>, guard: PairGuard<'_>, place: Place<'_>, hash: u64) -> Miss {
         let item = guard.item(&place);
         let flushed = self.flush.kills(cx.now, item.head().accessed.load(Relaxed));
         let general = &cx.counters.general;
-        if flushed { general.get_flushed.add(1) } else { general.get_expired.add(1) }
+        if flushed {
+            general.get_flushed.add(1)
+        } else {
+            general.get_expired.add(1)
+        }
         self.unlink(cx, guard, place, hash);
-        if flushed { Miss::Flushed } else { Miss::Expired }
+        if flushed {
+            Miss::Flushed
+        } else {
+            Miss::Expired
+        }
     }
 
     /// Takes an item out for good.
@@ -387,23 +422,34 @@ impl Store {
     pub fn new(settings: &settings::Store) -> Result<Store, String> {
         let hasher = match settings.hash_algorithm {
             Some(algorithm) => Hasher::named(algorithm),
-            None => Hasher::keyed(),
+            None => Hasher::keyed()
+                .map_err(|error| format!("no random numbers for the hash seed: {error}"))?,
         };
         let classes = Classes::new(settings);
-        let mut sizes: Vec<usize> = (0..classes.bin_count()).map(|bin| classes.bin_size(bin as u8)).collect();
+        let mut sizes: Vec<usize> = (0..classes.bin_count())
+            .map(|bin| classes.bin_size(bin as u8))
+            .collect();
         sizes.push(CHUNK);
         let limit = settings.max_bytes as usize;
         // Every bin may take one page beyond the limit, and one value of the largest size must fit.
         let slack = (sizes.len() + 16) * PAGE;
         let least = limit + slack;
         let most = least.max(LIMIT_RESERVE);
-        let arena = Arena::reserve(least, most, settings.cas, &sizes).map_err(|error| error.to_string())?;
+        let arena =
+            Arena::reserve(least, most, settings.cas, &sizes).map_err(|error| error.to_string())?;
         let pages = PageTable::reserve(arena.pages()).map_err(|error| error.to_string())?;
-        let power = if settings.hash_power == 0 { 16 } else { settings.hash_power };
+        let power = if settings.hash_power == 0 {
+            16
+        } else {
+            settings.hash_power
+        };
         let level = power.saturating_sub(4).max(4);
         let items = arena.region().bytes() / sizes[0].max(32);
-        let table = Table::reserve(level, items, settings.hash_expand).map_err(|error| error.to_string())?;
-        let bins = (0..arena.bins()).map(|bin| Bin::new(bin as u8, &arena)).collect();
+        let table = Table::reserve(level, items, settings.hash_expand)
+            .map_err(|error| error.to_string())?;
+        let bins = (0..arena.bins())
+            .map(|bin| Bin::new(bin as u8, &arena))
+            .collect();
         let pool = Pool::new(&arena, limit / PAGE);
         let inner = Inner {
             pages,
@@ -413,6 +459,9 @@ impl Store {
             classes,
             hasher,
             item_size_max: settings.item_size_max,
+            max_bytes: AtomicU64::new(settings.max_bytes),
+            preallocated: settings.large_pages,
+            hash_power: power,
             evicting: settings.evict,
             segmented: AtomicBool::new(settings.lru_maintainer),
             temporary_ttl: AtomicU32::new(settings.temporary_ttl.unwrap_or(0)),
@@ -430,7 +479,9 @@ impl Store {
         if settings.large_pages {
             inner.preallocate(limit)?;
         }
-        Ok(Store { inner: Arc::new(inner) })
+        Ok(Store {
+            inner: Arc::new(inner),
+        })
     }
 
     /// The hash of a key; every operation wants it, so that a batch can prefetch.
@@ -453,7 +504,8 @@ impl Store {
 
     /// The longest value that fits beside a key of this length.
     pub fn value_max(&self, key_length: usize, flags: u32) -> usize {
-        let overhead = self.inner.arena.overhead(key_length, flags != 0, false) + classes::FOREIGN_OVERHEAD;
+        let overhead =
+            self.inner.arena.overhead(key_length, flags != 0, false) + classes::MEMCACHED_EXTRA;
         self.inner.item_size_max.saturating_sub(overhead)
     }
 
@@ -468,3 +520,6 @@ impl Store {
 const CHUNK: usize = 16 << 10;
 /// Address space to reserve beyond the limit, so that it can be raised while the server runs.
 const LIMIT_RESERVE: usize = 32 << 30;
+
+#[cfg(test)]
+mod tests;

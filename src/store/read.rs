@@ -22,6 +22,20 @@ pub struct Hit<'g> {
 }
 
 impl<'g> Hit<'g> {
+    /// An item that is only looked at.
+    pub(super) fn shown(inner: &'g Arc<Inner>, item: Item<'g>) -> Hit<'g> {
+        let head = item.head();
+        let (expires, accessed) = (head.expires.load(Relaxed), head.accessed.load(Relaxed));
+        Hit {
+            inner,
+            item,
+            expires,
+            accessed,
+            won: false,
+            created: false,
+        }
+    }
+
     #[inline]
     pub fn key(&self) -> &'g [u8] {
         self.item.key()
@@ -78,7 +92,7 @@ impl<'g> Hit<'g> {
 
     /// Its size as memcached would count it.
     pub fn size(&self) -> usize {
-        self.item.total() + super::classes::FOREIGN_OVERHEAD
+        self.item.total() + super::classes::MEMCACHED_EXTRA
     }
 
     /// The key came as base64 (meta flag `b`).
@@ -109,14 +123,17 @@ impl<'g> Hit<'g> {
     /// The value, if it has at most [`COPY_MAX`] bytes.
     #[inline]
     pub fn inline(&self) -> Option<&'g [u8]> {
-        if self.item.length() > COPY_MAX { None } else { self.item.inline() }
+        if self.item.length() > COPY_MAX {
+            None
+        } else {
+            self.item.inline()
+        }
     }
 
     /// Holds the value in place until the pin is dropped. Only values over [`COPY_MAX`] can be held;
     /// shorter ones are there to be copied.
     pub fn pin(&self) -> Option<Pin> {
-        let pinned = self.item.pin()?;
-        Some(Pin { inner: self.inner.clone(), pinned: Some(pinned), cursor: Cell::new((0, 0)) })
+        Some(hold(self.inner, self.item.pin()?))
     }
 }
 
@@ -154,9 +171,22 @@ impl Pin {
     }
 }
 
+/// Makes a raw pin one that gives itself back.
+pub(super) fn hold(inner: &Arc<Inner>, pinned: Pinned) -> Pin {
+    Pin {
+        inner: inner.clone(),
+        pinned: Some(pinned),
+        cursor: Cell::new((0, 0)),
+    }
+}
+
 impl Drop for Pin {
     fn drop(&mut self) {
-        if let Some(slot) = self.pinned.take().and_then(|pinned| pinned.release(&self.inner.arena)) {
+        if let Some(slot) = self
+            .pinned
+            .take()
+            .and_then(|pinned| pinned.release(&self.inner.arena))
+        {
             self.inner.give(slot);
         }
     }
@@ -164,7 +194,9 @@ impl Drop for Pin {
 
 impl std::fmt::Debug for Pin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pin").field("length", &self.length()).finish()
+        f.debug_struct("Pin")
+            .field("length", &self.length())
+            .finish()
     }
 }
 
@@ -180,7 +212,9 @@ impl Inner {
         let word = head.word();
         let counter = word.counter();
         if counter < COUNTER_MAX || !word.has(flag::FETCHED) {
-            let new = word.with_counter((counter + 1).min(COUNTER_MAX)).with_flags(word.flags() | flag::FETCHED);
+            let new = word
+                .with_counter((counter + 1).min(COUNTER_MAX))
+                .with_flags(word.flags() | flag::FETCHED);
             if head.change(word, new) && counter == 0 && word.state() == State::Main {
                 let bin = &self.bins[usize::from(word.bin())];
                 bin.warmed();
@@ -193,7 +227,13 @@ impl Inner {
 impl Store {
     /// Classic read. `read` runs under the lock: it copies and returns.
     #[inline]
-    pub fn get<R>(&self, cx: Cx<'_>, key: &[u8], hash: u64, read: impl FnOnce(&Hit<'_>) -> R) -> Result<R, Miss> {
+    pub fn get<R>(
+        &self,
+        cx: Cx<'_>,
+        key: &[u8],
+        hash: u64,
+        read: impl FnOnce(&Hit<'_>) -> R,
+    ) -> Result<R, Miss> {
         let inner = &self.inner;
         let guard = inner.table.lock(&inner.arena, hash);
         let Some(place) = guard.find(hash, key) else {
@@ -265,11 +305,22 @@ impl Store {
             let word = item.word();
             let mut won = created;
             if how.leases && !created {
-                let lasts = if how.recache_first { before } else { head.expires.load(Relaxed) };
+                let lasts = if how.recache_first {
+                    before
+                } else {
+                    head.expires.load(Relaxed)
+                };
                 let lapses = how.recache.is_some_and(|at| lasts != 0 && lasts < at);
                 won = !word.has(flag::TOKEN_SENT) && (lapses || word.has(flag::STALE));
             }
-            let hit = Hit { inner, item, expires: before, accessed: head.accessed.load(Relaxed), won, created };
+            let hit = Hit {
+                inner,
+                item,
+                expires: before,
+                accessed: head.accessed.load(Relaxed),
+                won,
+                created,
+            };
             let result = read(&hit);
             if won && (how.leases || created) {
                 head.update(|word| word.with_flags(word.flags() | flag::TOKEN_SENT));

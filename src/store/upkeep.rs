@@ -86,14 +86,22 @@ pub struct Walk {
 
 impl Walk {
     pub(super) fn new(classes: u64) -> Walk {
-        Walk { classes, bin: 0, page: 0, slot: 0 }
+        Walk {
+            classes,
+            bin: 0,
+            page: 0,
+            slot: 0,
+        }
     }
 }
 
 impl Upkeep {
     pub(super) fn new(settings: &settings::Store) -> Upkeep {
         Upkeep {
-            crawler: Mutex::new(Crawler { interval: CRAWL_EVERY.0, ..Crawler::default() }),
+            crawler: Mutex::new(Crawler {
+                interval: CRAWL_EVERY.0,
+                ..Crawler::default()
+            }),
             crawler_on: AtomicBool::new(settings.lru_crawler),
             crawler_running: AtomicBool::new(false),
             crawler_starts: AtomicU64::new(0),
@@ -102,7 +110,11 @@ impl Upkeep {
             maintained: settings.lru_maintainer,
             juggles: AtomicU64::new(0),
             mover: Mutex::new(Mover::default()),
-            automove: AtomicU32::new(if settings.slab_reassign { settings.slab_automove } else { 0 }),
+            automove: AtomicU32::new(if settings.slab_reassign {
+                settings.slab_automove
+            } else {
+                0
+            }),
             reassigning: AtomicBool::new(false),
             tuning: Mutex::new(super::control::LruTuning::new(settings)),
             track_sizes: settings.track_sizes,
@@ -116,7 +128,9 @@ impl Store {
         let inner = &self.inner;
         inner.upkeep.juggles.fetch_add(1, Relaxed);
         inner.flush.settle(cx.now);
-        inner.table.grow(&inner.arena, SPLITS, |key| inner.hasher.hash(key));
+        inner
+            .table
+            .grow(&inner.arena, SPLITS, |key| inner.hasher.hash(key));
         let (used, limit) = inner.pool.usage();
         if used >= HUGE_FROM && !inner.huge.swap(true, Relaxed) {
             inner.arena.region().advise_huge();
@@ -143,7 +157,9 @@ impl Store {
             }
             inner.start_crawl(&mut crawler, u64::MAX);
         }
-        let Some(mut walk) = crawler.walk else { return Duration::from_millis(200) };
+        let Some(mut walk) = crawler.walk else {
+            return Duration::from_millis(200);
+        };
         let mut seen = 0;
         let more = inner.crawl_page(cx, &mut walk, &mut crawler, &mut seen);
         crawler.budget = crawler.budget.saturating_sub(seen);
@@ -199,26 +215,41 @@ impl Inner {
     /// Moves a walk to the next page it has to look at.
     fn next_page(&self, walk: &mut Walk) -> bool {
         while walk.bin < self.bins.len() {
-            if self.walks_bin(walk.classes, walk.bin) && walk.page < self.bins[walk.bin].lock().pages.pages().len() {
+            if self.walks_bin(walk.classes, walk.bin)
+                && walk.page < self.bins[walk.bin].lock().pages.pages().len()
+            {
                 return true;
             }
-            *walk = Walk { bin: walk.bin + 1, page: 0, slot: 0, ..*walk };
+            *walk = Walk {
+                bin: walk.bin + 1,
+                page: 0,
+                slot: 0,
+                ..*walk
+            };
         }
         false
     }
 
     /// Reaps what is dead on one page. False when the walk is over.
-    fn crawl_page(&self, cx: Cx<'_>, walk: &mut Walk, crawler: &mut Crawler, seen: &mut u64) -> bool {
+    fn crawl_page(
+        &self,
+        cx: Cx<'_>,
+        walk: &mut Walk,
+        crawler: &mut Crawler,
+        seen: &mut u64,
+    ) -> bool {
         if !self.next_page(walk) {
             return false;
         }
         let mut gone = Vec::new();
         {
             let state = self.bins[walk.bin].lock();
-            let Some(&page) = state.pages.pages().get(walk.page) else { return true };
+            let Some(&page) = state.pages.pages().get(walk.page) else {
+                return true;
+            };
             let entry = self.pages.entry(page);
             walk.page += 1;
-            if entry.soonest_expiry() > cx.now && !self.flush.has_passed() {
+            if entry.soonest_expiry() > cx.now && self.flush.passed() == 0 {
                 return true;
             }
             // Reset first: what is noted from here on, by those who store meanwhile, is kept.
@@ -275,18 +306,29 @@ impl Inner {
                 return false;
             }
             let state = self.bins[walk.bin].lock();
-            let Some(&page) = state.pages.pages().get(walk.page) else { continue };
+            let Some(&page) = state.pages.pages().get(walk.page) else {
+                continue;
+            };
             let carved = self.pages.entry(page).carved();
             while walk.slot < carved && shown < limit {
                 let handle = self.arena.handle(page, walk.slot, state.pages.size());
                 walk.slot += 1;
-                let Some(key) = state.pages.peek_key(&self.pages, &self.arena, handle) else { continue };
+                let Some(key) = state.pages.peek_key(&self.pages, &self.arena, handle) else {
+                    continue;
+                };
                 let hash = self.hasher.hash(key);
                 // Whoever has the pair is quick; but a bin's mutex is held here, so it is only tried.
-                let Some(guard) = (0..1000).find_map(|_| self.table.try_lock(&self.arena, hash)) else { continue };
-                let Some(place) = guard.find_handle(hash, handle) else { continue };
+                let Some(guard) = (0..1000).find_map(|_| self.table.try_lock(&self.arena, hash))
+                else {
+                    continue;
+                };
+                let Some(place) = guard.find_handle(hash, handle) else {
+                    continue;
+                };
                 let item = guard.item(&place);
-                if self.is_dead(cx.now, item.head()) || walk.classes & 1 << self.class_of(&item) == 0 {
+                if self.is_dead(cx.now, item.head())
+                    || walk.classes & 1 << self.class_of(&item) == 0
+                {
                     continue;
                 }
                 shown += 1;
@@ -306,8 +348,10 @@ impl Inner {
         let head = self.arena.head(handle);
         let bin = head.word().bin();
         if bin == self.arena.chunk_bin() {
-            let total = self.arena.overhead(head.word().key_length(), false, false) + head.length.load(Relaxed) as usize;
-            self.classes.class_of_total(total + super::classes::FOREIGN_OVERHEAD)
+            let total = self.arena.overhead(head.word().key_length(), false, false)
+                + head.length.load(Relaxed) as usize;
+            self.classes
+                .class_of_total(total + super::classes::MEMCACHED_EXTRA)
         } else {
             self.classes.class_of_bin(bin)
         }
@@ -323,7 +367,11 @@ impl Inner {
         for (number, bin) in self.bins.iter().enumerate() {
             let (pages, used, size) = {
                 let state = bin.lock();
-                (state.pages.pages().len(), state.pages.used(), state.pages.size())
+                (
+                    state.pages.pages().len(),
+                    state.pages.used(),
+                    state.pages.size(),
+                )
             };
             let seen = &mut mover.bins[number];
             let (cold_hits, evictions) = (bin.cold_hits.load(Relaxed), bin.evictions.load(Relaxed));
@@ -345,7 +393,9 @@ impl Inner {
             }
         }
         drop(mover);
-        let (Some((least, from)), Some((most, to))) = (rich, poor) else { return };
+        let (Some((least, from)), Some((most, to))) = (rich, poor) else {
+            return;
+        };
         if from == to || most < WORTH_MOVING * least {
             return;
         }
@@ -359,9 +409,13 @@ impl Inner {
     }
 
     fn move_page(&self, cx: Cx<'_>, from: u8, to: u8) -> bool {
-        if self.bins[usize::from(from)].lock().pages.pages().len() < 2 || !self.empty_page(cx, from) {
+        if self.bins[usize::from(from)].lock().pages.pages().len() < 2 {
             return false;
         }
+        let Some(page) = self.empty_page(cx, from) else {
+            return false;
+        };
+        self.pool.give(page);
         let mut state = self.bins[usize::from(to)].lock();
         if let Page::Granted(page) = self.pool.take(false) {
             state.pages.add_page(&self.pages, page);
@@ -372,9 +426,17 @@ impl Inner {
     /// Gives pages back that are over a limit that was lowered, from the bins that have most.
     fn shrink(&self, cx: Cx<'_>, over: usize) {
         for _ in 0..over.min(64) {
-            let most = (0..self.bins.len()).map(|bin| (self.bins[bin].lock().pages.pages().len(), bin)).max();
+            let most = (0..self.bins.len())
+                .map(|bin| (self.bins[bin].lock().pages.pages().len(), bin))
+                .max();
             match most {
-                Some((pages, bin)) if pages > 1 && self.empty_page(cx, bin as u8) => {}
+                Some((pages, bin)) if pages > 1 => {
+                    let Some(page) = self.empty_page(cx, bin as u8) else {
+                        return;
+                    };
+                    self.pages.discard(&self.arena, page);
+                    self.pool.give(page);
+                }
                 _ => return,
             }
         }
@@ -382,14 +444,24 @@ impl Inner {
 
     /// Carries out a `slabs reassign`: one of memcached's pages is 16 of ours.
     fn serve_reassign(&self, cx: Cx<'_>) {
-        let Some((from, to)) = lock(&self.upkeep.mover).request.take() else { return };
+        let Some((from, to)) = lock(&self.upkeep.mover).request.take() else {
+            return;
+        };
         for _ in 0..(1 << 20) / PAGE {
-            let source = self.bins_of(from).max_by_key(|&bin| self.bins[bin].lock().pages.pages().len());
+            let source = self
+                .bins_of(from)
+                .max_by_key(|&bin| self.bins[bin].lock().pages.pages().len());
             let Some(source) = source else { break };
-            if self.bins[source].lock().pages.pages().is_empty() || !self.empty_page(cx, source as u8) {
+            if self.bins[source].lock().pages.pages().is_empty() {
                 break;
             }
-            let target = self.bins_of(Some(to)).max_by_key(|&bin| self.bins[bin].lock().pages.used());
+            let Some(page) = self.empty_page(cx, source as u8) else {
+                break;
+            };
+            self.pool.give(page);
+            let target = self
+                .bins_of(Some(to))
+                .max_by_key(|&bin| self.bins[bin].lock().pages.used());
             if let (Some(target), Page::Granted(page)) = (target, self.pool.take(false)) {
                 self.bins[target].lock().pages.add_page(&self.pages, page);
             }
@@ -404,10 +476,18 @@ impl Inner {
             None => true,
             Some(0) => false,
             Some(class) => {
-                let chained = self.classes.is_chained(class);
-                if bin == last { chained } else { usize::from(class) == self.class_of_bin(bin as u8) }
+                if bin == last {
+                    self.is_chained(class)
+                } else {
+                    usize::from(class) == self.class_of_bin(bin as u8)
+                }
             }
         })
+    }
+
+    /// A class none of whose items fits a slot.
+    pub(super) fn is_chained(&self, class: u8) -> bool {
+        (0..self.classes.bin_count()).all(|bin| self.classes.class_of_bin(bin as u8) != class)
     }
 
     /// Takes all item memory now, in huge pages where the kernel gives them.
@@ -415,6 +495,9 @@ impl Inner {
         self.huge.store(true, Relaxed);
         self.arena.region().advise_huge();
         self.table.advise_huge();
-        self.arena.region().populate(bytes).map_err(|error| format!("cannot take {} MiB of memory at once: {error}", bytes >> 20))
+        self.arena
+            .region()
+            .populate(bytes)
+            .map_err(|error| format!("cannot take {} MiB of memory at once: {error}", bytes >> 20))
     }
 }

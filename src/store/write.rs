@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::alloc::Fit;
-use super::classes::FOREIGN_OVERHEAD;
+use super::classes::MEMCACHED_EXTRA;
 use super::raw::{Item, NewItem, PairGuard, Parked, Place, Slot, State, flag};
 use super::{COPY_MAX, Cx, Inner, Mode, Put, Refused, Store, Stored};
 
@@ -30,9 +30,27 @@ struct Part {
 }
 
 impl Upload {
-    pub(super) fn new(inner: Arc<Inner>, head: Parked, at: usize, room: usize, length: usize) -> Upload {
-        let parts = vec![Part { chunk: None, at, room }];
-        Upload { inner, head: Some(head), parts, current: 0, filled: 0, length, arrived: 0 }
+    pub(super) fn new(
+        inner: Arc<Inner>,
+        head: Parked,
+        at: usize,
+        room: usize,
+        length: usize,
+    ) -> Upload {
+        let parts = vec![Part {
+            chunk: None,
+            at,
+            room,
+        }];
+        Upload {
+            inner,
+            head: Some(head),
+            parts,
+            current: 0,
+            filled: 0,
+            length,
+            arrived: 0,
+        }
     }
 
     pub(super) fn push_chunk(&mut self, chunk: Slot<'_>, at: usize, room: usize) {
@@ -45,7 +63,11 @@ impl Upload {
             // The head's state is BUSY, a chunk's is CHUNK: `hang` tells them apart by that.
             last.hang(&Arc::clone(&self.inner).arena, &chunk);
         }
-        self.parts.push(Part { chunk: Some(chunk), at, room });
+        self.parts.push(Part {
+            chunk: Some(chunk),
+            at,
+            room,
+        });
     }
 
     /// Where the next bytes go; empty when the value is whole.
@@ -65,7 +87,10 @@ impl Upload {
     /// `n` bytes of [`spare`](Upload::spare) have been filled.
     pub fn advance(&mut self, n: usize) {
         let part = &self.parts[self.current];
-        assert!(self.filled + n <= part.room, "more bytes than there was room for");
+        assert!(
+            self.filled + n <= part.room,
+            "more bytes than there was room for"
+        );
         self.filled += n;
         self.arrived += n;
     }
@@ -87,7 +112,7 @@ impl Upload {
         }
     }
 
-    fn into_slot(mut self, inner: &Inner) -> Option<Slot<'_>> {
+    pub(super) fn into_slot(mut self, inner: &Inner) -> Option<Slot<'_>> {
         self.head.take().map(|head| head.unpark(&inner.arena))
     }
 }
@@ -102,15 +127,24 @@ impl Drop for Upload {
 
 impl std::fmt::Debug for Upload {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Upload").field("length", &self.length).field("missing", &self.missing()).finish()
+        f.debug_struct("Upload")
+            .field("length", &self.length)
+            .field("missing", &self.missing())
+            .finish()
     }
 }
+
+/// Calls what it is given with the parts of a value, in order.
+type Pieces<'v> = dyn Fn(&mut dyn FnMut(&[u8])) + 'v;
 
 /// What the item that is there means for one that is to be stored.
 enum Verdict {
     Store,
     /// Store it, but as a stale item with the old one's expiry (`I` with an older CAS).
-    StoreStale { token_sent: bool, expires: u32 },
+    StoreStale {
+        token_sent: bool,
+        expires: u32,
+    },
     Refuse(Stored),
 }
 
@@ -119,10 +153,7 @@ impl Inner {
     fn judge(&self, cx: Cx<'_>, put: &Put<'_>, old: Option<&Item<'_>>) -> Verdict {
         let Some(old) = old else {
             return match (put.mode, put.cas) {
-                (Mode::Set, Some(_)) | (Mode::Replace, Some(_)) => {
-                    cx.counters.general.cas_misses.add(1);
-                    Verdict::Refuse(Stored::NotFound)
-                }
+                (Mode::Set | Mode::Replace, Some(_)) => Verdict::Refuse(Stored::NotFound),
                 (Mode::Set | Mode::Add, _) => Verdict::Store,
                 (Mode::Append | Mode::Prepend, _) if put.vivify.is_some() => Verdict::Store,
                 _ => Verdict::Refuse(Stored::NotStored),
@@ -134,7 +165,9 @@ impl Inner {
                 self.bump(old, cx.now);
                 Verdict::Refuse(Stored::NotStored)
             }
-            (Mode::Append | Mode::Prepend, Some(cas)) if cas != old.cas() => Verdict::Refuse(Stored::Exists),
+            (Mode::Append | Mode::Prepend, Some(cas)) if cas != old.cas() => {
+                Verdict::Refuse(Stored::Exists)
+            }
             (Mode::Set | Mode::Replace, Some(cas)) => {
                 if self.arena.has_cas() && cas == old.cas() && cas != 0 {
                     counters().cas_hits.add(1);
@@ -174,7 +207,10 @@ impl Inner {
                     self.give(slot);
                     return stored;
                 }
-                Verdict::StoreStale { token_sent, expires } => {
+                Verdict::StoreStale {
+                    token_sent,
+                    expires,
+                } => {
                     let token = if token_sent { flag::TOKEN_SENT } else { 0 };
                     head.expires.store(expires, Relaxed);
                     head.update(|word| word.with_flags(word.flags() | flag::STALE | token));
@@ -243,12 +279,16 @@ impl Inner {
             } else {
                 self.table.grow(&self.arena, 1, |key| self.hasher.hash(key));
             }
-            return Stored::Stored { cas: if self.arena.has_cas() { cas } else { 0 }, class, length };
+            return Stored::Stored {
+                cas: if self.arena.has_cas() { cas } else { 0 },
+                class,
+                length,
+            };
         }
     }
 
     /// Overwrites an item where it stands, if its slot is of the right size for the new one.
-    fn overwrite<'s>(
+    pub(super) fn overwrite<'s>(
         &'s self,
         cx: Cx<'_>,
         guard: &mut PairGuard<'s>,
@@ -259,13 +299,17 @@ impl Inner {
     ) -> bool {
         let item = guard.item(place);
         let (word, old_length, old_total) = (item.word(), item.length(), item.total());
-        let flags = if keep > 0 || put.mode != Mode::Set { item.client_flags() } else { put.flags };
+        let flags = if keep > 0 || put.mode != Mode::Set {
+            item.client_flags()
+        } else {
+            put.flags
+        };
         let length = keep + parts.iter().map(|part| part.len()).sum::<usize>();
         if length > COPY_MAX || word.has(flag::LARGE) {
             return false;
         }
         let total = self.arena.overhead(word.key_length(), flags != 0, false) + length;
-        if old_length > COPY_MAX || self.fit(total, false) != Fit::Slot(word.bin()) {
+        if old_length > COPY_MAX || self.fit(total) != Fit::Slot(word.bin()) {
             return false;
         }
         guard.overwrite(place, self.arena.slot_size(word.bin()), flags, keep, parts);
@@ -277,7 +321,7 @@ impl Inner {
     }
 
     /// Marks an item as just stored.
-    fn renew(&self, cx: Cx<'_>, item: &Item<'_>, put: &Put<'_>, cas: u64, expires: u32) {
+    pub(super) fn renew(&self, cx: Cx<'_>, item: &Item<'_>, put: &Put<'_>, cas: u64, expires: u32) {
         let head = item.head();
         head.expires.store(expires, Relaxed);
         self.note_expiry(item.handle(), expires);
@@ -294,12 +338,12 @@ impl Inner {
     /// `set`, `add`, `replace`, `cas` of a value at hand.
     fn put(self: &Arc<Self>, cx: Cx<'_>, put: &Put<'_>, value: &[u8]) -> Stored {
         let total = self.arena.overhead(put.key.len(), put.flags != 0, false) + value.len();
-        if total + FOREIGN_OVERHEAD > self.item_size_max {
+        if total + MEMCACHED_EXTRA > self.item_size_max {
             return Stored::TooLarge;
         }
         let cas = self.next_cas(put.new_cas);
         let large = value.len() > COPY_MAX;
-        let bin = match self.fit(total, large) {
+        let bin = match self.fit(total) {
             Fit::Slot(bin) if !large => bin,
             _ => {
                 let Some(mut upload) = self.allocate(cx, put, value.len()) else {
@@ -315,7 +359,10 @@ impl Inner {
         let (mut guard, found) = self.find(cx, put.key, put.hash);
         if let Ok(place) = found {
             let item = guard.item(&place);
-            if item.word().bin() == bin && !item.word().has(flag::LARGE) && !self.is_temporary(cx.now, put.expires) {
+            if item.word().bin() == bin
+                && !item.word().has(flag::LARGE)
+                && !self.is_temporary(cx.now, put.expires)
+            {
                 let class = self.classes.class_of_bin(bin);
                 match self.judge(cx, put, Some(&item)) {
                     Verdict::Refuse(stored) => return stored,
@@ -325,19 +372,31 @@ impl Inner {
                         if self.overwrite(cx, &mut guard, &place, &as_set, 0, &[value]) {
                             self.renew(cx, &guard.item(&place), put, cas, put.expires);
                             let cas = if self.arena.has_cas() { cas } else { 0 };
-                            return Stored::Stored { cas, class, length: value.len() };
+                            return Stored::Stored {
+                                cas,
+                                class,
+                                length: value.len(),
+                            };
                         }
                     }
-                    Verdict::StoreStale { token_sent, expires } => {
+                    Verdict::StoreStale {
+                        token_sent,
+                        expires,
+                    } => {
                         let mut as_set = *put;
                         as_set.mode = Mode::Set;
                         if self.overwrite(cx, &mut guard, &place, &as_set, 0, &[value]) {
                             let item = guard.item(&place);
                             self.renew(cx, &item, put, cas, expires);
                             let token = if token_sent { flag::TOKEN_SENT } else { 0 };
-                            item.head().update(|word| word.with_flags(word.flags() | flag::STALE | token));
+                            item.head()
+                                .update(|word| word.with_flags(word.flags() | flag::STALE | token));
                             let cas = if self.arena.has_cas() { cas } else { 0 };
-                            return Stored::Stored { cas, class, length: value.len() };
+                            return Stored::Stored {
+                                cas,
+                                class,
+                                length: value.len(),
+                            };
                         }
                     }
                 }
@@ -362,7 +421,13 @@ impl Inner {
     }
 
     /// `append` and `prepend`. `value` calls its argument with the pieces of the new bytes.
-    fn extend(self: &Arc<Self>, cx: Cx<'_>, put: &Put<'_>, added: usize, value: &dyn Fn(&mut dyn FnMut(&[u8]))) -> Stored {
+    fn extend(
+        self: &Arc<Self>,
+        cx: Cx<'_>,
+        put: &Put<'_>,
+        added: usize,
+        value: &Pieces<'_>,
+    ) -> Stored {
         let cas = self.next_cas(put.new_cas);
         loop {
             let (mut guard, found) = self.find(cx, put.key, put.hash);
@@ -371,12 +436,20 @@ impl Inner {
                     Verdict::Refuse(stored) => return stored,
                     _ => {
                         drop(guard);
-                        let fresh = Put { mode: Mode::Add, cas: None, new_cas: Some(cas), expires: put.vivify.unwrap_or(0), ..*put };
+                        let fresh = Put {
+                            mode: Mode::Add,
+                            cas: None,
+                            new_cas: Some(cas),
+                            expires: put.vivify.unwrap_or(0),
+                            ..*put
+                        };
                         let Some(mut upload) = self.allocate(cx, &fresh, added) else {
                             return Stored::NoMemory;
                         };
                         value(&mut |piece| upload.write(piece));
-                        let stored = upload.into_slot(self).map_or(Stored::NoMemory, |slot| self.link(cx, &fresh, slot, cas));
+                        let stored = upload
+                            .into_slot(self)
+                            .map_or(Stored::NoMemory, |slot| self.link(cx, &fresh, slot, cas));
                         match stored {
                             Stored::NotStored => continue,
                             stored => return stored,
@@ -392,10 +465,15 @@ impl Inner {
             let (flags, expires) = (item.client_flags(), item.head().expires.load(Relaxed));
             let length = old_length + added;
             let total = self.arena.overhead(put.key.len(), flags != 0, false) + length;
-            if total + FOREIGN_OVERHEAD > self.item_size_max {
+            if total + MEMCACHED_EXTRA > self.item_size_max {
                 return Stored::NotStored;
             }
-            let plain = Put { flags, expires, binary_key: false, ..*put };
+            let plain = Put {
+                flags,
+                expires,
+                binary_key: false,
+                ..*put
+            };
             if length <= COPY_MAX && !word.has(flag::LARGE) {
                 let mut scratch = [0; COPY_MAX];
                 let mut filled = 0;
@@ -403,7 +481,11 @@ impl Inner {
                     scratch[filled..filled + piece.len()].copy_from_slice(piece);
                     filled += piece.len();
                 });
-                let keep = if put.mode == Mode::Append { old_length } else { 0 };
+                let keep = if put.mode == Mode::Append {
+                    old_length
+                } else {
+                    0
+                };
                 if keep == 0 {
                     item.pieces(|piece| {
                         scratch[filled..filled + piece.len()].copy_from_slice(piece);
@@ -413,9 +495,14 @@ impl Inner {
                 if self.overwrite(cx, &mut guard, &place, put, keep, &[&scratch[..filled]]) {
                     self.renew(cx, &guard.item(&place), &plain, cas, expires);
                     let class = self.classes.class_of_bin(word.bin());
-                    return Stored::Stored { cas: if self.arena.has_cas() { cas } else { 0 }, class, length };
+                    return Stored::Stored {
+                        cas: if self.arena.has_cas() { cas } else { 0 },
+                        class,
+                        length,
+                    };
                 }
             }
+            let item = guard.item(&place);
             // A large value is held in place and copied without the lock; a small one is copied out.
             let pin = item.pin();
             let mut small = Vec::new();
@@ -444,15 +531,19 @@ impl Inner {
             if put.mode == Mode::Append {
                 value(&mut |piece| upload.write(piece));
             }
-            let Some(slot) = upload.into_slot(self) else { return Stored::NoMemory };
-            if let Some(stored) = self.link_over(cx, &plain, slot, cas, (handle, old_length, old_cas)) {
+            let Some(slot) = upload.into_slot(self) else {
+                return Stored::NoMemory;
+            };
+            if let Some(stored) =
+                self.link_over(cx, &plain, slot, cas, (handle, old_length, old_cas))
+            {
                 return stored;
             }
         }
     }
 
     /// Links a slot in the place of one certain version of an item; nothing if that is gone.
-    fn link_over<'s>(
+    pub(super) fn link_over<'s>(
         &'s self,
         cx: Cx<'_>,
         put: &Put<'_>,
@@ -479,7 +570,11 @@ impl Inner {
         let word = old.word();
         self.count_out(cx, &old);
         self.note_unlinked(word);
-        let state = if word.state() == State::Temp { State::Temp } else { State::Main };
+        let state = if word.state() == State::Temp {
+            State::Temp
+        } else {
+            State::Main
+        };
         let counter = word.counter().min(1);
         if state == State::Main && counter > 0 {
             self.bins[usize::from(slot.bin())].warmed();
@@ -489,7 +584,11 @@ impl Inner {
         if let Some(old) = old {
             self.give(old);
         }
-        Some(Stored::Stored { cas: if self.arena.has_cas() { cas } else { 0 }, class, length: new_length })
+        Some(Stored::Stored {
+            cas: if self.arena.has_cas() { cas } else { 0 },
+            class,
+            length: new_length,
+        })
     }
 }
 
@@ -503,7 +602,8 @@ impl Store {
                 if self.refuses(put, value.len()) {
                     return Stored::TooLarge;
                 }
-                self.inner.extend(cx, put, value.len(), &|write| write(value))
+                self.inner
+                    .extend(cx, put, value.len(), &|write| write(value))
             }
             _ => self.inner.put(cx, put, value),
         }
@@ -512,7 +612,7 @@ impl Store {
     fn refuses(&self, put: &Put<'_>, length: usize) -> bool {
         let inner = &self.inner;
         let total = inner.arena.overhead(put.key.len(), put.flags != 0, false) + length;
-        total + FOREIGN_OVERHEAD > inner.item_size_max
+        total + MEMCACHED_EXTRA > inner.item_size_max
     }
 
     /// Memory for a value of `length` bytes that will arrive piece by piece.
@@ -520,18 +620,23 @@ impl Store {
         if self.refuses(put, length) {
             return Err(Refused::TooLarge);
         }
-        self.inner.allocate(cx, put, length).ok_or(Refused::NoMemory)
+        self.inner
+            .allocate(cx, put, length)
+            .ok_or(Refused::NoMemory)
     }
 
     /// Links an upload whose bytes have all arrived.
     pub fn finish(&self, cx: Cx<'_>, put: &Put<'_>, upload: Upload) -> Stored {
         assert_eq!(upload.missing(), 0, "an upload is linked when it is whole");
         let inner = &self.inner;
-        let Some(slot) = upload.into_slot(inner) else { return Stored::NoMemory };
+        let Some(slot) = upload.into_slot(inner) else {
+            return Stored::NoMemory;
+        };
         match put.mode {
             Mode::Append | Mode::Prepend => {
                 let item = slot.item();
-                let stored = inner.extend(cx, put, item.length(), &|write| item.pieces(&mut *write));
+                let stored =
+                    inner.extend(cx, put, item.length(), &|write| item.pieces(&mut *write));
                 inner.give(slot);
                 stored
             }

@@ -54,7 +54,8 @@ impl Bucket {
     fn set_live(&self, entry: usize, live: bool) {
         let bit = 1 << (LIVE_SHIFT + entry as u32);
         let control = self.control();
-        self.control.store(if live { control | bit } else { control & !bit }, Relaxed);
+        self.control
+            .store(if live { control | bit } else { control & !bit }, Relaxed);
     }
 
     fn set_flag(&self, flag: u32) {
@@ -63,7 +64,11 @@ impl Bucket {
 
     /// Entries that may hold items.
     fn usable(&self) -> u32 {
-        if self.control() & CHAINED != 0 { (1 << LINK) - 1 } else { (1 << ENTRIES) - 1 }
+        if self.control() & CHAINED != 0 {
+            (1 << LINK) - 1
+        } else {
+            (1 << ENTRIES) - 1
+        }
     }
 
     /// The entries with this tag, live or ghosts.
@@ -73,7 +78,9 @@ impl Bucket {
         let high = u64::from(self.tags_high.load(Relaxed));
         #[cfg(target_arch = "x86_64")]
         {
-            use std::arch::x86_64::{_mm_cmpeq_epi8, _mm_movemask_epi8, _mm_set_epi64x, _mm_set1_epi8};
+            use std::arch::x86_64::{
+                _mm_cmpeq_epi8, _mm_movemask_epi8, _mm_set_epi64x, _mm_set1_epi8,
+            };
             // SAFETY: SSE2 is part of every x86-64.
             let equal = unsafe {
                 let tags = _mm_set_epi64x(high as i64, low as i64);
@@ -85,7 +92,8 @@ impl Bucket {
         {
             let (low, high) = (low.to_le_bytes(), high.to_le_bytes());
             let tags = low.iter().chain(&high[..ENTRIES - 8]);
-            tags.enumerate().fold(0, |map, (at, &other)| map | u32::from(other == tag) << at)
+            tags.enumerate()
+                .fold(0, |map, (at, &other)| map | u32::from(other == tag) << at)
         }
     }
 
@@ -105,7 +113,8 @@ impl Bucket {
         } else {
             let shift = (entry - 8) * 8;
             let tags = self.tags_high.load(Relaxed) & !(0xff << shift);
-            self.tags_high.store(tags | u32::from(tag) << shift, Relaxed);
+            self.tags_high
+                .store(tags | u32::from(tag) << shift, Relaxed);
         }
     }
 
@@ -182,20 +191,23 @@ impl Table {
         let pairs = (items * 4 / QUARTERS_PER_PAIR).max(1 << level) + 1;
         let pairs = pairs.next_power_of_two();
         let bytes = pairs * 2 * size_of::<Bucket>();
-        let least = 2 * size_of::<Bucket>() << (level + 1);
+        let least = (2 * size_of::<Bucket>()) << (level + 1);
         Ok(Table {
             pairs: Region::reserve_between(least, bytes)?,
             extensions: Region::reserve_between(1 << 20, bytes / 4)?,
             geometry: AtomicU64::new(u64::from(level) << 32),
             items: AtomicUsize::new(0),
-            threshold: AtomicUsize::new(if expand { (1 << level) * QUARTERS_PER_PAIR / 4 } else { usize::MAX }),
-            growth: Mutex::new(Growth { free: Vec::new(), fresh: 1 }),
+            threshold: AtomicUsize::new(if expand {
+                (1 << level) * QUARTERS_PER_PAIR / 4
+            } else {
+                usize::MAX
+            }),
+            growth: Mutex::new(Growth {
+                free: Vec::new(),
+                fresh: 1,
+            }),
             expand,
         })
-    }
-
-    pub fn items(&self) -> usize {
-        self.items.load(Relaxed)
     }
 
     /// Pairs in use.
@@ -217,7 +229,11 @@ impl Table {
     fn pair_of(&self, hash: u64) -> usize {
         let (level, split) = unpack(self.geometry.load(Acquire));
         let pair = hash as usize & ((1 << level) - 1);
-        if pair < split { hash as usize & ((2 << level) - 1) } else { pair }
+        if pair < split {
+            hash as usize & ((2 << level) - 1)
+        } else {
+            pair
+        }
     }
 
     #[inline]
@@ -232,7 +248,14 @@ impl Table {
     fn extension(&self, number: u32) -> &Bucket {
         debug_assert!((number as usize + 1) * size_of::<Bucket>() <= self.extensions.bytes());
         // SAFETY: as in `pair`; numbers are handed out by `take_extension` only.
-        unsafe { &*self.extensions.base().as_ptr().cast::<Bucket>().add(number as usize) }
+        unsafe {
+            &*self
+                .extensions
+                .base()
+                .as_ptr()
+                .cast::<Bucket>()
+                .add(number as usize)
+        }
     }
 
     /// Asks for the cache lines of a key's home bucket.
@@ -269,7 +292,11 @@ impl Table {
             let buckets = self.pair(pair);
             acquire(&buckets[0].control);
             if self.pair_of(hash) == pair {
-                return PairGuard { table: self, arena, buckets };
+                return PairGuard {
+                    table: self,
+                    arena,
+                    buckets,
+                };
             }
             release(&buckets[0].control);
         }
@@ -282,7 +309,11 @@ impl Table {
         if !try_acquire(&buckets[0].control) {
             return None;
         }
-        let guard = PairGuard { table: self, arena, buckets };
+        let guard = PairGuard {
+            table: self,
+            arena,
+            buckets,
+        };
         (self.pair_of(hash) == pair).then_some(guard)
     }
 
@@ -298,7 +329,9 @@ impl Table {
     #[cold]
     fn split(&self, arena: &Arena, most: usize, rehash: impl Fn(&[u8]) -> u64) {
         for _ in 0..most {
-            let Ok(mut growth) = self.growth.try_lock() else { return };
+            let Ok(mut growth) = self.growth.try_lock() else {
+                return;
+            };
             if self.items.load(Relaxed) <= self.threshold.load(Relaxed) {
                 return;
             }
@@ -313,11 +346,26 @@ impl Table {
     }
 
     /// Moves what belongs there from pair `lower` to the new pair `upper`.
-    fn split_pair(&self, arena: &Arena, lower: usize, upper: usize, growth: &mut Growth, rehash: &impl Fn(&[u8]) -> u64) {
+    fn split_pair(
+        &self,
+        arena: &Arena,
+        lower: usize,
+        upper: usize,
+        growth: &mut Growth,
+        rehash: &impl Fn(&[u8]) -> u64,
+    ) {
         let (level, split) = unpack(self.geometry.load(Relaxed));
-        let old = PairGuard { table: self, arena, buckets: self.pair(lower) };
+        let old = PairGuard {
+            table: self,
+            arena,
+            buckets: self.pair(lower),
+        };
         acquire(&old.buckets[0].control);
-        let new = PairGuard { table: self, arena, buckets: self.pair(upper) };
+        let new = PairGuard {
+            table: self,
+            arena,
+            buckets: self.pair(upper),
+        };
         acquire(&new.buckets[0].control);
 
         let mut entries: [(u64, u32); 64] = [(0, 0); 64];
@@ -336,7 +384,9 @@ impl Table {
                     }
                     continue;
                 }
-                let Some(handle) = Handle::from_raw(raw) else { continue };
+                let Some(handle) = Handle::from_raw(raw) else {
+                    continue;
+                };
                 // SAFETY: the entry is live and its pair is locked.
                 let hash = rehash(unsafe { arena.item(handle) }.key());
                 if count < entries.len() {
@@ -352,7 +402,11 @@ impl Table {
             bucket.clear();
         }
         for &(hash, raw) in entries[..count].iter().chain(&more) {
-            let side = if hash as usize & 1 << level != 0 { &new } else { &old };
+            let side = if hash as usize & 1 << level != 0 {
+                &new
+            } else {
+                &old
+            };
             side.place(hash, raw, Some(growth));
         }
         // Which side a ghost belongs to is not known; it stays, and half of them can be found.
@@ -367,10 +421,15 @@ impl Table {
                 }
             }
         }
-        let next = if split + 1 == 1 << level { pack(level + 1, 0) } else { pack(level, split + 1) };
+        let next = if split + 1 == 1 << level {
+            pack(level + 1, 0)
+        } else {
+            pack(level, split + 1)
+        };
         self.geometry.store(next, Release);
         if self.expand {
-            self.threshold.store((upper + 1) * QUARTERS_PER_PAIR / 4, Relaxed);
+            self.threshold
+                .store((upper + 1) * QUARTERS_PER_PAIR / 4, Relaxed);
         }
     }
 
@@ -399,7 +458,10 @@ fn unpack(geometry: u64) -> (u32, usize) {
 #[inline]
 fn try_acquire(control: &AtomicU32) -> bool {
     let seen = control.load(Relaxed);
-    seen & LOCKED == 0 && control.compare_exchange(seen, seen | LOCKED, Acquire, Relaxed).is_ok()
+    seen & LOCKED == 0
+        && control
+            .compare_exchange(seen, seen | LOCKED, Acquire, Relaxed)
+            .is_ok()
 }
 
 #[inline]
@@ -474,7 +536,10 @@ impl<'t> PairGuard<'t> {
     fn find_in(&self, bucket: &'t Bucket, tag: u8, key: &[u8]) -> Option<Place<'t>> {
         let mut found = bucket.matches(tag) & bucket.live();
         while found != 0 {
-            let place = Place { bucket, entry: found.trailing_zeros() as usize };
+            let place = Place {
+                bucket,
+                entry: found.trailing_zeros() as usize,
+            };
             if self.item(&place).is_key(key) {
                 return Some(place);
             }
@@ -489,7 +554,10 @@ impl<'t> PairGuard<'t> {
         let look = |bucket: &'t Bucket| {
             let mut found = bucket.matches(tag) & bucket.live();
             while found != 0 {
-                let place = Place { bucket, entry: found.trailing_zeros() as usize };
+                let place = Place {
+                    bucket,
+                    entry: found.trailing_zeros() as usize,
+                };
                 if place.handle() == handle {
                     return Some(place);
                 }
@@ -497,12 +565,17 @@ impl<'t> PairGuard<'t> {
             }
             None
         };
-        look(&self.buckets[home_of(hash)]).or_else(|| self.find_spilled(hash, |_, bucket| look(bucket)))
+        look(&self.buckets[home_of(hash)])
+            .or_else(|| self.find_spilled(hash, |_, bucket| look(bucket)))
     }
 
     /// Looks beyond the home bucket.
     #[cold]
-    fn find_spilled(&self, hash: u64, look: impl Fn(&Self, &'t Bucket) -> Option<Place<'t>>) -> Option<Place<'t>> {
+    fn find_spilled(
+        &self,
+        hash: u64,
+        look: impl Fn(&Self, &'t Bucket) -> Option<Place<'t>>,
+    ) -> Option<Place<'t>> {
         let other = &self.buckets[1 - home_of(hash)];
         if let Some(place) = look(self, other) {
             return Some(place);
@@ -525,11 +598,29 @@ impl<'t> PairGuard<'t> {
         unsafe { self.arena.item(place.handle()) }
     }
 
+    /// As [`item`](PairGuard::item).
+    pub fn item_of(&self, place: &Place<'_>) -> Item<'_> {
+        // SAFETY: as in `item`.
+        unsafe { self.arena.item(place.handle()) }
+    }
+
     /// Changes the value of an item where it stands. See [`overwrite`] for what must fit.
-    pub fn overwrite(&mut self, place: &Place<'t>, slot: usize, client_flags: u32, keep: usize, parts: &[&[u8]]) {
+    pub fn overwrite(
+        &mut self,
+        place: &Place<'t>,
+        slot: usize,
+        client_flags: u32,
+        keep: usize,
+        parts: &[&[u8]],
+    ) {
         let item = self.item(place);
         let word = item.word();
-        let room = slot - self.arena.overhead(word.key_length(), client_flags != 0, word.has(super::flag::LARGE));
+        let room = slot
+            - self.arena.overhead(
+                word.key_length(),
+                client_flags != 0,
+                word.has(super::flag::LARGE),
+            );
         let length = keep + parts.iter().map(|part| part.len()).sum::<usize>();
         assert!(length <= room && item.unpinned() && keep <= item.length());
         assert!(keep == 0 || (client_flags != 0) == word.has(super::flag::CLIENT));
@@ -547,7 +638,9 @@ impl<'t> PairGuard<'t> {
             let raw = bucket.handle(entry);
             if (raw >> 16) as u16 == fingerprint(hash) {
                 bucket.set_tag(entry, 0);
-                return Some(Ghost { hot: raw & Ghost::HOT != 0 });
+                return Some(Ghost {
+                    hot: raw & Ghost::HOT != 0,
+                });
             }
             found &= found - 1;
         }
@@ -555,7 +648,13 @@ impl<'t> PairGuard<'t> {
     }
 
     /// Links a new item; its slot comes back if its pair cannot take one more entry just now.
-    pub fn insert(&mut self, hash: u64, slot: Slot<'t>, state: State, counter: u32) -> Result<(), Slot<'t>> {
+    pub fn insert(
+        &mut self,
+        hash: u64,
+        slot: Slot<'t>,
+        state: State,
+        counter: u32,
+    ) -> Result<(), Slot<'t>> {
         if !self.place(hash, slot.handle().raw(), None) {
             return Err(slot);
         }
@@ -614,7 +713,13 @@ impl<'t> PairGuard<'t> {
 
     /// Links a new item in the place of an old one of the same key. Returns the old one's slot,
     /// unless it is pinned.
-    pub fn replace(&mut self, place: &Place<'t>, slot: Slot<'t>, state: State, counter: u32) -> Option<Slot<'t>> {
+    pub fn replace(
+        &mut self,
+        place: &Place<'t>,
+        slot: Slot<'t>,
+        state: State,
+        counter: u32,
+    ) -> Option<Slot<'t>> {
         let old = place.handle();
         self.arena.head(slot.handle()).place(state, counter);
         place.bucket.handles[place.entry].store(slot.handle().raw(), Relaxed);
@@ -624,11 +729,18 @@ impl<'t> PairGuard<'t> {
 
     /// Takes an entry out, leaving a ghost if one is wanted; `age` is any clock that moves on.
     /// Returns the item's slot, unless somebody has it pinned: then it comes back with the last pin.
-    pub fn remove(&mut self, place: Place<'t>, hash: u64, ghost: Option<(Ghost, u32)>) -> Option<Slot<'t>> {
+    pub fn remove(
+        &mut self,
+        place: Place<'t>,
+        hash: u64,
+        ghost: Option<(Ghost, u32)>,
+    ) -> Option<Slot<'t>> {
         let handle = place.handle();
         place.bucket.set_live(place.entry, false);
         match ghost {
-            Some((ghost, age)) => place.bucket.handles[place.entry].store(ghost.encode(hash, age), Relaxed),
+            Some((ghost, age)) => {
+                place.bucket.handles[place.entry].store(ghost.encode(hash, age), Relaxed)
+            }
             None => place.bucket.set_tag(place.entry, 0),
         }
         self.table.items.fetch_sub(1, Relaxed);
@@ -663,7 +775,11 @@ fn put_entry(bucket: &Bucket, tag: u8, raw: u32) -> bool {
         return false;
     }
     let empty = room & bucket.matches(0);
-    let entry = if empty != 0 { empty.trailing_zeros() as usize } else { oldest_ghost(bucket, room) };
+    let entry = if empty != 0 {
+        empty.trailing_zeros() as usize
+    } else {
+        oldest_ghost(bucket, room)
+    };
     bucket.set_tag(entry, tag);
     bucket.handles[entry].store(raw, Relaxed);
     bucket.set_live(entry, true);
@@ -672,8 +788,20 @@ fn put_entry(bucket: &Bucket, tag: u8, raw: u32) -> bool {
 
 /// Ages are 15 bits of a clock that wraps; the oldest is the one furthest behind the newest.
 fn oldest_ghost(bucket: &Bucket, ghosts: u32) -> usize {
-    let ages = || (0..ENTRIES).filter(|entry| ghosts & 1 << entry != 0).map(|entry| (entry, bucket.handle(entry) & 0x7fff));
-    let newest = ages().map(|(_, age)| age).reduce(|a, b| if a.wrapping_sub(b) & 0x4000 == 0 { a } else { b });
+    let ages = || {
+        (0..ENTRIES)
+            .filter(|entry| ghosts & 1 << entry != 0)
+            .map(|entry| (entry, bucket.handle(entry) & 0x7fff))
+    };
+    let newest = ages().map(|(_, age)| age).reduce(|a, b| {
+        if a.wrapping_sub(b) & 0x4000 == 0 {
+            a
+        } else {
+            b
+        }
+    });
     let newest = newest.unwrap_or(0);
-    ages().max_by_key(|&(_, age)| newest.wrapping_sub(age) & 0x7fff).map_or(0, |(entry, _)| entry)
+    ages()
+        .max_by_key(|&(_, age)| newest.wrapping_sub(age) & 0x7fff)
+        .map_or(0, |(entry, _)| entry)
 }

@@ -154,7 +154,9 @@ impl Head {
     /// without: whoever loses the race leaves it.
     #[inline]
     pub fn change(&self, old: Word, new: Word) -> bool {
-        self.word.compare_exchange(old.0, new.0, AcqRel, Relaxed).is_ok()
+        self.word
+            .compare_exchange(old.0, new.0, AcqRel, Relaxed)
+            .is_ok()
     }
 
     /// Repeats until `edit` has been applied.
@@ -170,7 +172,8 @@ impl Head {
 
     /// A slot that was never used: what stood here belongs to nobody.
     pub(super) fn reset(&self) {
-        self.word.store((State::Busy as u32) << STATE_SHIFT, Relaxed);
+        self.word
+            .store((State::Busy as u32) << STATE_SHIFT, Relaxed);
     }
 
     pub fn set_state(&self, state: State) {
@@ -185,11 +188,18 @@ impl Head {
     /// HOT to MAIN, unless it is no longer HOT.
     pub fn demote(&self, counter: u32) -> bool {
         let old = self.word();
-        old.state() == State::Hot && self.change(old, old.with_state(State::Main).with_counter(counter))
+        old.state() == State::Hot
+            && self.change(old, old.with_state(State::Main).with_counter(counter))
     }
 
     pub fn set_queued(&self, queued: bool) {
-        self.update(|word| Word(if queued { word.0 | QUEUED } else { word.0 & !QUEUED }));
+        self.update(|word| {
+            Word(if queued {
+                word.0 | QUEUED
+            } else {
+                word.0 & !QUEUED
+            })
+        });
     }
 }
 
@@ -214,16 +224,29 @@ pub struct Arena {
 
 impl Arena {
     /// Reserves room for `least` to `most` bytes of pages. `sizes` are the slot sizes of the bins,
-    /// which are rounded up to the [`alignment`](Arena::alignment) that the range demands.
-    pub fn reserve(least: usize, most: usize, cas: bool, sizes: &[usize]) -> Result<Arena, ReserveError> {
+    /// which are rounded up to what the range demands.
+    pub fn reserve(
+        least: usize,
+        most: usize,
+        cas: bool,
+        sizes: &[usize],
+    ) -> Result<Arena, ReserveError> {
         // Page 0 is not used, so that no handle is 0.
         let region = Region::reserve_between(least + PAGE, most + PAGE)?;
         let mut shift = 3;
         while (region.bytes() >> shift) > u32::MAX as usize {
             shift += 1;
         }
-        let sizes = sizes.iter().map(|&size| (size.next_multiple_of(1 << shift)) as u32).collect();
-        Ok(Arena { region, shift, header: HEAD + if cas { CAS } else { 0 }, sizes })
+        let sizes = sizes
+            .iter()
+            .map(|&size| (size.next_multiple_of(1 << shift)) as u32)
+            .collect();
+        Ok(Arena {
+            region,
+            shift,
+            header: HEAD + if cas { CAS } else { 0 },
+            sizes,
+        })
     }
 
     /// Slot size of a bin.
@@ -246,18 +269,19 @@ impl Arena {
         &self.region
     }
 
-    /// What slots must be aligned to.
-    pub fn alignment(&self) -> usize {
-        1 << self.shift
+    /// Gives the memory of a page back to the system.
+    ///
+    /// # Safety
+    /// No bin has the page.
+    pub(super) unsafe fn discard(&self, page: u32) {
+        // SAFETY: a page is a multiple of 4096 within the region, and without a bin nobody counts on
+        // what it holds.
+        unsafe { self.region.release(page as usize * PAGE, PAGE) }
     }
 
     /// Pages that fit; numbers below 1 and from here on are invalid.
     pub fn pages(&self) -> usize {
         self.region.bytes() / PAGE
-    }
-
-    pub fn header(&self) -> usize {
-        self.header
     }
 
     pub fn has_cas(&self) -> bool {
@@ -266,7 +290,10 @@ impl Arena {
 
     /// Bytes of the first slot of an item with these traits that do not hold its value.
     pub fn overhead(&self, key_length: usize, client_flags: bool, large: bool) -> usize {
-        self.header + key_length + if client_flags { 4 } else { 0 } + if large { EXTENSION } else { 0 }
+        self.header
+            + key_length
+            + if client_flags { 4 } else { 0 }
+            + if large { EXTENSION } else { 0 }
     }
 
     /// Value bytes that a chunk of `slot` bytes holds.
@@ -283,10 +310,6 @@ impl Arena {
 
     pub fn page_of(&self, handle: Handle) -> u32 {
         (self.offset(handle) / PAGE) as u32
-    }
-
-    pub fn slot_of(&self, handle: Handle, size: usize) -> usize {
-        self.offset(handle) % PAGE / size
     }
 
     #[inline]
@@ -327,7 +350,8 @@ impl Arena {
     fn cas_cell(&self, handle: Handle) -> Option<&AtomicU64> {
         // SAFETY: as in `head`: bytes 16 to 24 of an item are this atomic when the arena has CAS.
         // In a chunk they are value bytes, but nobody asks a chunk for its CAS.
-        self.has_cas().then(|| unsafe { &*self.at(handle).add(HEAD).cast::<AtomicU64>() })
+        self.has_cas()
+            .then(|| unsafe { &*self.at(handle).add(HEAD).cast::<AtomicU64>() })
     }
 
     /// Pins, and the next chunk, of a large item.
@@ -347,7 +371,12 @@ impl Arena {
         {
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
             let offset = (raw as usize) << self.shift;
-            let at = self.region.base().as_ptr().wrapping_add(offset).cast::<i8>();
+            let at = self
+                .region
+                .base()
+                .as_ptr()
+                .wrapping_add(offset)
+                .cast::<i8>();
             // SAFETY: a prefetch reads nothing that the program can see, and never faults.
             unsafe {
                 _mm_prefetch(at, _MM_HINT_T0);
@@ -364,21 +393,30 @@ impl Arena {
     /// pinned for `'g`; its slot is allocated and belongs to the caller for `'g`.
     #[inline]
     pub(super) unsafe fn item<'g>(&'g self, handle: Handle) -> Item<'g> {
-        Item { arena: self, handle, word: self.head(handle).word(), marker: PhantomData }
+        Item {
+            arena: self,
+            handle,
+            word: self.head(handle).word(),
+            marker: PhantomData,
+        }
     }
 
     /// # Safety
     /// The slot belongs to bin `bin`, and nobody but the caller refers to it until it is linked or
     /// given back.
     pub(super) unsafe fn slot(&self, handle: Handle, bin: u8) -> Slot<'_> {
-        Slot { arena: self, handle, bin }
+        Slot {
+            arena: self,
+            handle,
+            bin,
+        }
     }
 
     /// The key of a linked item.
     ///
     /// # Safety
-    /// The slot is not handed out again during `'m`: the mutex of its bin is held.
-    pub(super) unsafe fn peek_key<'m>(&'m self, handle: Handle) -> Option<&'m [u8]> {
+    /// The slot is not handed out again while the key is borrowed: the mutex of its bin is held.
+    pub(super) unsafe fn peek_key(&self, handle: Handle) -> Option<&[u8]> {
         let word = self.head(handle).word();
         if !word.linked() {
             return None;
@@ -411,7 +449,9 @@ impl Arena {
     }
 
     pub fn chunk(&self, handle: Handle) -> ChunkView<'_> {
-        ChunkView { head: self.head(handle) }
+        ChunkView {
+            head: self.head(handle),
+        }
     }
 }
 
@@ -465,7 +505,12 @@ impl<'g> Item<'g> {
 
     #[inline]
     fn key_offset(&self) -> usize {
-        self.arena.header + if self.word.has(flag::LARGE) { EXTENSION } else { 0 }
+        self.arena.header
+            + if self.word.has(flag::LARGE) {
+                EXTENSION
+            } else {
+                0
+            }
     }
 
     #[inline]
@@ -505,7 +550,11 @@ impl<'g> Item<'g> {
 
     /// Bytes of its first slot in use, without the extension: what its size class goes by.
     pub fn total(&self) -> usize {
-        let extension = if self.word.has(flag::LARGE) { EXTENSION } else { 0 };
+        let extension = if self.word.has(flag::LARGE) {
+            EXTENSION
+        } else {
+            0
+        };
         self.value_offset() - extension + self.length()
     }
 
@@ -536,7 +585,10 @@ impl<'g> Item<'g> {
             return None;
         }
         self.arena.extension(self.handle)[0].fetch_add(1, Relaxed);
-        Some(Pinned { handle: self.handle, length: self.length() })
+        Some(Pinned {
+            handle: self.handle,
+            length: self.length(),
+        })
     }
 
     /// Nobody sends this value at the moment.
@@ -560,8 +612,13 @@ impl Cursor {
         match self.chunk {
             None => {
                 let offset = item.value_offset();
-                let chained = item.word.has(flag::LARGE) && arena.first_chunk(item.handle).is_some();
-                let length = if chained { arena.slot_size(item.word.bin()) - offset } else { item.length() };
+                let chained =
+                    item.word.has(flag::LARGE) && arena.first_chunk(item.handle).is_some();
+                let length = if chained {
+                    arena.slot_size(item.word.bin()) - offset
+                } else {
+                    item.length()
+                };
                 item.bytes(offset, length)
             }
             Some(chunk) => {
@@ -582,7 +639,10 @@ impl Cursor {
             Some(chunk) => arena.chunk(chunk).next(),
         };
         if next.is_some() {
-            *self = Cursor { chunk: next, begins: self.begins + length };
+            *self = Cursor {
+                chunk: next,
+                begins: self.begins + length,
+            };
         }
         next.is_some()
     }
@@ -600,13 +660,14 @@ impl Pinned {
         self.length
     }
 
-    pub fn handle(&self) -> Handle {
-        self.handle
-    }
-
     /// The longest run of bytes from `offset` on. `from` remembers the part that was looked at last,
     /// so that reading in order walks the chain once.
-    pub fn slice<'p>(&'p self, arena: &'p Arena, offset: usize, from: &std::cell::Cell<(u32, usize)>) -> &'p [u8] {
+    pub fn slice<'p>(
+        &'p self,
+        arena: &'p Arena,
+        offset: usize,
+        from: &std::cell::Cell<(u32, usize)>,
+    ) -> &'p [u8] {
         if offset >= self.length {
             return &[];
         }
@@ -614,7 +675,10 @@ impl Pinned {
         let item = unsafe { arena.item(self.handle) };
         let (chunk, begins) = from.get();
         let mut cursor = if begins <= offset {
-            Cursor { chunk: Handle::from_raw(chunk), begins }
+            Cursor {
+                chunk: Handle::from_raw(chunk),
+                begins,
+            }
         } else {
             Cursor::default()
         };
@@ -650,14 +714,14 @@ pub struct Parked {
 }
 
 impl Parked {
-    pub fn handle(&self) -> Handle {
-        self.handle
-    }
-
     /// Hangs a chunk behind this slot, which is a large item's first one or its last chunk so far.
     pub fn hang(&mut self, arena: &Arena, chunk: &Parked) {
         let head = arena.head(self.handle);
-        let next = if head.word().state() == State::Chunk { &head.expires } else { arena.extension(self.handle)[1] };
+        let next = if head.word().state() == State::Chunk {
+            &head.expires
+        } else {
+            arena.extension(self.handle)[1]
+        };
         next.store(chunk.handle.raw(), Relaxed);
     }
 
@@ -667,7 +731,12 @@ impl Parked {
     }
 
     /// Bytes of the slot behind its head.
-    pub fn bytes_mut<'p>(&'p mut self, arena: &'p Arena, offset: usize, length: usize) -> &'p mut [u8] {
+    pub fn bytes_mut<'p>(
+        &'p mut self,
+        arena: &'p Arena,
+        offset: usize,
+        length: usize,
+    ) -> &'p mut [u8] {
         assert!(offset >= HEAD && offset + length <= arena.slot_size(self.bin));
         // SAFETY: the slot has one owner, who is borrowed mutably; the range was just checked.
         unsafe { std::slice::from_raw_parts_mut(arena.at(self.handle).add(offset), length) }
@@ -709,7 +778,11 @@ impl<'a> Slot<'a> {
     /// Writes header, key and client flags. Returns where the value begins.
     pub fn write_head(&mut self, new: &NewItem<'_>) -> usize {
         let arena = self.arena;
-        let client = if new.client_flags != 0 { flag::CLIENT } else { 0 };
+        let client = if new.client_flags != 0 {
+            flag::CLIENT
+        } else {
+            0
+        };
         let large = if new.large { flag::LARGE } else { 0 };
         let binary = if new.binary_key { flag::BINARY_KEY } else { 0 };
         let head = arena.head(self.handle);
@@ -735,7 +808,8 @@ impl<'a> Slot<'a> {
         self.bytes_mut(at, new.key.len()).copy_from_slice(new.key);
         at += new.key.len();
         if client != 0 {
-            self.bytes_mut(at, 4).copy_from_slice(&new.client_flags.to_le_bytes());
+            self.bytes_mut(at, 4)
+                .copy_from_slice(&new.client_flags.to_le_bytes());
             at += 4;
         }
         at
@@ -747,7 +821,9 @@ impl<'a> Slot<'a> {
         head.expires.store(0, Relaxed);
         head.accessed.store(owner.raw(), Relaxed);
         head.length.store(used as u32, Relaxed);
-        head.update(|word| Word(word.0 & QUEUED | (State::Chunk as u32) << STATE_SHIFT | u32::from(self.bin) << 24));
+        head.update(|word| {
+            Word(word.0 & QUEUED | (State::Chunk as u32) << STATE_SHIFT | u32::from(self.bin) << 24)
+        });
         HEAD
     }
 
@@ -761,7 +837,10 @@ impl<'a> Slot<'a> {
 
     /// Puts the slot aside for later, without borrowing the arena.
     pub fn park(self) -> Parked {
-        Parked { handle: self.handle, bin: self.bin }
+        Parked {
+            handle: self.handle,
+            bin: self.bin,
+        }
     }
 
     /// Takes the first chunk off a large item.
@@ -794,7 +873,13 @@ impl<'a> Slot<'a> {
 /// * No [`Item`] of it is alive, and it has no pins.
 /// * Client flags, `keep` bytes and `parts` fit behind the key in its slot; with `keep` above 0 the
 ///   client flags are those it has.
-pub(super) unsafe fn overwrite(arena: &Arena, handle: Handle, client_flags: u32, keep: usize, parts: &[&[u8]]) {
+pub(super) unsafe fn overwrite(
+    arena: &Arena,
+    handle: Handle,
+    client_flags: u32,
+    keep: usize,
+    parts: &[&[u8]],
+) {
     let head = arena.head(handle);
     let word = head.word();
     let mut at = arena.header + word.key_length();
@@ -804,7 +889,9 @@ pub(super) unsafe fn overwrite(arena: &Arena, handle: Handle, client_flags: u32,
     let put = |at: usize, bytes: &[u8]| {
         // SAFETY: the caller vouches for exclusive access and for the room; `bytes` lies outside the
         // slot, because no view into it is alive.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), arena.at(handle).add(at), bytes.len()) }
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), arena.at(handle).add(at), bytes.len())
+        }
     };
     let client = if client_flags != 0 { flag::CLIENT } else { 0 };
     if client != 0 {

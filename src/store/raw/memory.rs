@@ -55,7 +55,10 @@ impl Region {
             )
         };
         if start == libc::MAP_FAILED {
-            return Err(ReserveError { bytes, source: io::Error::last_os_error() });
+            return Err(ReserveError {
+                bytes,
+                source: io::Error::last_os_error(),
+            });
         }
         let start = start.cast::<u8>();
         let lead = start.align_offset(HUGE).min(HUGE);
@@ -105,7 +108,11 @@ impl Region {
         let bytes = bytes.min(self.bytes);
         // SAFETY: the range is our mapping; populating it keeps its contents.
         let done = unsafe { libc::madvise(self.base.as_ptr().cast(), bytes, MADV_POPULATE_WRITE) };
-        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        if done == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
     }
 }
 
@@ -119,7 +126,11 @@ impl Region {
         debug_assert!(offset + bytes <= self.bytes);
         // SAFETY: the caller promises that the range is ours and without readers.
         unsafe {
-            libc::madvise(self.base.as_ptr().add(offset).cast(), bytes, libc::MADV_DONTNEED);
+            libc::madvise(
+                self.base.as_ptr().add(offset).cast(),
+                bytes,
+                libc::MADV_DONTNEED,
+            );
         }
     }
 }

@@ -29,7 +29,7 @@ mod memory;
 mod pages;
 
 pub use bucket::{Ghost, PairGuard, Place, Table};
-pub use item::{Arena, ChunkView, Handle, Head, Item, NewItem, Parked, Pinned, Slot, State, Word, flag};
+pub use item::{Arena, Handle, Head, Item, NewItem, Parked, Pinned, Slot, State, Word, flag};
 pub use memory::{Region, ReserveError};
 pub use pages::{BinPages, PageTable};
 

@@ -60,14 +60,32 @@ pub struct PageTable {
 
 impl PageTable {
     pub fn reserve(pages: usize) -> Result<PageTable, ReserveError> {
-        Ok(PageTable { region: Region::reserve(pages * size_of::<PageEntry>())?, pages })
+        Ok(PageTable {
+            region: Region::reserve(pages * size_of::<PageEntry>())?,
+            pages,
+        })
+    }
+
+    /// Gives the memory of a page that no bin has back to the system.
+    pub fn discard(&self, arena: &Arena, page: u32) {
+        assert!(self.entry(page).bin().is_none());
+        // SAFETY: no bin has the page, and whoever calls this got it from `BinPages::remove_page` and
+        // has not passed it on yet.
+        unsafe { arena.discard(page) }
     }
 
     pub fn entry(&self, page: u32) -> &PageEntry {
         assert!((page as usize) < self.pages);
         // SAFETY: within the region, aligned, zeroed at first (a valid entry), and only ever used as
         // entries, all of whose fields are atomics.
-        unsafe { &*self.region.base().as_ptr().cast::<PageEntry>().add(page as usize) }
+        unsafe {
+            &*self
+                .region
+                .base()
+                .as_ptr()
+                .cast::<PageEntry>()
+                .add(page as usize)
+        }
     }
 }
 
@@ -86,15 +104,18 @@ impl BinPages {
     /// A bin without pages. `bin` must be used for one `BinPages` of an arena only.
     pub fn new(bin: u8, arena: &Arena) -> BinPages {
         let size = arena.slot_size(bin);
-        BinPages { bin, size, per_page: PAGE / size, pages: Vec::new(), partial: 0, used: 0 }
+        BinPages {
+            bin,
+            size,
+            per_page: PAGE / size,
+            pages: Vec::new(),
+            partial: 0,
+            used: 0,
+        }
     }
 
     pub fn size(&self) -> usize {
         self.size
-    }
-
-    pub fn per_page(&self) -> usize {
-        self.per_page
     }
 
     pub fn pages(&self) -> &[u32] {
@@ -127,7 +148,10 @@ impl BinPages {
     /// Takes a page away all of whose slots are free.
     pub fn remove_page(&mut self, table: &PageTable, page: u32) {
         let entry = table.entry(page);
-        assert!(entry.bin() == Some(self.bin) && entry.free_count.load(Relaxed) == entry.carved.load(Relaxed));
+        assert!(
+            entry.bin() == Some(self.bin)
+                && entry.free_count.load(Relaxed) == entry.carved.load(Relaxed)
+        );
         self.drop_partial(table, page);
         let position = entry.position.load(Relaxed) as usize;
         self.pages.swap_remove(position);
@@ -201,8 +225,12 @@ impl BinPages {
         let entry = table.entry(page);
         let handle = match Handle::from_raw(entry.free_head.load(Relaxed)) {
             Some(handle) => {
-                entry.free_head.store(arena.head(handle).expires.load(Relaxed), Relaxed);
-                entry.free_count.store(entry.free_count.load(Relaxed) - 1, Relaxed);
+                entry
+                    .free_head
+                    .store(arena.head(handle).expires.load(Relaxed), Relaxed);
+                entry
+                    .free_count
+                    .store(entry.free_count.load(Relaxed) - 1, Relaxed);
                 arena.head(handle).set_state(State::Busy);
                 handle
             }
@@ -234,7 +262,9 @@ impl BinPages {
         head.set_state(State::Free);
         head.expires.store(entry.free_head.load(Relaxed), Relaxed);
         entry.free_head.store(handle.raw(), Relaxed);
-        entry.free_count.store(entry.free_count.load(Relaxed) + 1, Relaxed);
+        entry
+            .free_count
+            .store(entry.free_count.load(Relaxed) + 1, Relaxed);
         self.used -= 1;
         if !had_room && entry.next.load(Relaxed) != CLOSED {
             self.push_partial(table, page);
@@ -242,7 +272,12 @@ impl BinPages {
     }
 
     /// The key of an item of this bin, if the slot holds a linked one.
-    pub fn peek_key<'m>(&'m self, table: &PageTable, arena: &'m Arena, handle: Handle) -> Option<&'m [u8]> {
+    pub fn peek_key<'m>(
+        &'m self,
+        table: &PageTable,
+        arena: &'m Arena,
+        handle: Handle,
+    ) -> Option<&'m [u8]> {
         if table.entry(arena.page_of(handle)).bin() != Some(self.bin) {
             return None;
         }

@@ -1,0 +1,423 @@
+//! The engine through its public face.
+
+use super::*;
+use crate::observe::counters::Registry;
+
+struct Fixture {
+    store: Store,
+    counters: Arc<ThreadCounters>,
+    registry: Registry,
+}
+
+impl Fixture {
+    fn new(settings: settings::Store) -> Fixture {
+        let registry = Registry::default();
+        Fixture {
+            store: Store::new(&settings).unwrap(),
+            counters: registry.register(),
+            registry,
+        }
+    }
+
+    fn small(megabytes: u64) -> Fixture {
+        Fixture::new(settings::Store {
+            max_bytes: megabytes << 20,
+            ..settings::Store::default()
+        })
+    }
+
+    fn cx(&self, now: u32) -> Cx<'_> {
+        Cx {
+            now,
+            counters: &self.counters,
+        }
+    }
+
+    fn put<'k>(&self, key: &'k [u8], mode: Mode) -> Put<'k> {
+        Put {
+            key,
+            hash: self.store.hash(key),
+            mode,
+            flags: 0,
+            expires: 0,
+            cas: None,
+            new_cas: None,
+            invalidate: false,
+            vivify: None,
+            binary_key: false,
+        }
+    }
+
+    fn set(&self, key: &[u8], value: &[u8]) -> Stored {
+        self.store
+            .put(self.cx(100), &self.put(key, Mode::Set), value)
+    }
+
+    fn value(&self, now: u32, key: &[u8]) -> Option<Vec<u8>> {
+        self.store
+            .get(self.cx(now), key, self.store.hash(key), read_all)
+            .ok()
+            .map(Reading::whole)
+    }
+
+    fn items(&self) -> u64 {
+        self.registry.totals().over_classes(|class| class.items)
+    }
+}
+
+enum Reading {
+    Copied(Vec<u8>),
+    Held(Pin),
+}
+
+impl Reading {
+    fn whole(self) -> Vec<u8> {
+        match self {
+            Reading::Copied(value) => value,
+            Reading::Held(pin) => {
+                let mut value = Vec::new();
+                while value.len() < pin.length() {
+                    value.extend_from_slice(pin.slice(value.len()));
+                }
+                value
+            }
+        }
+    }
+}
+
+fn read_all(hit: &Hit<'_>) -> Reading {
+    match hit.inline() {
+        Some(value) => Reading::Copied(value.to_vec()),
+        None => Reading::Held(hit.pin().expect("a large value can be held")),
+    }
+}
+
+fn pattern(seed: usize, length: usize) -> Vec<u8> {
+    (0..length)
+        .map(|at| (at.wrapping_mul(31) ^ at >> 8 ^ seed.wrapping_mul(97)) as u8)
+        .collect()
+}
+
+#[test]
+fn what_is_set_can_be_read_at_every_size() {
+    let fixture = Fixture::small(64);
+    for length in [
+        0, 1, 5, 100, 1000, 4095, 4096, 4097, 10_000, 16_300, 16_384, 50_000, 500_000, 1_048_000,
+    ] {
+        let value = pattern(length, length);
+        assert!(
+            matches!(fixture.set(b"key", &value), Stored::Stored { length: held, .. } if held == length)
+        );
+        assert_eq!(fixture.value(100, b"key"), Some(value), "{length}");
+        assert_eq!(fixture.items(), 1);
+    }
+    assert_eq!(fixture.set(b"key", &pattern(0, 1 << 20)), Stored::TooLarge);
+}
+
+#[test]
+fn a_held_value_outlives_its_item() {
+    let fixture = Fixture::small(64);
+    let value = pattern(7, 100_000);
+    fixture.set(b"key", &value);
+    let held = fixture
+        .store
+        .get(
+            fixture.cx(100),
+            b"key",
+            fixture.store.hash(b"key"),
+            read_all,
+        )
+        .unwrap();
+    fixture.set(b"key", &pattern(8, 100_000));
+    fixture.store.delete(
+        fixture.cx(100),
+        b"key",
+        fixture.store.hash(b"key"),
+        &Delete::default(),
+    );
+    for number in 0..2000 {
+        fixture.set(
+            format!("other{number}").as_bytes(),
+            &pattern(number, 100_000),
+        );
+    }
+    assert_eq!(held.whole(), value);
+}
+
+#[test]
+fn a_full_store_gives_up_items_and_never_a_wrong_one() {
+    let fixture = Fixture::small(4);
+    for number in 0..200_000usize {
+        let key = format!("key{number}");
+        let value = pattern(number, number % 300);
+        assert!(
+            matches!(fixture.set(key.as_bytes(), &value), Stored::Stored { .. }),
+            "{number}"
+        );
+    }
+    let mut found = 0;
+    for number in 0..200_000usize {
+        if let Some(value) = fixture.value(100, format!("key{number}").as_bytes()) {
+            assert_eq!(value, pattern(number, number % 300));
+            found += 1;
+        }
+    }
+    assert_eq!(found, fixture.items());
+    assert!(found > 10_000, "{found}");
+    let totals = fixture.registry.totals();
+    assert_eq!(totals.over_classes(|class| class.evicted) + found, 200_000);
+}
+
+#[test]
+fn without_eviction_a_full_store_says_so() {
+    let fixture = Fixture::new(settings::Store {
+        max_bytes: 2 << 20,
+        evict: false,
+        ..settings::Store::default()
+    });
+    let mut refused = 0;
+    for number in 0..40_000 {
+        match fixture.set(format!("key{number}").as_bytes(), &[b'x'; 200]) {
+            Stored::NoMemory => refused += 1,
+            stored => assert!(matches!(stored, Stored::Stored { .. })),
+        }
+    }
+    assert!(refused > 0);
+    assert_eq!(fixture.items() + refused, 40_000);
+}
+
+#[test]
+fn expiry_and_flush() {
+    let fixture = Fixture::small(8);
+    let mut put = fixture.put(b"short", Mode::Set);
+    put.expires = 110;
+    fixture.store.put(fixture.cx(100), &put, b"x");
+    fixture.set(b"long", b"y");
+    assert!(fixture.value(109, b"short").is_some());
+    assert!(fixture.value(110, b"short").is_none());
+    assert_eq!(fixture.registry.totals().general.get_expired, 1);
+
+    fixture.store.flush_all(110, 110);
+    assert!(fixture.value(110, b"long").is_none());
+    assert_eq!(fixture.registry.totals().general.get_flushed, 1);
+    fixture
+        .store
+        .put(fixture.cx(110), &fixture.put(b"new", Mode::Set), b"z");
+    assert!(
+        fixture.value(110, b"new").is_some(),
+        "stored in the second of the flush, after it"
+    );
+
+    fixture.store.flush_all(110, 120);
+    assert!(fixture.value(119, b"new").is_some());
+    fixture.store.flush_all(121, 500);
+    assert!(
+        fixture.value(121, b"new").is_none(),
+        "a later flush does not undo one that has come due"
+    );
+}
+
+#[test]
+fn add_replace_cas_append_prepend() {
+    let fixture = Fixture::small(8);
+    let run = |mode, cas, value: &[u8]| {
+        let mut put = fixture.put(b"key", mode);
+        put.cas = cas;
+        fixture.store.put(fixture.cx(100), &put, value)
+    };
+    assert_eq!(run(Mode::Replace, None, b"0"), Stored::NotStored);
+    assert_eq!(run(Mode::Append, None, b"0"), Stored::NotStored);
+    assert_eq!(run(Mode::Set, Some(1), b"0"), Stored::NotFound);
+    let Stored::Stored { cas, .. } = run(Mode::Add, None, b"one") else {
+        panic!()
+    };
+    assert_eq!(run(Mode::Add, None, b"two"), Stored::NotStored);
+    assert_eq!(run(Mode::Set, Some(cas + 100), b"two"), Stored::Exists);
+    let Stored::Stored { cas: next, .. } = run(Mode::Set, Some(cas), b"two") else {
+        panic!()
+    };
+    assert!(next > cas);
+    run(Mode::Append, None, b"-tail");
+    run(Mode::Prepend, None, b"head-");
+    assert_eq!(fixture.value(100, b"key").unwrap(), b"head-two-tail");
+    for _ in 0..100 {
+        run(Mode::Append, None, &[b'a'; 300]);
+        run(Mode::Prepend, None, &[b'p'; 300]);
+    }
+    let value = fixture.value(100, b"key").unwrap();
+    assert_eq!(value.len(), 60_013);
+    assert!(value.starts_with(b"pppp") && value.ends_with(b"aaaa"));
+    assert_eq!(fixture.items(), 1);
+}
+
+#[test]
+fn counting_pads_and_grows() {
+    let fixture = Fixture::small(8);
+    let arith = |up, delta| {
+        let how = Arith {
+            up,
+            delta,
+            cas: None,
+            new_cas: None,
+            touch: None,
+            create: None,
+        };
+        fixture
+            .store
+            .arith(fixture.cx(100), b"n", fixture.store.hash(b"n"), &how)
+    };
+    assert_eq!(arith(true, 1), Counted::NotFound);
+    fixture.set(b"n", b"10");
+    assert!(matches!(arith(false, 1), Counted::Number { value: 9, .. }));
+    assert_eq!(fixture.value(100, b"n").unwrap(), b"9 ");
+    assert!(matches!(
+        arith(false, 100),
+        Counted::Number { value: 0, .. }
+    ));
+    assert!(matches!(
+        arith(true, u64::MAX),
+        Counted::Number {
+            value: u64::MAX,
+            ..
+        }
+    ));
+    assert_eq!(fixture.value(100, b"n").unwrap(), b"18446744073709551615");
+    assert!(matches!(arith(true, 2), Counted::Number { value: 1, .. }));
+    fixture.set(b"n", b"abc");
+    assert_eq!(arith(true, 1), Counted::NonNumeric);
+}
+
+#[test]
+fn an_upload_is_seen_when_it_is_whole() {
+    let fixture = Fixture::small(64);
+    let value = pattern(3, 700_000);
+    let put = fixture.put(b"key", Mode::Set);
+    let mut upload = fixture
+        .store
+        .begin(fixture.cx(100), &put, value.len())
+        .unwrap();
+    let mut sent = 0;
+    while upload.missing() > 0 {
+        let spare = upload.spare();
+        let n = spare.len().min(1000);
+        spare[..n].copy_from_slice(&value[sent..sent + n]);
+        upload.advance(n);
+        sent += n;
+        if sent < value.len() {
+            assert_eq!(fixture.value(100, b"key"), None);
+        }
+    }
+    fixture.store.finish(fixture.cx(100), &put, upload);
+    assert_eq!(fixture.value(100, b"key"), Some(value));
+
+    // One that is given up gives everything back.
+    let before = fixture.store.state().page_bytes;
+    for _ in 0..500 {
+        drop(
+            fixture
+                .store
+                .begin(fixture.cx(100), &put, 1_000_000)
+                .unwrap(),
+        );
+    }
+    assert!(fixture.store.state().page_bytes <= before + (2 << 20));
+}
+
+#[test]
+fn the_crawler_frees_what_is_expired() {
+    let fixture = Fixture::small(8);
+    for number in 0..1000 {
+        let key = format!("key{number}");
+        let mut put = fixture.put(key.as_bytes(), Mode::Set);
+        put.expires = if number % 2 == 0 { 150 } else { 0 };
+        fixture.store.put(fixture.cx(100), &put, b"value");
+    }
+    assert_eq!(
+        fixture.store.crawl(200, u64::MAX),
+        control::Crawled::Started
+    );
+    for _ in 0..100_000 {
+        fixture.store.crawl_step(fixture.cx(200));
+        if !fixture.store.state().crawler_running {
+            break;
+        }
+    }
+    assert_eq!(fixture.items(), 500);
+    assert_eq!(
+        fixture
+            .registry
+            .totals()
+            .over_classes(|class| class.crawler_reclaimed),
+        500
+    );
+}
+
+#[test]
+fn a_dump_shows_every_item_once() {
+    let fixture = Fixture::small(64);
+    for number in 0..3000usize {
+        fixture.set(
+            format!("key{number}").as_bytes(),
+            &pattern(number, number * 7 % 20_000),
+        );
+    }
+    let mut dump = fixture.store.dump(u64::MAX).unwrap();
+    let mut keys = std::collections::BTreeSet::new();
+    while fixture
+        .store
+        .dump_step(fixture.cx(100), &mut dump, 100, |hit| {
+            assert!(keys.insert(hit.key().to_vec()));
+            true
+        })
+    {}
+    assert_eq!(keys.len() as u64, fixture.items());
+}
+
+#[test]
+fn pages_move_to_where_they_are_needed() {
+    let fixture = Fixture::small(8);
+    for number in 0..60_000usize {
+        fixture.set(format!("small{number}").as_bytes(), &pattern(number, 60));
+    }
+    for round in 0..200 {
+        for number in 0..200usize {
+            let key = format!("large{number}");
+            fixture.set(key.as_bytes(), &pattern(number, 9000));
+            fixture.value(100, key.as_bytes());
+        }
+        if round % 5 == 0 {
+            fixture.store.maintain(fixture.cx(100));
+        }
+    }
+    let held = (0..200usize)
+        .filter(|number| {
+            fixture
+                .value(100, format!("large{number}").as_bytes())
+                .is_some()
+        })
+        .count();
+    assert!(held > 100, "{held} of 200 large items held");
+    for number in 0..60_000usize {
+        if let Some(value) = fixture.value(100, format!("small{number}").as_bytes()) {
+            assert_eq!(value, pattern(number, 60));
+        }
+    }
+}
+
+#[test]
+fn the_table_grows_under_its_items() {
+    let fixture = Fixture::small(256);
+    for number in 0..400_000usize {
+        fixture.set(format!("key{number}").as_bytes(), b"value");
+    }
+    assert_eq!(fixture.items(), 400_000);
+    for number in 0..400_000usize {
+        assert!(
+            fixture
+                .value(100, format!("key{number}").as_bytes())
+                .is_some(),
+            "{number}"
+        );
+    }
+    assert!(fixture.store.state().hash_power > 16);
+}
