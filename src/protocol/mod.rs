@@ -3,3 +3,6 @@
 
 /// One request type for three dialects.
 pub mod request;
+
+/// Keys in base64.
+pub mod base64;

@@ -1,0 +1,60 @@
+#![forbid(unsafe_code)]
+//! Counting: `incr decr`, `ma`, binary INCREMENT and DECREMENT.
+
+use crate::protocol::request::{self, Style};
+use crate::store::{self, Counted};
+
+use super::context::Context;
+use super::replies::Replies;
+use super::reply;
+
+pub fn arith(
+    cx: &Context<'_>,
+    op: &request::Arith<'_>,
+    style: &Style<'_>,
+    key: &[u8],
+    hash: u64,
+    replies: &mut Replies,
+) {
+    cx.tell_lookup(key, hash);
+    let how = store::Arith {
+        up: op.up,
+        delta: op.delta,
+        // Nobody has CAS 0: it means "any" here.
+        cas: op.cas.filter(|&cas| cas != 0),
+        new_cas: op.new_cas,
+        touch: op.touch.map(|ttl| cx.expiry(ttl)),
+        create: op
+            .create
+            .map(|create| (create.initial, cx.expiry(create.exptime))),
+    };
+    let counted = cx.store().arith(cx.caller(), key, hash, &how);
+    match counted {
+        Counted::Number {
+            class,
+            created: false,
+            ..
+        } => {
+            let counters = &cx.counters.classes[usize::from(class & 63)];
+            if op.up {
+                counters.incr_hits.add(1);
+            } else {
+                counters.decr_hits.add(1);
+            }
+        }
+        Counted::NotFound if op.up => cx.counters.general.incr_misses.add(1),
+        Counted::NotFound => cx.counters.general.decr_misses.add(1),
+        _ => {}
+    }
+    let value = matches!(style, Style::Meta { flags, .. } if super::asks_for(flags, b'v'));
+    reply::counted(
+        style,
+        key,
+        op.key.base64,
+        value,
+        op.create.is_some(),
+        cx.now,
+        counted,
+        replies,
+    );
+}

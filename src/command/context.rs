@@ -1,0 +1,135 @@
+#![forbid(unsafe_code)]
+//! What commands may touch.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use crate::clock::Clock;
+use crate::observe::{Admission, Board, Prefixes, Registry, ThreadCounters, events};
+use crate::settings::Settings;
+use crate::store::{self, Store};
+
+/// `verbosity` stops here.
+pub const VERBOSITY_MAX: u32 = 2;
+
+/// What all connections share. Made once, by the server.
+pub struct Shared {
+    pub settings: Settings,
+    pub clock: Arc<Clock>,
+    pub store: Arc<Store>,
+    pub registry: Arc<Registry>,
+    pub board: Arc<Board>,
+    pub admission: Arc<Admission>,
+    pub prefixes: Prefixes,
+    /// `-v`, `verbosity`
+    verbosity: AtomicU32,
+}
+
+impl Shared {
+    /// Takes the store's memory. Fails with a message for the user.
+    pub fn new(settings: Settings) -> Result<Shared, String> {
+        let shared = Shared {
+            clock: Arc::new(Clock::new()),
+            store: Arc::new(Store::new(&settings.store)?),
+            registry: Arc::new(Registry::new(settings.watch.worker_buffer)),
+            board: Arc::default(),
+            admission: Arc::default(),
+            prefixes: Prefixes::new(settings.store.prefix_delimiter),
+            verbosity: AtomicU32::new(u32::from(settings.process.verbosity)),
+            settings,
+        };
+        shared
+            .registry
+            .taps()
+            .want_detail(shared.settings.store.detail);
+        Ok(shared)
+    }
+
+    pub fn verbosity(&self) -> u32 {
+        self.verbosity.load(Relaxed)
+    }
+
+    pub fn set_verbosity(&self, level: u32) {
+        self.verbosity.store(level.min(VERBOSITY_MAX), Relaxed);
+    }
+}
+
+/// What a command may touch: made anew for each wake-up of a connection.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    pub shared: &'a Shared,
+    pub counters: &'a ThreadCounters,
+    /// Seconds on the server's clock.
+    pub now: u32,
+    /// The connection's descriptor, as logs call it.
+    pub connection: i32,
+}
+
+impl<'a> Context<'a> {
+    /// What the store wants to know of the caller.
+    #[inline]
+    pub fn caller(&self) -> store::Cx<'a> {
+        store::Cx {
+            now: self.now,
+            counters: self.counters,
+        }
+    }
+
+    #[inline]
+    pub fn store(&self) -> &'a Store {
+        &self.shared.store
+    }
+
+    /// Whether somebody watches, or counts prefixes: see [`events`].
+    #[inline]
+    pub fn tapped(&self, what: u32) -> bool {
+        self.counters.log.wants(what)
+    }
+
+    /// An expiry time as clients give it, on the server's clock.
+    #[inline]
+    pub fn expiry(&self, exptime: i64) -> u32 {
+        self.shared.clock.expiry(exptime)
+    }
+
+    /// Tells watchers of fetches about the look-up that a mutation of this key begins with.
+    #[inline]
+    pub fn tell_lookup(&self, key: &[u8], hash: u64) {
+        if self.tapped(events::FETCHERS) {
+            self.look_up_and_tell(key, hash);
+        }
+    }
+
+    #[cold]
+    fn look_up_and_tell(&self, key: &[u8], hash: u64) {
+        let quiet = store::Fetch {
+            quiet: true,
+            ..store::Fetch::default()
+        };
+        let found = self.store().fetch(self.caller(), key, hash, &quiet, |hit| {
+            (hit.class(), hit.length())
+        });
+        self.tell_fetch(key, found);
+    }
+
+    /// Tells watchers of fetches what became of one: class and length of what was found.
+    #[cold]
+    pub fn tell_fetch(&self, key: &[u8], found: Result<(u8, usize), store::Miss>) {
+        let (status, (class, length)) = match found {
+            Ok(found) => ("found", found),
+            Err(store::Miss::Flushed) => ("flushed", (0, 0)),
+            Err(store::Miss::Expired) => ("expired", (0, 0)),
+            Err(store::Miss::NotFound | store::Miss::NoMemory) => ("not_found", (0, 0)),
+        };
+        self.counters
+            .log
+            .item_get(key, status, class, self.connection, length);
+    }
+}
+
+/// What the server remembers of one client's standing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Session {
+    /// It has shown credentials, where some are asked for.
+    pub authenticated: bool,
+}

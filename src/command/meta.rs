@@ -1,0 +1,210 @@
+#![forbid(unsafe_code)]
+//! Meta replies: a two-letter code and the flags the client asked to see, in its own order.
+
+use crate::protocol::base64;
+use crate::store::Hit;
+
+use super::replies::{Replies, Room};
+
+/// The longest a reply line can be: each of at most 20 flags brings a letter and 20 digits at most,
+/// `O` 32 bytes, `k` a key in base64.
+const LINE: usize = 1024;
+
+/// The tokens of a request's flags.
+pub fn tokens(flags: &[u8]) -> impl Iterator<Item = &[u8]> {
+    flags
+        .split(|&byte| byte == b' ')
+        .filter(|token| !token.is_empty())
+}
+
+fn put_key(room: &mut Room<'_>, key: &[u8], encoded: bool) {
+    room.put(b" k");
+    if encoded {
+        let mut text = [0; base64::ENCODED_MAX];
+        let length = base64::encode(key, &mut text);
+        room.put(&text[..length]);
+        room.put(b" b");
+    } else {
+        room.put(key);
+    }
+}
+
+fn put_opaque(room: &mut Room<'_>, token: &[u8]) {
+    room.put(b" ");
+    room.put(token);
+}
+
+fn put_number(room: &mut Room<'_>, letter: u8, number: u64) {
+    room.put(&[b' ', letter]);
+    room.number(number);
+}
+
+/// Seconds left: -1 for ever.
+fn put_ttl(room: &mut Room<'_>, expires: u32, now: u32) {
+    if expires == 0 {
+        room.put(b" t-1");
+    } else {
+        put_number(room, b't', u64::from(expires.wrapping_sub(now)));
+    }
+}
+
+/// A code with nothing but key and opaque behind it.
+pub fn echo(code: &[u8; 2], flags: &[u8], key: &[u8], encoded: bool, replies: &mut Replies) {
+    let mut room = replies.room(LINE);
+    room.put(code);
+    for token in tokens(flags) {
+        match token[0] {
+            b'O' => put_opaque(&mut room, token),
+            b'k' => put_key(&mut room, key, encoded),
+            _ => {}
+        }
+    }
+    room.put(b"\r\n");
+}
+
+/// `ms`
+pub fn stored(
+    code: &[u8; 2],
+    flags: &[u8],
+    key: &[u8],
+    encoded: bool,
+    cas: u64,
+    length: usize,
+    replies: &mut Replies,
+) {
+    let mut room = replies.room(LINE);
+    room.put(code);
+    for token in tokens(flags) {
+        match token[0] {
+            b'O' => put_opaque(&mut room, token),
+            b'k' => put_key(&mut room, key, encoded),
+            b'c' => put_number(&mut room, b'c', cas),
+            b's' => put_number(&mut room, b's', length as u64),
+            _ => {}
+        }
+    }
+    room.put(b"\r\n");
+}
+
+/// `ma` that came to a number; `shown` is it, if it was asked for.
+#[allow(clippy::too_many_arguments)]
+pub fn counted(
+    shown: Option<u64>,
+    flags: &[u8],
+    key: &[u8],
+    encoded: bool,
+    cas: u64,
+    expires: u32,
+    now: u32,
+    replies: &mut Replies,
+) {
+    let mut digits = itoa::Buffer::new();
+    let shown = shown.map(|number| digits.format(number).as_bytes());
+    let mut room = replies.room(LINE);
+    match shown {
+        Some(digits) => {
+            room.put(b"VA ");
+            room.number(digits.len() as u64);
+        }
+        None => room.put(b"HD"),
+    }
+    for token in tokens(flags) {
+        match token[0] {
+            b'O' => put_opaque(&mut room, token),
+            b'k' => put_key(&mut room, key, encoded),
+            b'c' => put_number(&mut room, b'c', cas),
+            b't' => put_ttl(&mut room, expires, now),
+            _ => {}
+        }
+    }
+    if let Some(digits) = shown {
+        room.put(b"\r\n");
+        room.put(digits);
+    }
+    room.put(b"\r\n");
+}
+
+/// `mg` that found something, or made it. `value`: show the value too.
+pub fn fetched(
+    hit: &Hit<'_>,
+    key: &[u8],
+    flags: &[u8],
+    value: bool,
+    now: u32,
+    replies: &mut Replies,
+) {
+    let length = hit.length();
+    let inline = if value { hit.inline() } else { None };
+    let mut room = replies.room(LINE + inline.map_or(0, <[u8]>::len));
+    if value {
+        room.put(b"VA ");
+        room.number(length as u64);
+    } else {
+        room.put(b"HD");
+    }
+    // `t` shows what holds at its place among the flags.
+    let mut expires = hit.expires();
+    for token in tokens(flags) {
+        match token[0] {
+            b'T' => expires = hit.expires_now(),
+            b'N' if hit.created() => expires = hit.expires_now(),
+            b's' => put_number(&mut room, b's', length as u64),
+            b't' => put_ttl(&mut room, expires, now),
+            b'c' => put_number(&mut room, b'c', hit.cas()),
+            b'f' => put_number(&mut room, b'f', u64::from(hit.flags())),
+            b'l' => put_number(&mut room, b'l', u64::from(now.wrapping_sub(hit.accessed()))),
+            b'h' => put_number(&mut room, b'h', u64::from(hit.fetched())),
+            b'O' => put_opaque(&mut room, token),
+            b'k' => put_key(&mut room, key, hit.binary_key()),
+            _ => {}
+        }
+    }
+    if hit.token_sent() {
+        room.put(b" Z");
+    }
+    if hit.stale() {
+        room.put(b" X");
+    }
+    if hit.won() {
+        room.put(b" W");
+    }
+    room.put(b"\r\n");
+    if !value {
+        return;
+    }
+    match inline {
+        Some(bytes) => {
+            room.put(bytes);
+            room.put(b"\r\n");
+        }
+        None => {
+            replies.attach_value(hit);
+            replies.push(b"\r\n");
+        }
+    }
+}
+
+/// `me` that found something.
+pub fn described(hit: &Hit<'_>, key: &[u8], now: u32, replies: &mut Replies) {
+    let mut text = [0; base64::ENCODED_MAX];
+    let shown = if hit.binary_key() {
+        let length = base64::encode(key, &mut text);
+        &text[..length]
+    } else {
+        key
+    };
+    replies.push(b"ME ");
+    replies.push(shown);
+    let expires = match hit.expires() {
+        0 => -1,
+        at => i64::from(at) - i64::from(now),
+    };
+    replies.format(format_args!(
+        " exp={expires} la={} cas={} fetch={} cls={} size={}\r\n",
+        now.wrapping_sub(hit.accessed()),
+        hit.cas(),
+        if hit.fetched() { "yes" } else { "no" },
+        hit.class(),
+        hit.size(),
+    ));
+}

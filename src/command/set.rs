@@ -1,0 +1,362 @@
+#![forbid(unsafe_code)]
+//! Keeping a value: `set add replace append prepend cas`, `ms`, and the binary ones.
+//!
+//! A value at hand goes into the store with one call ([`whole`]); one that is too long to wait for
+//! is read straight into the memory it will stay in ([`begin`], [`finish`]).
+
+use crate::observe::events::{DETAIL, MUTATIONS};
+use crate::protocol::request::{self, Refusal, Style};
+use crate::store::{self, Put, Refused, Stored, Upload};
+
+use super::context::Context;
+use super::replies::Replies;
+use super::{Next, reply};
+
+const TOO_LARGE: &str = "SERVER_ERROR object too large for cache";
+const NO_MEMORY: &str = "SERVER_ERROR out of memory storing object";
+const BAD_CHUNK: &[u8] = b"CLIENT_ERROR bad data chunk";
+
+/// Everything about a store but the key and the value.
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    hash: u64,
+    mode: store::Mode,
+    length: usize,
+    flags: u32,
+    expires: u32,
+    cas: Option<u64>,
+    new_cas: Option<u64>,
+    invalidate: bool,
+    vivify: Option<u32>,
+    binary_key: bool,
+    /// If there is no room for the new value the old one must go, lest it be read as the new one.
+    clears: bool,
+}
+
+impl Plan {
+    fn new(cx: &Context<'_>, op: &request::Store<'_>, style: &Style<'_>, hash: u64) -> Plan {
+        let binary = matches!(style, Style::Binary { .. });
+        let joins = matches!(op.mode, request::Mode::Append | request::Mode::Prepend);
+        let (mode, cas) = match (op.mode, op.cas) {
+            (request::Mode::Set | request::Mode::Replace, Some(cas)) => {
+                (store::Mode::Set, Some(cas))
+            }
+            // Text and meta `add` do not look at it; a binary ADD becomes a compare-and-store.
+            (request::Mode::Add, Some(cas)) if binary => (store::Mode::Set, Some(cas)),
+            (request::Mode::Add, _) => (store::Mode::Add, None),
+            (request::Mode::Set, None) => (store::Mode::Set, None),
+            (request::Mode::Replace, None) => (store::Mode::Replace, None),
+            (request::Mode::Append, cas) => (store::Mode::Append, cas.filter(|&cas| cas != 0)),
+            (request::Mode::Prepend, cas) => (store::Mode::Prepend, cas.filter(|&cas| cas != 0)),
+        };
+        let vivify = op.vivify.filter(|_| joins).map(|ttl| cx.expiry(ttl));
+        Plan {
+            hash,
+            mode,
+            length: op.length,
+            flags: op.flags,
+            expires: vivify.unwrap_or_else(|| cx.expiry(op.exptime)),
+            cas,
+            new_cas: op.new_cas,
+            invalidate: op.invalidate,
+            vivify,
+            binary_key: op.key.base64,
+            clears: match style {
+                Style::Meta { .. } => true,
+                Style::Binary { .. } => op.mode == request::Mode::Set,
+                Style::Text { .. } => op.mode == request::Mode::Set && cas.is_none(),
+            },
+        }
+    }
+
+    fn put<'k>(&self, key: &'k [u8]) -> Put<'k> {
+        Put {
+            key,
+            hash: self.hash,
+            mode: self.mode,
+            flags: self.flags,
+            expires: self.expires,
+            cas: self.cas,
+            new_cas: self.new_cas,
+            invalidate: self.invalidate,
+            vivify: self.vivify,
+            binary_key: self.binary_key,
+        }
+    }
+
+    /// The command's name in the log.
+    fn name(&self) -> &'static str {
+        match (self.mode, self.cas) {
+            (store::Mode::Set, Some(_)) => "cas",
+            (store::Mode::Set, None) => "set",
+            (store::Mode::Add, _) => "add",
+            (store::Mode::Replace, _) => "replace",
+            (store::Mode::Append, _) => "append",
+            (store::Mode::Prepend, _) => "prepend",
+        }
+    }
+}
+
+/// A value on its way into the store. Dropping it gives the memory back and changes nothing.
+pub struct Pending {
+    /// Where the bytes go.
+    pub upload: Upload,
+    plan: Plan,
+    key: Box<[u8]>,
+    style: Kept,
+}
+
+impl Pending {
+    /// Bytes to be read behind the value.
+    pub fn terminator(&self) -> usize {
+        terminator_length(&self.style.style())
+    }
+}
+
+/// A style that has outlived its line.
+enum Kept {
+    Text {
+        noreply: bool,
+    },
+    Meta {
+        flags: Box<[u8]>,
+        quiet: bool,
+    },
+    Binary {
+        opcode: u8,
+        opaque: u32,
+        quiet: bool,
+    },
+}
+
+impl Kept {
+    fn new(style: &Style<'_>) -> Kept {
+        match *style {
+            Style::Text { noreply } => Kept::Text { noreply },
+            Style::Meta { flags, quiet } => Kept::Meta {
+                flags: flags.into(),
+                quiet,
+            },
+            Style::Binary {
+                opcode,
+                opaque,
+                quiet,
+            } => Kept::Binary {
+                opcode,
+                opaque,
+                quiet,
+            },
+        }
+    }
+
+    fn style(&self) -> Style<'_> {
+        match *self {
+            Kept::Text { noreply } => Style::Text { noreply },
+            Kept::Meta { ref flags, quiet } => Style::Meta { flags, quiet },
+            Kept::Binary {
+                opcode,
+                opaque,
+                quiet,
+            } => Style::Binary {
+                opcode,
+                opaque,
+                quiet,
+            },
+        }
+    }
+}
+
+/// Keeps a value that is at hand; `value` is what followed the line, with its terminator.
+pub fn whole(
+    cx: &Context<'_>,
+    op: &request::Store<'_>,
+    style: &Style<'_>,
+    key: &[u8],
+    hash: u64,
+    value: &[u8],
+    replies: &mut Replies,
+) {
+    let plan = Plan::new(cx, op, style, hash);
+    count_prefix(cx, style, key);
+    let (value, terminator) = value.split_at(op.length.min(value.len()));
+    if !terminated(style, terminator) {
+        if op.length > cx.store().value_max(key.len(), plan.flags) {
+            let refusal = refused(cx, &plan, style, key, Refused::TooLarge);
+            return reply::refusal(&refusal, replies);
+        }
+        return bad_chunk(cx, &plan, style, key, replies);
+    }
+    cx.tell_lookup(key, hash);
+    let stored = cx.store().put(cx.caller(), &plan.put(key), value);
+    settle(cx, &plan, style, key, stored, replies);
+}
+
+/// Takes memory for a value that is not at hand yet.
+pub fn begin(
+    cx: &Context<'_>,
+    op: &request::Store<'_>,
+    style: &Style<'_>,
+    key: &[u8],
+    hash: u64,
+) -> Next {
+    let plan = Plan::new(cx, op, style, hash);
+    count_prefix(cx, style, key);
+    match cx.store().begin(cx.caller(), &plan.put(key), op.length) {
+        Ok(upload) => Next::Value(Box::new(Pending {
+            upload,
+            plan,
+            key: key.into(),
+            style: Kept::new(style),
+        })),
+        Err(why) => Next::Skip {
+            bytes: (op.length + terminator_length(style)) as u64,
+            then: refused(cx, &plan, style, key, why),
+        },
+    }
+}
+
+/// Links a value that has arrived; `terminator` is what followed it.
+pub fn finish(cx: &Context<'_>, pending: Pending, terminator: &[u8], replies: &mut Replies) {
+    let Pending {
+        upload,
+        plan,
+        key,
+        style,
+    } = pending;
+    let style = style.style();
+    if !terminated(&style, terminator) {
+        return bad_chunk(cx, &plan, &style, &key, replies);
+    }
+    cx.tell_lookup(&key, plan.hash);
+    let stored = cx.store().finish(cx.caller(), &plan.put(&key), upload);
+    settle(cx, &plan, &style, &key, stored, replies);
+}
+
+/// Bytes that follow a value.
+pub fn terminator_length(style: &Style<'_>) -> usize {
+    match style {
+        Style::Text { .. } | Style::Meta { .. } => 2,
+        Style::Binary { .. } => 0,
+    }
+}
+
+fn terminated(style: &Style<'_>, terminator: &[u8]) -> bool {
+    matches!(style, Style::Binary { .. }) || terminator == b"\r\n"
+}
+
+fn bad_chunk(cx: &Context<'_>, plan: &Plan, style: &Style<'_>, key: &[u8], replies: &mut Replies) {
+    count_set(cx, class_of(cx, plan, key));
+    if !matches!(style, Style::Text { noreply: true }) {
+        replies.line(BAD_CHUNK);
+    }
+}
+
+/// Counts and answers.
+fn settle(
+    cx: &Context<'_>,
+    plan: &Plan,
+    style: &Style<'_>,
+    key: &[u8],
+    stored: Stored,
+    replies: &mut Replies,
+) {
+    let joins = matches!(plan.mode, store::Mode::Append | store::Mode::Prepend);
+    let class = match stored {
+        Stored::TooLarge => {
+            let refusal = refused(cx, plan, style, key, Refused::TooLarge);
+            return reply::refusal(&refusal, replies);
+        }
+        Stored::NoMemory => {
+            let refusal = refused(cx, plan, style, key, Refused::NoMemory);
+            return reply::refusal(&refusal, replies);
+        }
+        Stored::Stored { class, .. } if !joins => class,
+        _ => class_of(cx, plan, key),
+    };
+    count_set(cx, class);
+    if stored == Stored::NotFound {
+        cx.counters.general.cas_misses.add(1);
+    }
+    if cx.tapped(MUTATIONS) {
+        let status = match stored {
+            Stored::Stored { .. } => "stored",
+            Stored::NotStored => "not_stored",
+            Stored::Exists => "exists",
+            Stored::NotFound => "not_found",
+            Stored::TooLarge => "too_large",
+            Stored::NoMemory => "no_memory",
+        };
+        let length = match stored {
+            Stored::Stored { length, .. } => length,
+            _ => plan.length,
+        };
+        tell(cx, plan, key, status, class, length);
+    }
+    reply::stored(plan.length, style, key, plan.binary_key, stored, replies);
+}
+
+/// Counts a value that finds no room, and says how to answer.
+#[cold]
+fn refused(cx: &Context<'_>, plan: &Plan, style: &Style<'_>, key: &[u8], why: Refused) -> Refusal {
+    let (counter, status, line, code, text) = match why {
+        Refused::TooLarge => (
+            &cx.counters.general.store_too_large,
+            "too_large",
+            TOO_LARGE,
+            reply::STATUS_TOO_LARGE,
+            "Too large.",
+        ),
+        Refused::NoMemory => (
+            &cx.counters.general.store_no_memory,
+            "no_memory",
+            NO_MEMORY,
+            reply::STATUS_NO_MEMORY,
+            "Out of memory allocating item",
+        ),
+    };
+    counter.add(1);
+    if cx.tapped(MUTATIONS) {
+        tell(cx, plan, key, status, 0, 0);
+    }
+    if plan.clears {
+        cx.store()
+            .delete(cx.caller(), key, plan.hash, &store::Delete::default());
+    }
+    match *style {
+        Style::Text { noreply: true } => Refusal::Silent,
+        Style::Text { .. } | Style::Meta { .. } => Refusal::Line(line),
+        Style::Binary { opcode, opaque, .. } => Refusal::Binary {
+            opcode,
+            opaque,
+            status: code,
+            text,
+        },
+    }
+}
+
+#[cold]
+fn tell(cx: &Context<'_>, plan: &Plan, key: &[u8], status: &str, class: u8, length: usize) {
+    let ttl = match plan.expires {
+        0 => 0,
+        at => at.wrapping_sub(cx.now),
+    };
+    cx.counters
+        .log
+        .item_store(key, status, plan.name(), ttl, class, cx.connection, length);
+}
+
+fn class_of(cx: &Context<'_>, plan: &Plan, key: &[u8]) -> u8 {
+    cx.store().class_of(key.len(), plan.flags, plan.length)
+}
+
+#[inline]
+fn count_set(cx: &Context<'_>, class: u8) {
+    cx.counters.classes[usize::from(class & 63)].set_cmds.add(1);
+}
+
+#[inline]
+fn count_prefix(cx: &Context<'_>, style: &Style<'_>, key: &[u8]) {
+    if cx.tapped(DETAIL) && !matches!(style, Style::Meta { .. }) {
+        cx.shared.prefixes.set(key);
+    }
+}
