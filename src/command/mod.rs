@@ -161,8 +161,8 @@ pub fn begin(cx: &Context<'_>, request: &Request<'_>, hash: u64) -> Next {
 }
 
 /// Ends a store whose value has arrived; `terminator` is what came behind it.
-pub fn finish(cx: &Context<'_>, pending: Box<Pending>, terminator: &[u8], replies: &mut Replies) {
-    set::finish(cx, *pending, terminator, replies);
+pub fn finish(cx: &Context<'_>, pending: Pending, terminator: &[u8], replies: &mut Replies) {
+    set::finish(cx, pending, terminator, replies);
 }
 
 /// Answers a request that was refused.
@@ -389,7 +389,7 @@ mod tests {
             rest = &rest[n..];
         }
         let mut replies = Replies::default();
-        finish(&cx, pending, b"\r\n", &mut replies);
+        finish(&cx, *pending, b"\r\n", &mut replies);
         assert_eq!(replies.bytes(), b"STORED\r\n");
         replies.clear();
         let read = Read {
