@@ -242,7 +242,7 @@ impl Store {
 
 impl Inner {
     /// An access that is not a read: the time moves on, the fetched mark does not.
-    fn bump_time(&self, item: &super::Item<'_>, now: u32) {
+    pub(super) fn bump_time(&self, item: &super::Item<'_>, now: u32) {
         let head = item.head();
         head.accessed.store(self.stamp(now), Relaxed);
         let word = head.word();

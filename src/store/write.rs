@@ -162,7 +162,7 @@ impl Inner {
         let counters = || &cx.counters.classes[usize::from(self.class_of(old))];
         match (put.mode, put.cas) {
             (Mode::Add, _) => {
-                self.bump(old, cx.now);
+                self.bump_time(old, cx.now);
                 Verdict::Refuse(Stored::NotStored)
             }
             (Mode::Append | Mode::Prepend, Some(cas)) if cas != old.cas() => {
@@ -217,6 +217,8 @@ impl Inner {
                 }
                 Verdict::Store => {}
             }
+            // A value that took its time to arrive counts from now: what was flushed meanwhile is older.
+            head.accessed.store(self.stamp(cx.now), Relaxed);
             self.arena.set_cas(slot.handle(), cas);
             let (handle, item) = (slot.handle(), slot.item());
             let (class, length) = (self.class_of(&item), item.length());
