@@ -1,8 +1,43 @@
 #![forbid(unsafe_code)]
-//! Bytes to requests and responses to bytes.
+//! Bytes to requests and responses to bytes. Knows no socket, no item and no option.
+
+/// Keys that are not text.
+pub mod base64;
+
+/// Decimals in and out.
+pub mod number;
 
 /// One request type for three dialects.
 pub mod request;
 
-/// Keys in base64.
-pub mod base64;
+/// Classic commands.
+pub mod text;
+
+use request::Parsed;
+
+/// What a connection speaks; its first byte says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// Classic and meta commands.
+    Text,
+    Binary,
+}
+
+impl Dialect {
+    pub fn of(first_byte: u8) -> Dialect {
+        if first_byte == 0x80 {
+            Dialect::Binary
+        } else {
+            Dialect::Text
+        }
+    }
+}
+
+/// What the start of `input` asks for.
+#[inline]
+pub fn parse(dialect: Dialect, input: &[u8]) -> Parsed<'_> {
+    match dialect {
+        Dialect::Text => text::parse(input),
+        Dialect::Binary => Parsed::Close,
+    }
+}

@@ -1,0 +1,95 @@
+#![forbid(unsafe_code)]
+//! Decimals as clients write them.
+
+/// Digits only, up to 2^64 - 1.
+pub fn unsigned(text: &[u8]) -> Option<u64> {
+    if text.is_empty() || text.len() > 20 {
+        return None;
+    }
+    text.iter().try_fold(0u64, |value, byte| {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            return None;
+        }
+        value.checked_mul(10)?.checked_add(u64::from(digit))
+    })
+}
+
+/// Digits with an optional minus, in the range of an `i32`. A lone minus is 0, as in memcached.
+pub fn signed32(text: &[u8]) -> Option<i32> {
+    let (negative, digits) = match text {
+        [b'-', digits @ ..] => (true, digits),
+        digits => (false, digits),
+    };
+    let value = match digits {
+        [] if negative => 0,
+        digits => i64::try_from(unsigned(digits)?).ok()?,
+    };
+    i32::try_from(if negative { -value } else { value }).ok()
+}
+
+/// As C's `strtol` reads a whole token: blanks cannot occur, a sign may.
+pub fn strtol(text: &[u8]) -> Option<i64> {
+    let (negative, digits) = sign(text);
+    let value = unsigned(digits).filter(|_| digits.len() <= 20)?;
+    if negative {
+        0i64.checked_sub_unsigned(value)
+    } else {
+        i64::try_from(value).ok()
+    }
+}
+
+/// As C's `strtoul` reads a whole token, refusing what a minus made negative.
+pub fn strtoul(text: &[u8]) -> Option<u64> {
+    let (negative, digits) = sign(text);
+    let value = unsigned(digits)?;
+    if !negative {
+        return Some(value);
+    }
+    let value = value.wrapping_neg();
+    (value as i64 >= 0).then_some(value)
+}
+
+fn sign(text: &[u8]) -> (bool, &[u8]) {
+    match text {
+        [b'-', digits @ ..] => (true, digits),
+        [b'+', digits @ ..] => (false, digits),
+        digits => (false, digits),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers() {
+        for (text, value) in [
+            ("0", Some(0)),
+            ("18446744073709551615", Some(u64::MAX)),
+            ("18446744073709551616", None),
+            ("", None),
+            ("+1", None),
+            ("1a", None),
+            ("000000000000000000001", None),
+        ] {
+            assert_eq!(unsigned(text.as_bytes()), value, "{text}");
+        }
+        for (text, value) in [
+            ("-1", Some(-1)),
+            ("-", Some(0)),
+            ("2147483647", Some(i32::MAX)),
+            ("2147483648", None),
+            ("-2147483648", Some(i32::MIN)),
+            ("x", None),
+            ("", None),
+        ] {
+            assert_eq!(signed32(text.as_bytes()), value, "{text}");
+        }
+        assert_eq!(strtol(b"-9"), Some(-9));
+        assert_eq!(strtol(b"+9"), Some(9));
+        assert_eq!(strtol(b"9x"), None);
+        assert_eq!(strtoul(b"-1"), None);
+        assert_eq!(strtoul(b"4294967296"), Some(1 << 32));
+    }
+}

@@ -1,0 +1,589 @@
+#![forbid(unsafe_code)]
+//! Classic commands, both directions.
+//!
+//! Only blanks separate words; every other byte but the line end is part of one. A line ends at
+//! `\n`, and one `\r` before it does not count.
+
+use memchr::memchr;
+use nom::Parser;
+use nom::bytes::complete::{take_till1, take_while};
+use nom::sequence::preceded;
+
+use super::number;
+use super::request::{
+    Arith, Delete, Key, Mode, Op, Parsed, Refusal, Request, Shutdown, Store, Style,
+};
+
+/// The longest key.
+pub const KEY_MAX: usize = 250;
+/// The longest line that may stand there without its end, unless it is a multiget.
+const LINE_MAX: usize = 2048;
+/// Shorter lines, end included, are no command at all.
+const LINE_MIN: usize = 4;
+
+pub const BAD_FORMAT: &str = "CLIENT_ERROR bad command line format";
+pub const BAD_DELTA: &str = "CLIENT_ERROR invalid numeric delta argument";
+pub const BAD_EXPTIME: &str = "CLIENT_ERROR invalid exptime argument";
+pub const ERROR: &str = "ERROR";
+
+/// The next word of a line.
+fn word<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let mut token = preceded(
+        take_while(|byte| byte == b' '),
+        take_till1::<_, &[u8], nom::error::Error<&[u8]>>(|byte| byte == b' '),
+    );
+    let (left, word) = token.parse(rest).ok()?;
+    *rest = left;
+    Some(word)
+}
+
+/// What the start of `input` asks for.
+pub fn parse(input: &[u8]) -> Parsed<'_> {
+    if let Some(parsed) = parse_get(input) {
+        return parsed;
+    }
+    let Some(end) = memchr(b'\n', input) else {
+        return if input.len() > LINE_MAX {
+            Parsed::Close
+        } else {
+            Parsed::Incomplete
+        };
+    };
+    let taken = end + 1;
+    if taken < LINE_MIN {
+        return refuse(BAD_FORMAT, taken);
+    }
+    let line = match &input[..end] {
+        [line @ .., b'\r'] => line,
+        line => line,
+    };
+    Line { line, taken }.parse()
+}
+
+/// `get` and `gets`, whose line need not be there as a whole: its keys are pulled one by one.
+#[inline]
+fn parse_get(input: &[u8]) -> Option<Parsed<'_>> {
+    let (command, cas) = match input {
+        [b'g', b'e', b't', b' ', ..] => (4, false),
+        [b'g', b'e', b't', b's', b' ', ..] => (5, true),
+        _ => return None,
+    };
+    let blanks = input[command..].iter().position(|&byte| byte != b' ');
+    let start = match blanks {
+        Some(blanks) => command + blanks,
+        None => return Some(Parsed::Incomplete),
+    };
+    Some(match &input[start..] {
+        [b'\n', ..] => refuse(BAD_FORMAT, start + 1),
+        [b'\r', b'\n', ..] => refuse(BAD_FORMAT, start + 2),
+        [b'\r'] => Parsed::Incomplete,
+        _ => Parsed::Request {
+            request: Request {
+                op: Op::Get { cas, touch: None },
+                style: Style::Text { noreply: false },
+            },
+            taken: start,
+        },
+    })
+}
+
+/// What comes next on the line of a multiget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NextKey<'a> {
+    Key {
+        key: &'a [u8],
+        taken: usize,
+    },
+    /// The line is over.
+    End {
+        taken: usize,
+    },
+    Incomplete,
+    /// A key of more than [`KEY_MAX`] bytes.
+    TooLong,
+}
+
+/// The next key of a multiget.
+#[inline]
+pub fn next_key(input: &[u8]) -> NextKey<'_> {
+    let mut start = 0;
+    while input.get(start) == Some(&b' ') {
+        start += 1;
+    }
+    let rest = &input[start..];
+    let mut length = 0;
+    loop {
+        match rest.get(length) {
+            Some(b' ') => break,
+            Some(b'\n') => {
+                // The line end is left for the next call, unless there is no key before it.
+                let key = match &rest[..length] {
+                    [key @ .., b'\r'] => key,
+                    key => key,
+                };
+                if key.is_empty() {
+                    return NextKey::End {
+                        taken: start + length + 1,
+                    };
+                }
+                return if key.len() > KEY_MAX {
+                    NextKey::TooLong
+                } else {
+                    NextKey::Key {
+                        key,
+                        taken: start + key.len(),
+                    }
+                };
+            }
+            Some(_) => length += 1,
+            None => {
+                return if length > KEY_MAX + 1 {
+                    NextKey::TooLong
+                } else {
+                    NextKey::Incomplete
+                };
+            }
+        }
+    }
+    if length > KEY_MAX {
+        return NextKey::TooLong;
+    }
+    NextKey::Key {
+        key: &rest[..length],
+        taken: start + length,
+    }
+}
+
+/// Bytes up to and including the line end, if it is there.
+pub fn skip_line(input: &[u8]) -> Option<usize> {
+    memchr(b'\n', input).map(|end| end + 1)
+}
+
+fn refuse<'a>(line: &'static str, taken: usize) -> Parsed<'a> {
+    Parsed::Refused {
+        reply: Refusal::Line(line),
+        taken,
+        skip: 0,
+        close: false,
+    }
+}
+
+/// A command line without its end.
+struct Line<'a> {
+    line: &'a [u8],
+    taken: usize,
+}
+
+impl<'a> Line<'a> {
+    fn parse(self) -> Parsed<'a> {
+        let mut rest = self.line;
+        // A blank in front makes an empty command, which is none.
+        let command = if rest.first() == Some(&b' ') {
+            None
+        } else {
+            word(&mut rest)
+        };
+        match command.unwrap_or(b"") {
+            b"set" => self.store(rest, Mode::Set, false),
+            b"add" => self.store(rest, Mode::Add, false),
+            b"replace" => self.store(rest, Mode::Replace, false),
+            b"append" => self.store(rest, Mode::Append, false),
+            b"prepend" => self.store(rest, Mode::Prepend, false),
+            b"cas" => self.store(rest, Mode::Set, true),
+            b"get" | b"gets" => refuse(BAD_FORMAT, self.taken),
+            b"gat" => self.gat(rest, false),
+            b"gats" => self.gat(rest, true),
+            b"delete" => self.delete(rest),
+            b"incr" => self.arith(rest, true),
+            b"decr" => self.arith(rest, false),
+            b"touch" => self.touch(rest),
+            b"quit" => self.loud(Op::Quit),
+            b"version" => self.loud(Op::Version),
+            b"stats" => self.loud(Op::Stats { words: rest }),
+            b"watch" => self.loud(Op::Watch { words: rest }),
+            b"flush_all" => self.flush_all(rest),
+            b"verbosity" => match word(&mut rest)
+                .and_then(number::unsigned)
+                .map(u32::try_from)
+            {
+                Some(Ok(level)) => self.request(Op::Verbosity { level }),
+                _ => self.refuse(BAD_FORMAT),
+            },
+            b"cache_memlimit" => match word(&mut rest).and_then(number::unsigned) {
+                Some(megabytes) if megabytes <= u64::from(u32::MAX) => {
+                    self.request(Op::CacheMemlimit { megabytes })
+                }
+                _ => self.refuse(ERROR),
+            },
+            b"shutdown" => {
+                let mode = match (word(&mut rest), word(&mut rest)) {
+                    (None, _) => Shutdown::Now,
+                    (Some(b"graceful"), None) => Shutdown::Graceful,
+                    _ => Shutdown::Invalid,
+                };
+                self.request(Op::Shutdown(mode))
+            }
+            b"slabs" => self.request(Op::Slabs { words: rest }),
+            b"lru" => self.request(Op::Lru { words: rest }),
+            b"lru_crawler" => self.request(Op::LruCrawler { words: rest }),
+            b"refresh_certs" => self.request(Op::RefreshCerts),
+            b"debugtime" => self.request(Op::DebugTime { words: rest }),
+            b"debugitem" => self.request(Op::DebugItem { words: rest }),
+            b"misbehave" => self.request(Op::Misbehave),
+            _ => self.unknown(),
+        }
+    }
+
+    fn last_word(&self) -> &'a [u8] {
+        let end = self
+            .line
+            .iter()
+            .rposition(|&byte| byte != b' ')
+            .map_or(0, |last| last + 1);
+        let start = self.line[..end]
+            .iter()
+            .rposition(|&byte| byte == b' ')
+            .map_or(0, |blank| blank + 1);
+        &self.line[start..end]
+    }
+
+    fn noreply(&self) -> bool {
+        self.last_word() == b"noreply"
+    }
+
+    /// A request whose reply `noreply` can suppress.
+    fn request(self, op: Op<'a>) -> Parsed<'a> {
+        let noreply = self.noreply();
+        Parsed::Request {
+            request: Request {
+                op,
+                style: Style::Text { noreply },
+            },
+            taken: self.taken,
+        }
+    }
+
+    /// A request that answers whatever its last word is.
+    fn loud(self, op: Op<'a>) -> Parsed<'a> {
+        Parsed::Request {
+            request: Request {
+                op,
+                style: Style::Text { noreply: false },
+            },
+            taken: self.taken,
+        }
+    }
+
+    /// An error that `noreply` suppresses.
+    fn refuse(self, line: &'static str) -> Parsed<'a> {
+        self.refuse_after(line, 0)
+    }
+
+    fn refuse_after(self, line: &'static str, skip: u64) -> Parsed<'a> {
+        let reply = if self.noreply() {
+            Refusal::Silent
+        } else {
+            Refusal::Line(line)
+        };
+        Parsed::Refused {
+            reply,
+            taken: self.taken,
+            skip,
+            close: false,
+        }
+    }
+
+    fn unknown(self) -> Parsed<'a> {
+        let mut rest = self.line;
+        let several = word(&mut rest).is_some() && word(&mut rest).is_some();
+        if several && self.last_word().starts_with(b"HTTP/") {
+            return Parsed::Close;
+        }
+        self.refuse(ERROR)
+    }
+
+    fn store(self, mut rest: &'a [u8], mode: Mode, with_cas: bool) -> Parsed<'a> {
+        let (Some(key), Some(flags), Some(exptime), Some(length)) = (
+            word(&mut rest),
+            word(&mut rest),
+            word(&mut rest),
+            word(&mut rest),
+        ) else {
+            return refuse(BAD_FORMAT, self.taken);
+        };
+        // Without a length, nobody knows how much to skip: what follows is taken for commands.
+        let length = match number::signed32(length) {
+            Some(length) if (0..=i32::MAX - 2).contains(&length) => length as usize,
+            _ => return refuse(BAD_FORMAT, self.taken),
+        };
+        let skip = length as u64 + 2;
+        let flags = number::strtoul(flags).map(|flags| flags as u32);
+        let exptime = number::strtol(exptime).map(|exptime| i64::from(exptime as i32));
+        let (Some(flags), Some(exptime), true) = (flags, exptime, key.len() <= KEY_MAX) else {
+            return self.refuse_after(BAD_FORMAT, skip);
+        };
+        let cas = if with_cas {
+            match word(&mut rest).and_then(number::unsigned) {
+                Some(cas) => Some(cas),
+                None => return self.refuse_after(BAD_FORMAT, skip),
+            }
+        } else {
+            None
+        };
+        self.request(Op::Store(Store {
+            key: plain(key),
+            mode,
+            length,
+            flags,
+            exptime,
+            cas,
+            new_cas: None,
+            invalidate: false,
+            vivify: None,
+        }))
+    }
+
+    fn gat(self, mut rest: &'a [u8], cas: bool) -> Parsed<'a> {
+        let Some(exptime) = word(&mut rest) else {
+            return refuse(BAD_FORMAT, self.taken);
+        };
+        let mut keys = rest;
+        if word(&mut keys).is_none() {
+            return refuse(BAD_FORMAT, self.taken);
+        }
+        let Some(exptime) = number::signed32(exptime) else {
+            return refuse(BAD_EXPTIME, self.taken);
+        };
+        // The keys stand where the rest of the line begins.
+        let taken = self.line.len() - rest.len();
+        Parsed::Request {
+            request: Request {
+                op: Op::Get {
+                    cas,
+                    touch: Some(i64::from(exptime)),
+                },
+                style: Style::Text { noreply: false },
+            },
+            taken,
+        }
+    }
+
+    fn delete(self, mut rest: &'a [u8]) -> Parsed<'a> {
+        match word(&mut rest) {
+            None => refuse(BAD_FORMAT, self.taken),
+            Some(key) if key.len() > KEY_MAX => self.refuse(BAD_FORMAT),
+            Some(key) => self.request(Op::Delete(Delete {
+                key: plain(key),
+                cas: None,
+                new_cas: None,
+                stale: false,
+                drop_value: false,
+                touch: None,
+                flags: 0,
+            })),
+        }
+    }
+
+    fn arith(self, mut rest: &'a [u8], up: bool) -> Parsed<'a> {
+        let (Some(key), Some(delta)) = (word(&mut rest), word(&mut rest)) else {
+            return refuse(BAD_FORMAT, self.taken);
+        };
+        if key.len() > KEY_MAX {
+            return self.refuse(BAD_FORMAT);
+        }
+        match number::unsigned(delta) {
+            None => self.refuse(BAD_DELTA),
+            Some(delta) => self.request(Op::Arith(Arith {
+                key: plain(key),
+                up,
+                delta,
+                cas: None,
+                new_cas: None,
+                touch: None,
+                create: None,
+            })),
+        }
+    }
+
+    fn touch(self, mut rest: &'a [u8]) -> Parsed<'a> {
+        let (Some(key), Some(exptime)) = (word(&mut rest), word(&mut rest)) else {
+            return refuse(BAD_FORMAT, self.taken);
+        };
+        if key.len() > KEY_MAX {
+            return self.refuse(BAD_FORMAT);
+        }
+        match number::signed32(exptime) {
+            None => self.refuse(BAD_EXPTIME),
+            Some(exptime) => self.request(Op::Touch {
+                key: plain(key),
+                exptime: i64::from(exptime),
+            }),
+        }
+    }
+
+    fn flush_all(self, mut rest: &'a [u8]) -> Parsed<'a> {
+        let exptime = match word(&mut rest) {
+            None => Some(0),
+            Some(b"noreply") if word(&mut rest).is_none() => Some(0),
+            Some(exptime) => number::signed32(exptime),
+        };
+        match exptime {
+            Some(exptime) => self.request(Op::FlushAll {
+                exptime: i64::from(exptime),
+            }),
+            None => self.refuse(BAD_EXPTIME),
+        }
+    }
+}
+
+fn plain(raw: &[u8]) -> Key<'_> {
+    Key { raw, base64: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(input: &str) -> (Refusal, usize, u64) {
+        match parse(input.as_bytes()) {
+            Parsed::Refused {
+                reply,
+                taken,
+                skip,
+                close: false,
+            } => (reply, taken, skip),
+            parsed => panic!("{input:?}: {parsed:?}"),
+        }
+    }
+
+    #[test]
+    fn wrong_lines_get_the_error_of_memcached() {
+        let line = Refusal::Line;
+        let long = "k".repeat(251);
+        for (input, reply, skip) in [
+            ("\r\n", line(BAD_FORMAT), 0),
+            ("a\r\n", line(BAD_FORMAT), 0),
+            ("mn\n", line(BAD_FORMAT), 0),
+            ("ab\r\n", line(ERROR), 0),
+            ("nonsense\r\n", line(ERROR), 0),
+            ("nonsense noreply\r\n", Refusal::Silent, 0),
+            (" get a\r\n", line(ERROR), 0),
+            ("get\r\n", line(BAD_FORMAT), 0),
+            ("get  \r\n", line(BAD_FORMAT), 0),
+            ("gets \n", line(BAD_FORMAT), 0),
+            ("gat 0\r\n", line(BAD_FORMAT), 0),
+            ("gat x a\r\n", line(BAD_EXPTIME), 0),
+            ("set a 0 0\r\n", line(BAD_FORMAT), 0),
+            ("set a 0 0 -1\r\n", line(BAD_FORMAT), 0),
+            ("set a 0 0 2147483646\r\n", line(BAD_FORMAT), 0),
+            ("set a 0 0 x noreply\r\n", line(BAD_FORMAT), 0),
+            ("set a x 0 5\r\n", line(BAD_FORMAT), 7),
+            ("set a 0 x 5 noreply\r\n", Refusal::Silent, 7),
+            ("cas a 0 0 5\r\n", line(BAD_FORMAT), 7),
+            ("cas a 0 0 5 -1\r\n", line(BAD_FORMAT), 7),
+            ("delete\r\n", line(BAD_FORMAT), 0),
+            ("incr a\r\n", line(BAD_FORMAT), 0),
+            ("incr a x\r\n", line(BAD_DELTA), 0),
+            ("incr a -1 noreply\r\n", Refusal::Silent, 0),
+            ("touch a\r\n", line(BAD_FORMAT), 0),
+            ("touch a x\r\n", line(BAD_EXPTIME), 0),
+            ("flush_all x\r\n", line(BAD_EXPTIME), 0),
+            ("verbosity\r\n", line(BAD_FORMAT), 0),
+            ("verbosity x\r\n", line(BAD_FORMAT), 0),
+            ("cache_memlimit\r\n", line(ERROR), 0),
+        ] {
+            assert_eq!(refused(input), (reply, input.len(), skip), "{input:?}");
+        }
+        assert_eq!(refused(&format!("set {long} 0 0 5\r\n")).2, 7);
+        assert_eq!(refused(&format!("delete {long}\r\n")).0, line(BAD_FORMAT));
+    }
+
+    #[test]
+    fn requests_are_taken_apart() {
+        let Parsed::Request { request, taken } = parse(b"set k 4294967297 -5 3 noreply\r\nabc\r\n")
+        else {
+            panic!()
+        };
+        assert_eq!(taken, 31);
+        assert_eq!(request.style, Style::Text { noreply: true });
+        let Op::Store(store) = request.op else {
+            panic!()
+        };
+        assert_eq!(
+            (store.key.raw, store.flags, store.exptime, store.length),
+            (&b"k"[..], 1, -5, 3)
+        );
+        let Parsed::Request { request, taken } = parse(b"gats  60   a b\r\n") else {
+            panic!()
+        };
+        assert_eq!(
+            request.op,
+            Op::Get {
+                cas: true,
+                touch: Some(60)
+            }
+        );
+        assert_eq!(
+            next_key(&b"gats  60   a b\r\n"[taken..]),
+            NextKey::Key {
+                key: b"a",
+                taken: 4
+            }
+        );
+        assert!(matches!(parse(b"delete k 0\r\n"), Parsed::Request { .. }));
+    }
+
+    #[test]
+    fn keys_of_a_multiget_come_one_by_one() {
+        let mut rest = &b"a  bb ccc \r\nnext"[..];
+        let mut keys = Vec::new();
+        loop {
+            match next_key(rest) {
+                NextKey::Key { key, taken } => {
+                    keys.push(key);
+                    rest = &rest[taken..];
+                }
+                NextKey::End { taken } => {
+                    rest = &rest[taken..];
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(keys, [&b"a"[..], b"bb", b"ccc"]);
+        assert_eq!(rest, b"next");
+        assert_eq!(
+            next_key(&[b'x'; 251]),
+            NextKey::Incomplete,
+            "the last byte may be a line end's"
+        );
+        assert_eq!(next_key(&[b'x'; 252]), NextKey::TooLong);
+        assert_eq!(next_key(b"   "), NextKey::Incomplete);
+    }
+
+    #[test]
+    fn long_lines_without_end() {
+        assert_eq!(parse(&[b'x'; 2048]), Parsed::Incomplete);
+        assert_eq!(parse(&[b'x'; 2049]), Parsed::Close);
+        assert_eq!(parse(b"GET / HTTP/1.1\r\n"), Parsed::Close);
+    }
+
+    #[test]
+    fn a_line_may_arrive_in_pieces() {
+        for input in [
+            "set k 0 0 3 noreply\r\n",
+            "gat 0 a b\r\n",
+            "delete k\r\n",
+            "flush_all 5\r\n",
+        ] {
+            for end in 0..input.len() {
+                assert_eq!(
+                    parse(&input.as_bytes()[..end]),
+                    Parsed::Incomplete,
+                    "{:?}",
+                    &input[..end]
+                );
+            }
+        }
+    }
+}
