@@ -5,6 +5,7 @@
 //! can change while the server runs is not kept here: its owner keeps an atomic and starts it
 //! from the value found here.
 
+use std::fmt;
 use std::path::PathBuf;
 
 /// The version on the wire: what clients parse, and what Larder is compatible with.
@@ -120,6 +121,17 @@ pub enum Protocol {
     Negotiate,
     Ascii,
     Binary,
+}
+
+impl fmt::Display for Protocol {
+    /// As the logs call it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Protocol::Negotiate => "auto-negotiating",
+            Protocol::Ascii => "ascii",
+            Protocol::Binary => "binary",
+        })
+    }
 }
 
 /// Threads and connections.

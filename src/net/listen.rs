@@ -18,7 +18,7 @@ use mio::{Interest, Registry, Token};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::address::{reason, resolve};
-use super::stream::Stream;
+use super::stream::{Stream, show};
 use crate::settings::{Endpoint, EndpointTls, Listen, Protocol};
 
 /// The largest send buffer asked for a UDP socket, in bytes.
@@ -48,6 +48,24 @@ impl Acceptor {
         match self {
             Acceptor::Tcp(socket) => socket.local_addr().ok(),
             Acceptor::Unix(_) => None,
+        }
+    }
+
+    /// The address, as `stats conns` shows it.
+    pub fn name(&self) -> String {
+        match self {
+            Acceptor::Tcp(_) => match self.local_address() {
+                Some(address) => show(&address),
+                None => "<unknown>".to_owned(),
+            },
+            Acceptor::Unix(socket) => {
+                let address = socket.local_addr().ok();
+                let path = address.as_ref().and_then(|address| address.as_pathname());
+                match path {
+                    Some(path) => format!("unix:{}", path.display()),
+                    None => "unix:".to_owned(),
+                }
+            }
         }
     }
 

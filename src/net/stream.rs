@@ -1,8 +1,8 @@
 #![forbid(unsafe_code)]
 //! One client's connection, whatever it runs over.
 
-use std::fmt;
 use std::io::{self, IoSlice, Read, Write};
+use std::net::SocketAddr;
 
 use mio::event::Source;
 use mio::net::{TcpStream, UnixStream};
@@ -55,26 +55,29 @@ impl Stream {
         matches!(self, Stream::Tcp(_))
     }
 
-    /// The peer and our own end, as `stats conns` shows them.
-    pub fn addresses(&self) -> (String, String) {
+    /// The peer, as `stats conns` shows it.
+    pub fn peer(&self) -> String {
         match self {
-            Stream::Tcp(socket) => (
-                socket
-                    .peer_addr()
-                    .map_or_else(|_| "<unknown>".to_owned(), show),
-                socket
-                    .local_addr()
-                    .map_or_else(|_| "<unknown>".to_owned(), show),
-            ),
-            Stream::Unix(socket) => {
-                let path = socket.local_addr().ok().and_then(|address| {
-                    address
-                        .as_pathname()
-                        .map(|path| format!("unix:{}", path.display()))
-                });
-                let path = path.unwrap_or_else(|| "unix:".to_owned());
-                (path.clone(), path)
-            }
+            Stream::Tcp(_) => match self.peer_address() {
+                Some(address) => show(&address),
+                None => "<unknown>".to_owned(),
+            },
+            // Its own end has no name; what it came through has.
+            Stream::Unix(socket) => match socket.local_addr() {
+                Ok(address) => match address.as_pathname() {
+                    Some(path) => format!("unix:{}", path.display()),
+                    None => "unix:".to_owned(),
+                },
+                Err(_) => "unix:".to_owned(),
+            },
+        }
+    }
+
+    /// The peer's address, if it has one.
+    pub fn peer_address(&self) -> Option<SocketAddr> {
+        match self {
+            Stream::Tcp(socket) => socket.peer_addr().ok(),
+            Stream::Unix(_) => None,
         }
     }
 
@@ -88,10 +91,11 @@ impl Stream {
     }
 }
 
-fn show(address: std::net::SocketAddr) -> String {
+/// An address as `stats conns` shows it.
+pub fn show(address: &SocketAddr) -> String {
     match address {
-        std::net::SocketAddr::V4(v4) => format!("tcp:{v4}"),
-        std::net::SocketAddr::V6(v6) => format!("tcp6:{v6}"),
+        SocketAddr::V4(address) => format!("tcp:{address}"),
+        SocketAddr::V6(address) => format!("tcp6:{address}"),
     }
 }
 
@@ -129,12 +133,6 @@ impl Source for Stream {
             Stream::Tcp(socket) => socket.deregister(registry),
             Stream::Unix(socket) => socket.deregister(registry),
         }
-    }
-}
-
-impl fmt::Display for Stream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.addresses().0)
     }
 }
 

@@ -1,1 +1,228 @@
-//! (skeleton)
+#![forbid(unsafe_code)]
+//! Threads, sockets, who runs what: builds everything, runs it, joins everything.
+
+/// How the server is told to stop or to reload.
+pub mod control;
+
+/// Accepting connections.
+pub mod listener;
+
+/// One thread that serves its share of the clients.
+mod worker;
+
+/// One client, as a state machine.
+mod connection;
+
+/// Threads that keep the house.
+mod background;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+
+use mio::{Poll, Waker};
+
+use connection::Limits;
+use control::{Control, Stop};
+use listener::{Inbox, Listening, Rules};
+use worker::Worker;
+
+use crate::command::Shared;
+use crate::net::listen;
+use crate::observe::board::Activity;
+use crate::settings::Settings;
+
+/// The exit code for what the system refuses (EX_OSERR).
+const REFUSED: i32 = 71;
+
+/// Why the server could not start or go on.
+#[derive(Debug)]
+pub struct Failure {
+    /// One or more lines for the user.
+    pub message: String,
+    /// What the process exits with.
+    pub code: i32,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure {
+            message: error.to_string(),
+            code: REFUSED,
+        }
+    }
+}
+
+/// A server whose sockets are bound and whose workers run; it accepts nobody before
+/// [`serve`](Server::serve).
+pub struct Server {
+    control: Arc<Control>,
+    listening: Listening,
+    inboxes: Vec<Arc<Inbox>>,
+    workers: Vec<JoinHandle<()>>,
+    others: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Builds everything that `settings` ask for.
+    ///
+    /// # Errors
+    /// No memory, no socket, no thread.
+    pub fn bind(settings: Settings) -> Result<Server, Failure> {
+        let poll = Poll::new()?;
+        let control = Arc::new(Control::new(Waker::new(poll.registry(), listener::WAKE)?));
+        let shared = Shared::new(settings).map_err(|message| Failure { message, code: 1 })?;
+        let shared = Arc::new(shared);
+        let settings = &shared.settings;
+
+        let mut inboxes = Vec::new();
+        let mut workers = Vec::new();
+        for number in 0..settings.server.threads.max(1) {
+            let (inbox, worker) = start_worker(number, &shared, &control)?;
+            inboxes.push(inbox);
+            workers.push(worker);
+        }
+        let others = vec![background::start_clock(
+            shared.clock.clone(),
+            control.clone(),
+        )?];
+
+        let sockets = listen::bind(&settings.listen, settings.process.port_file.as_deref())
+            .map_err(|error| Failure {
+                message: error.to_string(),
+                code: REFUSED,
+            })?;
+        let mut names: Vec<Arc<str>> = Vec::new();
+        for listener in &sockets.listeners {
+            let name: Arc<str> = listener.acceptor.name().into();
+            let (number, now) = (listener.acceptor.number(), shared.clock.now());
+            shared
+                .board
+                .enter(number, &name, None, Activity::Listening, now);
+            log::debug!("<{number} server listening ({})", listener.protocol);
+            names.push(name);
+        }
+        let listening = Listening {
+            poll,
+            names,
+            listeners: sockets.listeners,
+            inboxes: inboxes.clone(),
+            admission: shared.admission.clone(),
+            counters: shared.registry.register(),
+            rules: Rules {
+                limit: settings.server.max_connections,
+                fast: settings.server.maxconns_fast,
+                backlog: settings.listen.backlog,
+            },
+        };
+        Ok(Server {
+            control,
+            listening,
+            inboxes,
+            workers,
+            others,
+        })
+    }
+
+    /// What stops it, from any thread.
+    pub fn control(&self) -> Arc<Control> {
+        self.control.clone()
+    }
+
+    /// The network addresses it can be reached by.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listening
+            .listeners
+            .iter()
+            .filter_map(|listener| listener.acceptor.local_address())
+            .collect()
+    }
+
+    /// Serves until told to stop, then ends every thread.
+    ///
+    /// # Errors
+    /// Accepting has become impossible.
+    pub fn serve(self) -> Result<Stop, Failure> {
+        let served = self.listening.run(&self.control);
+        // Whoever sleeps has to wake, even if it was accepting that failed.
+        let woken = self.control.stop(Stop::Normal);
+        for inbox in &self.inboxes {
+            inbox.end()?;
+        }
+        for thread in self.workers.into_iter().chain(self.others) {
+            if thread.join().is_err() {
+                return Err(Failure {
+                    message: "a thread has panicked".to_owned(),
+                    code: 1,
+                });
+            }
+        }
+        served?;
+        woken?;
+        Ok(self.control.stopping().unwrap_or(Stop::Normal))
+    }
+}
+
+fn start_worker(
+    number: usize,
+    shared: &Arc<Shared>,
+    control: &Arc<Control>,
+) -> io::Result<(Arc<Inbox>, JoinHandle<()>)> {
+    let poll = Poll::new()?;
+    let inbox = Arc::new(Inbox::new(Waker::new(poll.registry(), worker::WAKE)?));
+    let server = &shared.settings.server;
+    let worker = Worker {
+        poll,
+        inbox: inbox.clone(),
+        control: control.clone(),
+        shared: shared.clone(),
+        counters: shared.registry.register(),
+        limits: Limits {
+            requests_per_event: server.requests_per_event.max(1),
+            replies: server.reply_limit.min(connection::SEND_AT),
+        },
+        idle_timeout: server.idle_timeout,
+    };
+    let control = control.clone();
+    let thread = Builder::new()
+        .name(format!("worker-{number}"))
+        .spawn(move || {
+            if let Err(error) = worker.run() {
+                log::error!("worker {number}: {error}");
+                // Nobody would serve its clients: better to end than to look alive.
+                let _ = control.stop(Stop::Normal);
+            }
+        })?;
+    Ok((inbox, thread))
+}
+
+/// Runs a server until it is told to stop; returns the exit code of the process.
+pub fn run(settings: Settings) -> i32 {
+    let verbosity = settings.process.verbosity;
+    match Server::bind(settings).and_then(Server::serve) {
+        Ok(Stop::Graceful) => {
+            eprintln!("Gracefully stopping");
+            0
+        }
+        Ok(Stop::Normal) => {
+            if verbosity > 0 {
+                eprintln!("Exiting normally");
+            }
+            0
+        }
+        Err(failure) => {
+            eprintln!("{failure}");
+            failure.code
+        }
+    }
+}

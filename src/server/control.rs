@@ -1,0 +1,132 @@
+#![forbid(unsafe_code)]
+//! How the server is told to stop or to reload, from any thread.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use mio::Waker;
+
+/// Why the server stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// SIGINT, SIGTERM, `shutdown`
+    Normal,
+    /// SIGUSR1, `shutdown graceful`
+    Graceful,
+}
+
+/// Shared by all threads of one server.
+#[derive(Debug)]
+pub struct Control {
+    /// 0 while running, then a [`Stop`].
+    stop: AtomicU8,
+    reload: AtomicBool,
+    /// Wakes the acceptor, which ends the others.
+    waker: Waker,
+    /// What sleeping threads wait on; holds whether to end.
+    ended: Mutex<bool>,
+    bell: Condvar,
+}
+
+impl Control {
+    pub fn new(waker: Waker) -> Control {
+        Control {
+            stop: AtomicU8::new(0),
+            reload: AtomicBool::new(false),
+            waker,
+            ended: Mutex::new(false),
+            bell: Condvar::new(),
+        }
+    }
+
+    /// Asks the server to stop; the first reason given counts.
+    ///
+    /// # Errors
+    /// The acceptor could not be woken; it will stop when it wakes.
+    pub fn stop(&self, why: Stop) -> io::Result<()> {
+        let value = match why {
+            Stop::Normal => 1,
+            Stop::Graceful => 2,
+        };
+        // Err means that someone else was first, which is as good.
+        let _ = self
+            .stop
+            .compare_exchange(0, value, Ordering::AcqRel, Ordering::Acquire);
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.bell.notify_all();
+        self.waker.wake()
+    }
+
+    pub fn stopping(&self) -> Option<Stop> {
+        match self.stop.load(Ordering::Acquire) {
+            0 => None,
+            2 => Some(Stop::Graceful),
+            _ => Some(Stop::Normal),
+        }
+    }
+
+    /// SIGHUP: password files and certificates are to be read again.
+    pub fn request_reload(&self) {
+        self.reload.store(true, Ordering::Release);
+    }
+
+    /// Whether a reload was asked for since the last call.
+    pub fn take_reload(&self) -> bool {
+        self.reload.load(Ordering::Acquire) && self.reload.swap(false, Ordering::AcqRel)
+    }
+
+    /// Sleeps; false means that the server stops and the thread should end.
+    pub fn sleep(&self, duration: Duration) -> bool {
+        self.sleep_until(Instant::now() + duration)
+    }
+
+    /// Sleeps until an instant; false means that the server stops and the thread should end.
+    pub fn sleep_until(&self, deadline: Instant) -> bool {
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*ended {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            (ended, _) = self
+                .bell
+                .wait_timeout(ended, left)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mio::{Poll, Token};
+
+    use super::*;
+
+    #[test]
+    fn the_first_reason_counts_and_sleepers_wake() {
+        let poll = Poll::new().unwrap();
+        let control = Control::new(Waker::new(poll.registry(), Token(0)).unwrap());
+        assert!(control.sleep(Duration::from_millis(1)));
+        assert_eq!(control.stopping(), None);
+        std::thread::scope(|scope| {
+            let sleeper = scope.spawn(|| control.sleep(Duration::from_secs(3600)));
+            control.stop(Stop::Graceful).unwrap();
+            control.stop(Stop::Normal).unwrap();
+            assert!(!sleeper.join().unwrap());
+        });
+        assert_eq!(control.stopping(), Some(Stop::Graceful));
+    }
+
+    #[test]
+    fn a_reload_is_taken_once() {
+        let poll = Poll::new().unwrap();
+        let control = Control::new(Waker::new(poll.registry(), Token(0)).unwrap());
+        assert!(!control.take_reload());
+        control.request_reload();
+        assert!(control.take_reload());
+        assert!(!control.take_reload());
+    }
+}

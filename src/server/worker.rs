@@ -1,0 +1,229 @@
+#![forbid(unsafe_code)]
+//! One thread that serves its share of the clients.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mio::{Events, Interest, Poll, Token};
+use slab::Slab;
+
+use super::connection::{Connection, Limits, Outcome, SEND_AT, Turn};
+use super::control::Control;
+use super::listener::{Arrival, Inbox};
+use crate::command::{Context, Replies, Shared};
+use crate::net::{Input, Stream};
+use crate::observe::ThreadCounters;
+use crate::observe::board::Activity;
+use crate::observe::events::{self, Peer, Reason};
+
+/// The token of the inbox; connections have their place in the slab.
+pub const WAKE: Token = Token(usize::MAX);
+
+/// Events taken from the kernel at a time.
+const EVENTS: usize = 256;
+
+/// Bytes of replies a worker has room for before it has to ask for more.
+const OUTPUT: usize = 2 * SEND_AT;
+
+/// How often idle connections are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// Everything one worker owns.
+pub struct Worker {
+    pub poll: Poll,
+    pub inbox: Arc<Inbox>,
+    pub control: Arc<Control>,
+    pub shared: Arc<Shared>,
+    pub counters: Arc<ThreadCounters>,
+    pub limits: Limits,
+    /// Seconds; 0 is never.
+    pub idle_timeout: u32,
+}
+
+/// The part that changes while it runs.
+struct Desk {
+    connections: Slab<Connection>,
+    /// Those that have more to do, in the order of their turns.
+    ready: VecDeque<usize>,
+    input: Input,
+    replies: Replies,
+}
+
+impl Worker {
+    /// Runs until the inbox says that it is over.
+    ///
+    /// # Errors
+    /// The poll's.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(EVENTS);
+        let mut desk = Desk {
+            connections: Slab::new(),
+            ready: VecDeque::new(),
+            input: Input::new(),
+            replies: Replies::with_capacity(OUTPUT),
+        };
+        let mut swept = self.shared.clock.now();
+        loop {
+            let timeout = if !desk.ready.is_empty() {
+                Some(Duration::ZERO)
+            } else if self.idle_timeout > 0 && !desk.connections.is_empty() {
+                Some(SWEEP)
+            } else {
+                None
+            };
+            match self.poll.poll(&mut events, timeout) {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            }
+            let now = self.shared.clock.now();
+            // Those already in the list had a turn before this poll; those that wake get theirs
+            // after them.
+            for _ in 0..desk.ready.len() {
+                if let Some(key) = desk.ready.pop_front() {
+                    if let Some(connection) = desk.connections.get_mut(key) {
+                        connection.queued = false;
+                    }
+                    self.turn(&mut desk, key, now);
+                }
+            }
+            let mut woken = false;
+            for event in events.iter() {
+                if event.token() == WAKE {
+                    woken = true;
+                    continue;
+                }
+                let key = event.token().0;
+                let Some(connection) = desk.connections.get_mut(key) else {
+                    continue;
+                };
+                if event.is_read_closed() {
+                    connection.hang_up();
+                }
+                if !connection.queued {
+                    self.turn(&mut desk, key, now);
+                }
+            }
+            if woken {
+                if self.inbox.ended() {
+                    return Ok(());
+                }
+                for arrival in self.inbox.take() {
+                    self.welcome(&mut desk, arrival, now);
+                }
+            }
+            if self.idle_timeout > 0 && now != swept {
+                swept = now;
+                self.sweep(&mut desk, now);
+            }
+        }
+    }
+
+    fn welcome(&mut self, desk: &mut Desk, arrival: Arrival, now: u32) {
+        let entry = desk.connections.vacant_entry();
+        let key = entry.key();
+        let mut stream = arrival.stream;
+        let number = stream.number();
+        // Before the row is there nothing can be asked of it: the first event comes later.
+        let registered = self
+            .poll
+            .registry()
+            .register(&mut stream, Token(key), Interest::READABLE);
+        if let Err(error) = registered {
+            log::warn!("cannot watch a connection: {error}");
+            self.shared.admission.leave();
+            return;
+        }
+        let row = self.shared.board.enter(
+            number,
+            &stream.peer(),
+            Some(arrival.listener),
+            Activity::NewCommand,
+            now,
+        );
+        if self.counters.log.wants(events::CONNECTIONS) {
+            self.counters.log.connection_new(peer(&stream), number);
+        }
+        log::debug!("<{number} new {} client connection", arrival.protocol);
+        entry.insert(Connection::new(stream, arrival.protocol, row, now));
+    }
+
+    fn turn(&mut self, desk: &mut Desk, key: usize, now: u32) {
+        let Some(connection) = desk.connections.get_mut(key) else {
+            return;
+        };
+        let mut turn = Turn {
+            context: Context {
+                shared: &self.shared,
+                counters: &self.counters,
+                now,
+                connection: connection.stream().number(),
+            },
+            input: &mut desk.input,
+            replies: &mut desk.replies,
+            control: &self.control,
+            limits: self.limits,
+        };
+        let outcome = connection.advance(&mut turn);
+        if outcome == Outcome::Wait && connection.wants_writable() {
+            // Asked for once and then kept: a client that has been slow will be so again.
+            let registered = self.poll.registry().reregister(
+                connection.stream(),
+                Token(key),
+                Interest::READABLE | Interest::WRITABLE,
+            );
+            if let Err(error) = registered {
+                log::warn!("cannot watch a connection: {error}");
+                return self.close(desk, key, Reason::Error);
+            }
+        }
+        match outcome {
+            Outcome::Wait => {}
+            Outcome::Again => {
+                connection.queued = true;
+                desk.ready.push_back(key);
+            }
+            Outcome::Close => self.close(desk, key, Reason::Normal),
+        }
+    }
+
+    /// Closing the descriptor takes it out of the poll.
+    fn close(&mut self, desk: &mut Desk, key: usize, reason: Reason) {
+        let Some(mut connection) = desk.connections.try_remove(key) else {
+            return;
+        };
+        let number = connection.stream().number();
+        if self.counters.log.wants(events::CONNECTIONS) {
+            self.counters
+                .log
+                .connection_closed(peer(connection.stream()), reason, number);
+        }
+        log::debug!("<{number} connection closed.");
+        // The number may be taken again as soon as the descriptor is closed.
+        self.shared.board.leave(number);
+        drop(connection);
+        self.shared.admission.leave();
+    }
+
+    fn sweep(&mut self, desk: &mut Desk, now: u32) {
+        let idle: Vec<usize> = desk
+            .connections
+            .iter()
+            .filter(|(_, connection)| connection.idle(now, self.idle_timeout))
+            .map(|(key, _)| key)
+            .collect();
+        for key in idle {
+            self.counters.general.idle_kicks.add(1);
+            self.close(desk, key, Reason::IdleTimeout);
+        }
+    }
+}
+
+fn peer(stream: &Stream) -> Peer {
+    match stream.peer_address() {
+        Some(address) => Peer::Tcp(address.ip(), address.port()),
+        None => Peer::Local,
+    }
+}
