@@ -4,8 +4,11 @@
 /// Random operations against a plain map.
 mod model;
 
+/// Many threads at once.
+mod threads;
+
 use larder::settings;
-use larder::store::Store;
+use larder::store::{Cx, Pin, Store};
 
 /// A repeatable stream of random numbers.
 pub struct Random(pub u64);
@@ -74,4 +77,36 @@ fn with_memory(megabytes: u64) -> settings::Store {
 
 fn open(settings: &settings::Store) -> Store {
     Store::new(settings).expect("a store")
+}
+
+/// All bytes of a value that is held.
+fn read(pin: &Pin) -> Vec<u8> {
+    let mut value = Vec::with_capacity(pin.length());
+    loop {
+        let piece = pin.slice(value.len());
+        if piece.is_empty() {
+            return value;
+        }
+        value.extend_from_slice(piece);
+    }
+}
+
+/// Lets the crawler go everywhere once.
+fn crawl_all(store: &Store, cx: Cx<'_>) {
+    // One that is under way has seen some pages too early.
+    for _ in 0..2 {
+        let _ = store.crawl(cx.now, u64::MAX);
+        while store.state().crawler_running {
+            store.crawl_step(cx);
+        }
+    }
+}
+
+/// Every slot of every class is free.
+fn assert_no_slot_used(store: &Store, now: u32) {
+    for class in 1..=63 {
+        if let Some(state) = store.class(class, now) {
+            assert_eq!(state.used_chunks, 0, "class {class}: {state:?}");
+        }
+    }
 }

@@ -13,7 +13,7 @@ use larder::store::{
     Upload,
 };
 
-use crate::{Random, open, with_memory};
+use crate::{Random, assert_no_slot_used, crawl_all, open, read, with_memory};
 
 /// A value, which failures show in short.
 #[derive(Clone, PartialEq, Eq)]
@@ -935,14 +935,12 @@ impl Pair {
             now: self.now,
             counters: &self.counters,
         };
-        let _ = self.store.crawl(self.now, u64::MAX);
-        for _ in 0..20_000 {
-            self.store.crawl_step(cx);
-        }
+        crawl_all(&self.store, cx);
         for (class, counters) in self.counters.classes.iter().enumerate() {
             assert_eq!(counters.items.get() as i64, 0, "items of class {class}");
             assert_eq!(counters.bytes.get() as i64, 0, "bytes of class {class}");
         }
+        assert_no_slot_used(&self.store, self.now);
     }
 }
 
@@ -984,17 +982,6 @@ fn check(hit: &Hit<'_>, key: &[u8], expected: &Item) {
     assert_eq!(hit.binary_key(), expected.binary_key, "{}", name());
     let size = size(key, expected, expected.cas != 0);
     assert_eq!(hit.class(), class_of(size), "{}", name());
-}
-
-fn read(pin: &Pin) -> Vec<u8> {
-    let mut value = Vec::with_capacity(pin.length());
-    loop {
-        let piece = pin.slice(value.len());
-        if piece.is_empty() {
-            return value;
-        }
-        value.extend_from_slice(piece);
-    }
 }
 
 fn roomy(settings: settings::Store) -> Trial {
