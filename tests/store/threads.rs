@@ -565,3 +565,42 @@ fn whatever_happens_values_are_whole_and_nothing_leaks() {
     );
     assert_empty_after_flush(store, &counters);
 }
+
+#[test]
+fn the_table_grows_under_everybody_s_feet_and_loses_nothing() {
+    const KEYS: usize = 30_000;
+    let settings = settings::Store {
+        hash_power: 12,
+        ..with_memory(256)
+    };
+    let store = &open(&settings);
+    let name = |worker: usize, number: usize| format!("{worker}_{number}").into_bytes();
+    let counters = run(
+        store,
+        |worker, cx, random| {
+            for number in 0..KEYS {
+                let key = name(worker, number);
+                let stored = store.put(cx, &set(store, &key), &key);
+                assert!(matches!(stored, Stored::Stored { .. }), "{stored:?}");
+                let earlier = name(worker, random.below(number + 1));
+                let found = store.get(cx, &earlier, store.hash(&earlier), whole);
+                assert_eq!(found.as_ref(), Ok(&earlier));
+                let absent = name(worker + THREADS, number);
+                assert!(store.get(cx, &absent, store.hash(&absent), |_| ()).is_err());
+            }
+        },
+        |_, _| {},
+    );
+    let cx = Cx {
+        now: NOW,
+        counters: &counters[0],
+    };
+    for worker in 0..THREADS {
+        for number in 0..KEYS {
+            let key = name(worker, number);
+            assert_eq!(store.get(cx, &key, store.hash(&key), whole), Ok(key));
+        }
+    }
+    assert!(store.state().hash_power > 12);
+    assert_empty_after_flush(store, &counters);
+}
