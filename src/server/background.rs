@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::control::Control;
 use crate::clock::Clock;
+use crate::command::Shared;
+use crate::store::{Cx, Store};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -23,6 +25,34 @@ pub fn start_clock(clock: Arc<Clock>, control: Arc<Control>) -> io::Result<JoinH
         while control.sleep_until(next) {
             clock.tick();
             next += SECOND;
+        }
+    })
+}
+
+/// Calls one of the store's steps again and again, as often as it asks for.
+///
+/// # Errors
+/// The system cannot start a thread.
+pub fn start_steps(
+    name: &str,
+    shared: &Arc<Shared>,
+    control: Arc<Control>,
+    step: impl Fn(&Store, Cx<'_>) -> Duration + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    let counters = shared.registry.register();
+    let shared = shared.clone();
+    Builder::new().name(name.to_owned()).spawn(move || {
+        loop {
+            let wait = step(
+                &shared.store,
+                Cx {
+                    now: shared.clock.now(),
+                    counters: &counters,
+                },
+            );
+            if !control.sleep(wait) {
+                break;
+            }
         }
     })
 }

@@ -33,6 +33,7 @@ use crate::command::Shared;
 use crate::net::listen;
 use crate::observe::board::Activity;
 use crate::settings::Settings;
+use crate::store::Store;
 
 /// The exit code for what the system refuses (EX_OSERR).
 const REFUSED: i32 = 71;
@@ -85,6 +86,11 @@ impl Server {
         let shared = Arc::new(shared);
         let settings = &shared.settings;
 
+        let sockets = listen::bind(&settings.listen, settings.process.port_file.as_deref())
+            .map_err(|error| Failure {
+                message: error.to_string(),
+                code: REFUSED,
+            })?;
         let mut inboxes = Vec::new();
         let mut workers = Vec::new();
         for number in 0..settings.server.threads.max(1) {
@@ -92,16 +98,12 @@ impl Server {
             inboxes.push(inbox);
             workers.push(worker);
         }
-        let others = vec![background::start_clock(
-            shared.clock.clone(),
-            control.clone(),
-        )?];
+        let others = vec![
+            background::start_clock(shared.clock.clone(), control.clone())?,
+            background::start_steps("maintainer", &shared, control.clone(), Store::maintain)?,
+            background::start_steps("crawler", &shared, control.clone(), Store::crawl_step)?,
+        ];
 
-        let sockets = listen::bind(&settings.listen, settings.process.port_file.as_deref())
-            .map_err(|error| Failure {
-                message: error.to_string(),
-                code: REFUSED,
-            })?;
         let mut names: Vec<Arc<str>> = Vec::new();
         for listener in &sockets.listeners {
             let name: Arc<str> = listener.acceptor.name().into();

@@ -1,0 +1,189 @@
+//! A server of one's own on a port the kernel chooses, and a plain client.
+#![allow(dead_code)]
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use larder::server::control::{Control, Stop};
+use larder::server::{Failure, Server};
+use larder::settings::{Endpoint, EndpointTls, Settings};
+
+/// How long a client waits for an answer before the test fails; far more than it takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A server in this process; it ends with the value.
+pub struct TestServer {
+    address: Option<SocketAddr>,
+    control: Arc<Control>,
+    thread: Option<JoinHandle<Result<Stop, Failure>>>,
+}
+
+/// Settings for a test: a port of the kernel's choice on the loopback, few threads.
+pub fn settings() -> Settings {
+    let mut settings = Settings::default();
+    settings.listen.tcp_port = -1;
+    settings.listen.interfaces = Some("127.0.0.1".to_owned());
+    settings.listen.endpoints = vec![Endpoint {
+        host: Some("127.0.0.1".to_owned()),
+        port: None,
+        protocol: None,
+        tls: EndpointTls::Default,
+        tag: None,
+    }];
+    settings.server.threads = 2;
+    settings
+}
+
+impl TestServer {
+    pub fn start() -> TestServer {
+        TestServer::start_with(settings())
+    }
+
+    pub fn start_with(settings: Settings) -> TestServer {
+        let server = Server::bind(settings).expect("the server starts");
+        TestServer {
+            address: server.addresses().first().copied(),
+            control: server.control(),
+            thread: Some(std::thread::spawn(|| server.serve())),
+        }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address.expect("a network address")
+    }
+
+    pub fn connect(&self) -> Client<TcpStream> {
+        let stream = TcpStream::connect(self.address()).expect("the server accepts");
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Client { stream }
+    }
+
+    /// Waits until it has stopped by itself.
+    pub fn wait(mut self) -> Stop {
+        let thread = self.thread.take().expect("waited for once");
+        thread.join().unwrap().expect("a clean end")
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        self.control.stop(Stop::Normal).unwrap();
+        let ended = thread.join();
+        if !std::thread::panicking() {
+            ended.unwrap().expect("a clean end");
+        }
+    }
+}
+
+/// A client that says what it is told and insists on what it expects.
+pub struct Client<S> {
+    pub stream: S,
+}
+
+impl Client<UnixStream> {
+    pub fn local(path: &Path) -> Client<UnixStream> {
+        let stream = UnixStream::connect(path).expect("the server accepts");
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Client { stream }
+    }
+}
+
+impl Client<TcpStream> {
+    /// Says that nothing more will be sent.
+    pub fn finish(&mut self) {
+        self.stream.shutdown(Shutdown::Write).unwrap();
+    }
+}
+
+impl<S: Read + Write> Client<S> {
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).expect("sent");
+    }
+
+    /// Reads as many bytes as `expected` has and compares.
+    #[track_caller]
+    pub fn expect(&mut self, expected: impl AsRef<[u8]>) {
+        let expected = expected.as_ref();
+        let mut found = vec![0; expected.len()];
+        let mut have = 0;
+        while have < found.len() {
+            match self.stream.read(&mut found[have..]) {
+                Ok(n) if n > 0 => have += n,
+                end => {
+                    let found = String::from_utf8_lossy(&found[..have]);
+                    panic!("{end:?} after {found:?}, expected {:?}", show(expected));
+                }
+            }
+        }
+        assert!(
+            found == expected,
+            "found {:?}, expected {:?}",
+            show(&found),
+            show(expected)
+        );
+    }
+
+    #[track_caller]
+    pub fn ask(&mut self, request: impl AsRef<[u8]>, expected: impl AsRef<[u8]>) {
+        self.send(request);
+        self.expect(expected);
+    }
+
+    /// One line, without its CRLF.
+    #[track_caller]
+    pub fn line(&mut self) -> String {
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while !line.ends_with(b"\n") {
+            assert_eq!(self.stream.read(&mut byte).unwrap(), 1, "after {line:?}");
+            line.push(byte[0]);
+        }
+        String::from_utf8(line).unwrap().trim_end().to_owned()
+    }
+
+    /// The value of one line of `stats`.
+    #[track_caller]
+    pub fn stat(&mut self, name: &str) -> String {
+        self.send("stats\r\n");
+        let mut found = None;
+        loop {
+            let line = self.line();
+            if line == "END" {
+                return found.unwrap_or_else(|| panic!("no stat {name}"));
+            }
+            let mut words = line.splitn(3, ' ').skip(1);
+            if words.next() == Some(name) {
+                found = words.next().map(str::to_owned);
+            }
+        }
+    }
+
+    /// The server has hung up, and nothing more is to be read.
+    #[track_caller]
+    pub fn expect_end(&mut self) {
+        let mut rest = Vec::new();
+        match self.stream.read_to_end(&mut rest) {
+            Ok(_) => assert_eq!(show(&rest), ""),
+            // It hung up while something of ours was still unread.
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+        }
+    }
+}
+
+fn show(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    match text.char_indices().nth(200) {
+        Some((end, _)) => format!("{}… ({} bytes)", &text[..end], bytes.len()),
+        None => text.into_owned(),
+    }
+}
