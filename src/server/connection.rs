@@ -353,7 +353,8 @@ impl Connection {
         let dialect = *self
             .dialect
             .get_or_insert_with(|| Dialect::of(input.first().copied().unwrap_or_default()));
-        let plan = Plan::new(dialect, keys, input, context);
+        let mut plan = Plan::empty();
+        plan.fill(dialect, keys, input, context);
         // A single look-up has nothing to overlap with.
         if plan.steps.len() > 2 {
             for (step, _) in &plan.steps {
@@ -547,21 +548,25 @@ struct Plan<'i> {
 }
 
 impl<'i> Plan<'i> {
+    fn empty() -> Plan<'i> {
+        Plan {
+            steps: ArrayVec::new(),
+            starved: false,
+        }
+    }
+
     /// Understands the input as far as it goes, for at most [`BATCH`] steps, beginning in the
     /// midst of a get if `keys` says so.
-    fn new(
+    fn fill(
+        &mut self,
         dialect: Dialect,
         mut keys: Option<Keys>,
         input: &'i [u8],
         context: &Context<'_>,
-    ) -> Plan<'i> {
-        let mut plan = Plan {
-            steps: ArrayVec::new(),
-            starved: false,
-        };
+    ) {
         let mut at = 0;
         let mut first = false;
-        while !plan.steps.is_full() {
+        while !self.steps.is_full() {
             let rest = &input[at..];
             if let Some(how) = keys {
                 let (step, taken) = match text::next_key(rest) {
@@ -587,13 +592,13 @@ impl<'i> Plan<'i> {
                         (Step::BadKey { line_ends }, line.unwrap_or(rest.len()))
                     }
                     NextKey::Incomplete => {
-                        plan.starved = true;
+                        self.starved = true;
                         break;
                     }
                 };
                 at += taken;
                 let over = matches!(step, Step::BadKey { line_ends: false });
-                plan.steps.push((step, at));
+                self.steps.push((step, at));
                 if over {
                     break;
                 }
@@ -616,13 +621,13 @@ impl<'i> Plan<'i> {
                         Some(value) => Some(value),
                         None if length > WHOLE_MAX => None,
                         None => {
-                            plan.starved = true;
+                            self.starved = true;
                             break;
                         }
                     };
                     at += value.map_or(0, <[u8]>::len);
                     let hash = command::prepare(context, &request);
-                    plan.steps.push((
+                    self.steps.push((
                         Step::Request {
                             request,
                             hash,
@@ -635,7 +640,7 @@ impl<'i> Plan<'i> {
                     }
                 }
                 Parsed::Incomplete => {
-                    plan.starved = true;
+                    self.starved = true;
                     break;
                 }
                 Parsed::Refused {
@@ -650,17 +655,16 @@ impl<'i> Plan<'i> {
                         .min(input.len() - at);
                     at += here;
                     let skip = skip - here as u64;
-                    plan.steps.push((Step::Refused { reply, skip, close }, at));
+                    self.steps.push((Step::Refused { reply, skip, close }, at));
                     if skip > 0 || close {
                         break;
                     }
                 }
                 Parsed::Close => {
-                    plan.steps.push((Step::HangUp, at));
+                    self.steps.push((Step::HangUp, at));
                     break;
                 }
             }
         }
-        plan
     }
 }
