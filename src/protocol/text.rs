@@ -4,7 +4,7 @@
 //! Only blanks separate words; every other byte but the line end is part of one. A line ends at
 //! `\n`, and one `\r` before it does not count.
 
-use memchr::memchr;
+use memchr::{memchr, memchr2};
 use nom::Parser;
 use nom::bytes::complete::{take_till1, take_while};
 use nom::sequence::preceded;
@@ -111,46 +111,33 @@ pub fn next_key(input: &[u8]) -> NextKey<'_> {
         start += 1;
     }
     let rest = &input[start..];
-    let mut length = 0;
-    loop {
-        match rest.get(length) {
-            Some(b' ') => break,
-            Some(b'\n') => {
-                // The line end is left for the next call, unless there is no key before it.
-                let key = match &rest[..length] {
-                    [key @ .., b'\r'] => key,
-                    key => key,
-                };
-                if key.is_empty() {
-                    return NextKey::End {
-                        taken: start + length + 1,
-                    };
-                }
-                return if key.len() > KEY_MAX {
-                    NextKey::TooLong
-                } else {
-                    NextKey::Key {
-                        key,
-                        taken: start + key.len(),
-                    }
-                };
-            }
-            Some(_) => length += 1,
-            None => {
-                return if length > KEY_MAX + 1 {
-                    NextKey::TooLong
-                } else {
-                    NextKey::Incomplete
-                };
-            }
+    // A key ends within this, or it is too long; a CR may stand before the LF.
+    let window = &rest[..rest.len().min(KEY_MAX + 2)];
+    let Some(length) = memchr2(b' ', b'\n', window) else {
+        return if rest.len() < KEY_MAX + 2 {
+            NextKey::Incomplete
+        } else {
+            NextKey::TooLong
+        };
+    };
+    let mut key = &rest[..length];
+    if rest[length] == b'\n' {
+        // The line end is left for the next call, unless there is no key before it.
+        if let [before @ .., b'\r'] = key {
+            key = before;
+        }
+        if key.is_empty() {
+            return NextKey::End {
+                taken: start + length + 1,
+            };
         }
     }
-    if length > KEY_MAX {
+    if key.len() > KEY_MAX {
         return NextKey::TooLong;
     }
     NextKey::Key {
-        key: &rest[..length],
-        taken: start + length,
+        key,
+        taken: start + key.len(),
     }
 }
 
