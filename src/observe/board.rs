@@ -113,6 +113,14 @@ impl Board {
         self.rows().remove(&number);
     }
 
+    /// Sockets that wait for connections.
+    pub fn listeners(&self) -> usize {
+        self.rows()
+            .values()
+            .filter(|row| row.listener.is_none())
+            .count()
+    }
+
     /// All rows, by descriptor.
     pub fn each(&self, mut show: impl FnMut(i32, &Row)) {
         for (number, row) in self.rows().iter() {
@@ -148,6 +156,7 @@ mod tests {
         let mut seen = Vec::new();
         board.each(|number, row| seen.push((number, row.state(), row.last())));
         assert_eq!(seen, [(7, "conn_listening", 62), (9, "conn_watch", 70)]);
+        assert_eq!(board.listeners(), 2);
         board.leave(7);
         seen.clear();
         board.each(|number, row| seen.push((number, row.state(), row.last())));
