@@ -113,7 +113,11 @@ pub fn general(view: &View<'_>, emit: &mut Emit<'_>) {
     stat!(emit, "bytes_read", general.bytes_read);
     stat!(emit, "bytes_written", general.bytes_written);
     stat!(emit, "limit_maxbytes", tuning.max_bytes);
-    stat!(emit, "accepting_conns", u8::from(view.admission.accepting()));
+    stat!(
+        emit,
+        "accepting_conns",
+        u8::from(view.admission.accepting())
+    );
     stat!(emit, "listen_disabled_num", view.admission.suspensions());
     stat!(
         emit,
@@ -179,14 +183,26 @@ pub fn general(view: &View<'_>, emit: &mut Emit<'_>) {
     stat!(emit, "curr_items", over(|class| class.items));
     stat!(emit, "total_items", general.total_items);
     stat!(emit, "slab_global_page_pool", state.free_pages);
-    stat!(emit, "expired_unfetched", over(|class| class.expired_unfetched));
-    stat!(emit, "evicted_unfetched", over(|class| class.evicted_unfetched));
+    stat!(
+        emit,
+        "expired_unfetched",
+        over(|class| class.expired_unfetched)
+    );
+    stat!(
+        emit,
+        "evicted_unfetched",
+        over(|class| class.evicted_unfetched)
+    );
     if tuning.segmented {
         stat!(emit, "evicted_active", 0);
     }
     stat!(emit, "evictions", over(|class| class.evicted));
     stat!(emit, "reclaimed", over(|class| class.reclaimed));
-    stat!(emit, "crawler_reclaimed", over(|class| class.crawler_reclaimed));
+    stat!(
+        emit,
+        "crawler_reclaimed",
+        over(|class| class.crawler_reclaimed)
+    );
     stat!(
         emit,
         "crawler_items_checked",
@@ -196,7 +212,11 @@ pub fn general(view: &View<'_>, emit: &mut Emit<'_>) {
     if tuning.segmented {
         stat!(emit, "moves_to_cold", over(|class| class.moves_to_cold));
         stat!(emit, "moves_to_warm", over(|class| class.moves_to_warm));
-        stat!(emit, "moves_within_lru", over(|class| class.moves_within_lru));
+        stat!(
+            emit,
+            "moves_within_lru",
+            over(|class| class.moves_within_lru)
+        );
         stat!(emit, "direct_reclaims", over(|class| class.direct_reclaims));
         stat!(emit, "lru_bumps_dropped", 0);
     }
@@ -211,13 +231,21 @@ pub fn settings(view: &View<'_>, emit: &mut Emit<'_>) {
     stat!(emit, "maxconns", server.max_connections);
     stat!(emit, "tcpport", listen.tcp_port);
     stat!(emit, "udpport", listen.udp_port);
-    stat!(emit, "inter", listen.interfaces.as_deref().unwrap_or("NULL"));
+    stat!(
+        emit,
+        "inter",
+        listen.interfaces.as_deref().unwrap_or("NULL")
+    );
     stat!(emit, "verbosity", view.verbosity);
     stat!(emit, "oldest", tuning.oldest);
     stat!(emit, "evictions", if store.evict { "on" } else { "off" });
     stat!(emit, "domain_socket", path(&listen.unix_socket, "NULL"));
     stat!(emit, "umask", "{:o}", listen.unix_mask);
-    stat!(emit, "shutdown_command", yes(settings.security.shutdown_command));
+    stat!(
+        emit,
+        "shutdown_command",
+        yes(settings.security.shutdown_command)
+    );
     stat!(emit, "growth_factor", "{:.2}", store.growth_factor);
     stat!(emit, "chunk_size", store.chunk_size);
     stat!(emit, "num_threads", server.threads);
@@ -236,7 +264,11 @@ pub fn settings(view: &View<'_>, emit: &mut Emit<'_>) {
     };
     stat!(emit, "binding_protocol", protocol);
     stat!(emit, "auth_enabled_sasl", yes(settings.security.sasl));
-    stat!(emit, "auth_enabled_ascii", path(&settings.security.auth_file, "no"));
+    stat!(
+        emit,
+        "auth_enabled_ascii",
+        path(&settings.security.auth_file, "no")
+    );
     stat!(emit, "item_size_max", store.item_size_max);
     stat!(emit, "maxconns_fast", yes(server.maxconns_fast));
     stat!(emit, "hashpower_init", store.hash_power);
@@ -272,14 +304,22 @@ pub fn settings(view: &View<'_>, emit: &mut Emit<'_>) {
     stat!(emit, "read_buf_mem_limit", server.read_buffer_limit);
     stat!(emit, "track_sizes", yes(store.track_sizes));
     stat!(emit, "inline_ascii_response", "no");
-    stat!(emit, "drop_privileges", yes(settings.process.drop_privileges));
+    stat!(
+        emit,
+        "drop_privileges",
+        yes(settings.process.drop_privileges)
+    );
     let tls = &settings.tls;
     stat!(emit, "ssl_enabled", yes(tls.enabled));
     stat!(emit, "ssl_chain_cert", path(&tls.chain_cert, "(null)"));
     stat!(emit, "ssl_key", path(&tls.key, "(null)"));
     stat!(emit, "ssl_verify_mode", tls.verify_mode);
     stat!(emit, "ssl_keyformat", tls.key_format);
-    stat!(emit, "ssl_ciphers", tls.ciphers.as_deref().unwrap_or("NULL"));
+    stat!(
+        emit,
+        "ssl_ciphers",
+        tls.ciphers.as_deref().unwrap_or("NULL")
+    );
     stat!(emit, "ssl_ca_cert", path(&tls.ca_cert, "NULL"));
     stat!(emit, "ssl_wbuf_size", tls.write_buffer);
     stat!(emit, "ssl_session_cache", yes(tls.session_cache));

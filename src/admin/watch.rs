@@ -111,8 +111,7 @@ impl Watchers {
                 }
                 let fits = if buffer.skipped > 0 {
                     let notice = format!("skipped={}\n", buffer.skipped);
-                    let fits =
-                        buffer.lines.len() + notice.len() + line.line.len() <= self.capacity;
+                    let fits = buffer.lines.len() + notice.len() + line.line.len() <= self.capacity;
                     if fits {
                         buffer.lines.extend_from_slice(notice.as_bytes());
                         buffer.skipped = 0;
@@ -237,7 +236,10 @@ mod tests {
         assert!(seen > 0 && seen < 5);
         thread.log.deleted(b"a", "delete", 1, 1);
         watchers.pump(&registry);
-        assert_eq!(lines(&slow), [format!("skipped={}", 5 - seen), "deleted".into()]);
+        assert_eq!(
+            lines(&slow),
+            [format!("skipped={}", 5 - seen), "deleted".into()]
+        );
         assert_eq!(watchers.skipped(), 5 - seen as u64);
     }
 

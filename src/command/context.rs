@@ -4,10 +4,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+use crate::admin::{View, Watchers};
 use crate::clock::Clock;
 use crate::observe::{Admission, Board, Prefixes, Registry, ThreadCounters, events};
 use crate::settings::Settings;
 use crate::store::{self, Store};
+
+use super::auth::Credentials;
 
 /// `verbosity` stops here.
 pub const VERBOSITY_MAX: u32 = 2;
@@ -21,17 +24,24 @@ pub struct Shared {
     pub board: Arc<Board>,
     pub admission: Arc<Admission>,
     pub prefixes: Prefixes,
+    pub watchers: Arc<Watchers>,
+    pub credentials: Credentials,
     /// `-v`, `verbosity`
     verbosity: AtomicU32,
 }
 
 impl Shared {
-    /// Takes the store's memory. Fails with a message for the user.
+    /// Takes the store's memory and reads the users' passwords. Fails with a message for the user.
     pub fn new(settings: Settings) -> Result<Shared, String> {
+        let credentials = Credentials::load(&settings.security)?;
+        let registry = Arc::new(Registry::new(settings.watch.worker_buffer));
+        let watchers = Watchers::new(registry.taps().clone(), settings.watch.watcher_buffer);
         let shared = Shared {
+            credentials,
+            watchers: Arc::new(watchers),
             clock: Arc::new(Clock::new()),
             store: Arc::new(Store::new(&settings.store)?),
-            registry: Arc::new(Registry::new(settings.watch.worker_buffer)),
+            registry,
             board: Arc::default(),
             admission: Arc::default(),
             prefixes: Prefixes::new(settings.store.prefix_delimiter),
@@ -43,6 +53,20 @@ impl Shared {
             .taps()
             .want_detail(shared.settings.store.detail);
         Ok(shared)
+    }
+
+    /// What `stats` looks at.
+    pub fn view(&self) -> View<'_> {
+        View {
+            settings: &self.settings,
+            clock: &self.clock,
+            store: &self.store,
+            registry: &self.registry,
+            board: &self.board,
+            admission: &self.admission,
+            watchers: &self.watchers,
+            verbosity: self.verbosity(),
+        }
     }
 
     pub fn verbosity(&self) -> u32 {
@@ -128,8 +152,36 @@ impl<'a> Context<'a> {
 }
 
 /// What the server remembers of one client's standing.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Session {
-    /// It has shown credentials, where some are asked for.
-    pub authenticated: bool,
+    /// Credentials are asked for and have not been shown.
+    locked: bool,
+    /// A SASL exchange has begun and waits for its second step.
+    pub(super) sasl_started: bool,
+}
+
+impl Session {
+    /// For a new connection.
+    pub fn new(shared: &Shared) -> Session {
+        let security = &shared.settings.security;
+        Session {
+            locked: security.sasl || security.auth_file.is_some(),
+            sasl_started: false,
+        }
+    }
+
+    /// Whether the client still has to say who it is: text then goes to
+    /// [`admit`](super::auth::admit) instead of the parser.
+    #[inline]
+    pub fn is_locked(&self) -> bool {
+        self.locked
+    }
+
+    pub(super) fn open(&mut self) {
+        self.locked = false;
+    }
+
+    pub(super) fn lock(&mut self) {
+        self.locked = true;
+    }
 }

@@ -15,18 +15,25 @@ pub mod replies;
 /// `get gets gat gats`
 pub mod get;
 
+/// Who may come in.
+pub mod auth;
+
 mod arith;
 mod control;
 mod delete;
+mod dump;
 mod meta;
 mod reply;
 mod set;
+mod stats;
 mod touch;
 
+use crate::admin::Subscription;
 use crate::protocol::base64;
 use crate::protocol::request::{Key, Op, Refusal, Request};
 
 pub use context::{Context, Session, Shared};
+pub use dump::Dump;
 pub use get::{BATCH, Read};
 pub use replies::{Flushed, Mark, Replies};
 pub use set::Pending;
@@ -50,6 +57,10 @@ pub enum Next {
     Flush,
     /// Send what waits, then hang up.
     Close,
+    /// Send what waits, then the lines of the subscription as they come, and read nothing more.
+    Watch(Subscription),
+    /// Send what waits and what the dump appends, step by step; then go on.
+    Dump(Box<Dump>),
     /// Hang up and stop the server.
     Shutdown { graceful: bool },
 }
@@ -118,6 +129,11 @@ pub fn execute(
 ) -> Next {
     let style = &request.style;
     let mut room = [0; base64::DECODED_MAX];
+    if session.is_locked()
+        && let Some(next) = auth::refuse_stranger(request, replies)
+    {
+        return next;
+    }
     match &request.op {
         Op::Get { cas, touch } => {
             return Next::Keys(Read {
@@ -145,15 +161,26 @@ pub fn execute(
         Op::Describe { key } => {
             touch::describe(cx, plain(key, &mut room), hash, replies);
         }
-        _ => return control::control(cx, session, request, replies),
+        _ => return control::control(cx, session, request, value, replies),
     }
     Next::Done
 }
 
-/// Starts a store whose value is not at hand.
-pub fn begin(cx: &Context<'_>, request: &Request<'_>, hash: u64) -> Next {
+/// Starts a request whose value is not at hand.
+pub fn begin(
+    cx: &Context<'_>,
+    session: &Session,
+    request: &Request<'_>,
+    hash: u64,
+    replies: &mut Replies,
+) -> Next {
+    if session.is_locked()
+        && let Some(next) = auth::refuse_stranger(request, replies)
+    {
+        return next;
+    }
     let Op::Store(op) = &request.op else {
-        return Next::Done;
+        return reply::no_room(&request.style, body_length(request));
     };
     let mut room = [0; base64::DECODED_MAX];
     let key = plain(&op.key, &mut room);
@@ -168,6 +195,11 @@ pub fn finish(cx: &Context<'_>, pending: Pending, terminator: &[u8], replies: &m
 /// Answers a request that was refused.
 pub fn refuse(refusal: &Refusal, replies: &mut Replies) {
     reply::refusal(refusal, replies);
+}
+
+/// Whether `word` is `whole` or begins it: memcached lets words be cut short.
+fn is_start_of(word: &[u8], whole: &[u8]) -> bool {
+    whole.starts_with(word)
 }
 
 /// Whether a request's meta flags have one that begins with this letter.
@@ -196,10 +228,11 @@ mod tests {
             settings.store.max_bytes = 8 << 20;
             let shared = Shared::new(settings).unwrap();
             let counters = shared.registry.register();
+            let session = Session::new(&shared);
             Bench {
                 shared,
                 counters,
-                session: Session::default(),
+                session,
             }
         }
 
@@ -352,7 +385,7 @@ mod tests {
             let request = too_large(mode);
             let cx = bench.cx();
             let hash = prepare(&cx, &request);
-            match begin(&cx, &request, hash) {
+            match begin(&cx, &bench.session, &request, hash, &mut Replies::default()) {
                 Next::Skip { bytes, then } => {
                     assert_eq!(bytes, (2 << 20) + 2);
                     assert_eq!(
@@ -377,7 +410,9 @@ mod tests {
         let value: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
         let cx = bench.cx();
         let hash = prepare(&cx, &request);
-        let Next::Value(mut pending) = begin(&cx, &request, hash) else {
+        let Next::Value(mut pending) =
+            begin(&cx, &bench.session, &request, hash, &mut Replies::default())
+        else {
             panic!("not begun");
         };
         let mut rest = &value[..];

@@ -4,6 +4,7 @@
 use crate::protocol::request::{Refusal, Style};
 use crate::store::{Counted, Deleted, Stored};
 
+use super::Next;
 use super::meta;
 use super::replies::{Replies, Room};
 
@@ -16,6 +17,7 @@ pub const STATUS_INVALID: u16 = 0x04;
 pub const STATUS_NOT_STORED: u16 = 0x05;
 pub const STATUS_NON_NUMERIC: u16 = 0x06;
 pub const STATUS_AUTH: u16 = 0x20;
+pub const STATUS_CONTINUE: u16 = 0x21;
 pub const STATUS_UNKNOWN: u16 = 0x81;
 pub const STATUS_NO_MEMORY: u16 = 0x82;
 
@@ -43,6 +45,23 @@ pub fn refusal(refusal: &Refusal, replies: &mut Replies) {
             status,
             text,
         } => binary(opcode, opaque, status, 0, text.as_bytes(), replies),
+    }
+}
+
+/// Passes over a value that is longer than anything of its kind: credentials.
+pub fn no_room(style: &Style<'_>, bytes: usize) -> Next {
+    let then = match *style {
+        Style::Binary { opcode, opaque, .. } => Refusal::Binary {
+            opcode,
+            opaque,
+            status: STATUS_NO_MEMORY,
+            text: status_text(STATUS_NO_MEMORY),
+        },
+        Style::Text { .. } | Style::Meta { .. } => Refusal::Silent,
+    };
+    Next::Skip {
+        bytes: bytes as u64,
+        then,
     }
 }
 

@@ -29,6 +29,29 @@ pub fn start_clock(clock: Arc<Clock>, control: Arc<Control>) -> io::Result<JoinH
     })
 }
 
+/// How long a line for watchers waits at most.
+const WATCH: Duration = Duration::from_millis(20);
+
+/// Hands out to those who watch what the threads have told.
+///
+/// # Errors
+/// The system cannot start a thread.
+pub fn start_watch(shared: &Arc<Shared>, control: Arc<Control>) -> io::Result<JoinHandle<()>> {
+    let shared = shared.clone();
+    Builder::new().name("watch".to_owned()).spawn(move || {
+        loop {
+            let watched = shared.watchers.count() > 0;
+            if watched {
+                shared.watchers.pump(&shared.registry);
+            }
+            // A new watcher has to be noticed, too.
+            if !control.sleep(if watched { WATCH } else { 5 * WATCH }) {
+                break;
+            }
+        }
+    })
+}
+
 /// Calls one of the store's steps again and again, as often as it asks for.
 ///
 /// # Errors

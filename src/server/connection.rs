@@ -17,12 +17,14 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use super::control::{Control, Stop};
+use crate::admin::Subscription;
+use crate::command::auth::{self, Admission};
 use crate::command::{
-    self, BATCH, Context, Flushed, Mark, Next, Pending, Read as Keys, Replies, Session, WHOLE_MAX,
-    get,
+    self, BATCH, Context, Dump, Flushed, Mark, Next, Pending, Read as Keys, Replies, Session,
+    WHOLE_MAX, get,
 };
 use crate::net::{Input, Progress, Stream};
-use crate::observe::board::Row;
+use crate::observe::board::{Activity, Row};
 use crate::protocol::request::{Op, Parsed, Refusal, Request};
 use crate::protocol::text::{self, NextKey};
 use crate::protocol::{self, Dialect};
@@ -103,6 +105,10 @@ enum State {
     Skip { bytes: u64, reply: Refusal },
     /// To the rest of a line that has been answered already.
     SkipLine,
+    /// To nobody before the dump is over, which is sent as fast as the client takes it.
+    Dump(Box<Dump>),
+    /// To nobody: the client is sent what happens, until it goes.
+    Watch(Subscription),
     /// To nobody: what waits is sent, then the connection ends.
     Closing,
 }
@@ -131,7 +137,13 @@ enum Ran {
 }
 
 impl Connection {
-    pub fn new(stream: Stream, protocol: Protocol, row: Arc<Row>, now: u32) -> Connection {
+    pub fn new(
+        stream: Stream,
+        protocol: Protocol,
+        session: Session,
+        row: Arc<Row>,
+        now: u32,
+    ) -> Connection {
         Connection {
             stream,
             state: State::Commands,
@@ -140,7 +152,7 @@ impl Connection {
                 Protocol::Ascii => Some(Dialect::Text),
                 Protocol::Binary => Some(Dialect::Binary),
             },
-            session: Session::default(),
+            session,
             kept: Vec::new(),
             waiting: None,
             active: now,
@@ -167,7 +179,17 @@ impl Connection {
 
     /// Whether it has been idle for longer than `timeout` seconds.
     pub fn idle(&self, now: u32, timeout: u32) -> bool {
-        self.stream.may_idle_out() && now.saturating_sub(self.active) > timeout
+        self.stream.may_idle_out()
+            && !matches!(self.state, State::Watch(_))
+            && now.saturating_sub(self.active) > timeout
+    }
+
+    /// What the client watches.
+    pub fn subscription(&self) -> Option<&Subscription> {
+        match &self.state {
+            State::Watch(subscription) => Some(subscription),
+            _ => None,
+        }
     }
 
     /// Sends, runs and reads until there is no more to do now.
@@ -336,8 +358,37 @@ impl Connection {
                         return Ran::Starved;
                     }
                 },
+                State::Dump(dump) => {
+                    if !dump.step(&turn.context, turn.replies) {
+                        self.state = State::Commands;
+                    }
+                    if turn.replies.waiting() >= turn.limits.replies {
+                        return Ran::Enough;
+                    }
+                }
+                State::Watch(subscription) => {
+                    turn.replies.push(&subscription.take());
+                    let all = input.len();
+                    turn.input.take(all);
+                    return Ran::Starved;
+                }
                 State::Closing => return Ran::Close,
             }
+        }
+    }
+
+    /// Takes what somebody says who has yet to show credentials. `None`: go on.
+    fn admit(&mut self, turn: &mut Turn<'_>) -> Option<Ran> {
+        let input = turn.input.unread();
+        let admission = auth::admit(&turn.context, &mut self.session, input, turn.replies);
+        self.active = turn.context.now;
+        match admission {
+            Admission::Incomplete => Some(Ran::Starved),
+            Admission::Taken(bytes) => {
+                turn.input.take(bytes);
+                (turn.replies.waiting() >= turn.limits.replies).then_some(Ran::Enough)
+            }
+            Admission::Close => Some(Ran::Close),
         }
     }
 
@@ -353,6 +404,9 @@ impl Connection {
         let dialect = *self
             .dialect
             .get_or_insert_with(|| Dialect::of(input.first().copied().unwrap_or_default()));
+        if self.session.is_locked() && dialect == Dialect::Text {
+            return self.admit(turn);
+        }
         let mut plan = Plan::empty();
         plan.fill(dialect, keys, input, context);
         // A single look-up has nothing to overlap with.
@@ -411,7 +465,7 @@ impl Connection {
                         Some(value) => {
                             command::execute(context, session, request, *hash, value, turn.replies)
                         }
-                        None => command::begin(context, request, *hash),
+                        None => command::begin(context, session, request, *hash, turn.replies),
                     };
                 }
                 Step::Refused {
@@ -478,6 +532,15 @@ impl Connection {
                 None
             }
             Next::Flush => Some(Ran::Enough),
+            Next::Dump(dump) => {
+                self.state = State::Dump(dump);
+                None
+            }
+            Next::Watch(subscription) => {
+                self.row.set(Activity::Watch);
+                self.state = State::Watch(subscription);
+                None
+            }
             Next::Shutdown { graceful } => {
                 let why = if graceful {
                     Stop::Graceful

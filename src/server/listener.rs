@@ -34,6 +34,8 @@ pub struct Arrival {
 #[derive(Debug)]
 pub struct Inbox {
     arrivals: Mutex<Vec<Arrival>>,
+    /// Connections that other threads have something for.
+    called: Mutex<Vec<usize>>,
     /// Set by the acceptor for the worker to see that it should end.
     end: AtomicBool,
     waker: Waker,
@@ -43,6 +45,7 @@ impl Inbox {
     pub fn new(waker: Waker) -> Inbox {
         Inbox {
             arrivals: Mutex::new(Vec::new()),
+            called: Mutex::new(Vec::new()),
             end: AtomicBool::new(false),
             waker,
         }
@@ -59,6 +62,20 @@ impl Inbox {
     /// What has arrived since the last call.
     pub fn take(&self) -> Vec<Arrival> {
         std::mem::take(&mut *self.arrivals.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A connection is to have a turn; the worker is not woken yet. One that is gone by then, or
+    /// another in its place, takes no harm.
+    pub fn call(&self, connection: usize) {
+        let mut called = self.called.lock().unwrap_or_else(PoisonError::into_inner);
+        if !called.contains(&connection) {
+            called.push(connection);
+        }
+    }
+
+    /// Those called since the last time.
+    pub fn called(&self) -> Vec<usize> {
+        std::mem::take(&mut *self.called.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// # Errors

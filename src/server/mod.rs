@@ -100,6 +100,7 @@ impl Server {
         }
         let others = vec![
             background::start_clock(shared.clock.clone(), control.clone())?,
+            background::start_watch(&shared, control.clone())?,
             background::start_steps("maintainer", &shared, control.clone(), Store::maintain)?,
             background::start_steps("crawler", &shared, control.clone(), Store::crawl_step)?,
         ];

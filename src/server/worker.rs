@@ -12,7 +12,7 @@ use slab::Slab;
 use super::connection::{Connection, Limits, Outcome, SEND_AT, Turn};
 use super::control::Control;
 use super::listener::{Arrival, Inbox};
-use crate::command::{Context, Replies, Shared};
+use crate::command::{Context, Replies, Session, Shared};
 use crate::net::{Input, Stream};
 use crate::observe::ThreadCounters;
 use crate::observe::board::Activity;
@@ -110,6 +110,9 @@ impl Worker {
                 if self.inbox.ended() {
                     return Ok(());
                 }
+                for key in self.inbox.called() {
+                    self.turn(&mut desk, key, now);
+                }
                 for arrival in self.inbox.take() {
                     self.welcome(&mut desk, arrival, now);
                 }
@@ -147,7 +150,8 @@ impl Worker {
             self.counters.log.connection_new(peer(&stream), number);
         }
         log::debug!("<{number} new {} client connection", arrival.protocol);
-        entry.insert(Connection::new(stream, arrival.protocol, row, now));
+        let session = Session::new(&self.shared);
+        entry.insert(Connection::new(stream, arrival.protocol, session, row, now));
     }
 
     fn turn(&mut self, desk: &mut Desk, key: usize, now: u32) {
@@ -178,6 +182,15 @@ impl Worker {
                 log::warn!("cannot watch a connection: {error}");
                 return self.close(desk, key, Reason::Error);
             }
+        }
+        if let Some(subscription) = connection.subscription() {
+            let inbox = self.inbox.clone();
+            subscription.on_lines(move || {
+                inbox.call(key);
+                if let Err(error) = inbox.wake() {
+                    log::warn!("cannot wake a worker: {error}");
+                }
+            });
         }
         match outcome {
             Outcome::Wait => {}
