@@ -518,8 +518,9 @@ impl Store {
 
 /// Slot size of the bin that large values are chained of.
 const CHUNK: usize = 16 << 10;
-/// Address space to reserve beyond the limit, so that it can be raised while the server runs.
-const LIMIT_RESERVE: usize = 32 << 30;
+/// Address space to reserve, so that the limit can be raised while the server runs: just below the 32
+/// GiB from which on slots would have to be aligned to 16 bytes.
+const LIMIT_RESERVE: usize = (32 << 30) - (4 << 20);
 
 #[cfg(test)]
 mod tests;
