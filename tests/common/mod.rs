@@ -1,13 +1,15 @@
 //! A server of one's own on a port the kernel chooses, and a plain client.
 #![allow(dead_code)]
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use larder::server::control::{Control, Stop};
 use larder::server::{Failure, Server};
@@ -58,11 +60,7 @@ impl TestServer {
     }
 
     pub fn connect(&self) -> Client<TcpStream> {
-        let stream = TcpStream::connect(self.address()).expect("the server accepts");
-        stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        Client { stream }
+        Client::to(self.address())
     }
 
     /// Waits until it has stopped by itself.
@@ -85,6 +83,83 @@ impl Drop for TestServer {
     }
 }
 
+/// The program, as the user that runs the tests may start it.
+pub fn program(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+    // Asked for by name, root may serve; anybody else has no use for the option.
+    command.args(["-u", "root"]).args(arguments);
+    command.stdin(Stdio::null());
+    command
+}
+
+/// The program itself, running; it is killed with the value.
+pub struct Program {
+    child: Child,
+    ports: String,
+    _folder: tempfile::TempDir,
+}
+
+impl Program {
+    /// Starts it and waits until it has written down its ports.
+    pub fn start(arguments: &[&str]) -> Program {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ports");
+        let mut child = program(arguments)
+            .env("MEMCACHED_PORT_FILENAME", &file)
+            .spawn()
+            .expect("the program starts");
+        let since = Instant::now();
+        let ports = loop {
+            if let Ok(ports) = fs::read_to_string(&file) {
+                break ports;
+            }
+            if let Some(status) = child.try_wait().unwrap() {
+                panic!("ended at once: {status}");
+            }
+            assert!(since.elapsed() < PATIENCE, "no ports written");
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        Program {
+            child,
+            ports,
+            _folder: folder,
+        }
+    }
+
+    /// What it wrote down.
+    pub fn ports(&self) -> &str {
+        &self.ports
+    }
+
+    /// The first port it wrote down.
+    pub fn port(&self) -> u16 {
+        let line = self.ports.lines().next().expect("a line");
+        let port = line.rsplit(' ').next().expect("a number");
+        port.parse().expect("a number")
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn connect(&self) -> Client<TcpStream> {
+        Client::to(SocketAddr::from(([127, 0, 0, 1], self.port())))
+    }
+
+    /// Waits for its end; returns the exit code.
+    pub fn wait(&mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// A client that says what it is told and insists on what it expects.
 pub struct Client<S> {
     pub stream: S,
@@ -99,6 +174,14 @@ impl Client<UnixStream> {
 }
 
 impl Client<TcpStream> {
+    pub fn to(address: SocketAddr) -> Client<TcpStream> {
+        let stream = TcpStream::connect(address).expect("the server accepts");
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Client { stream }
+    }
+
     /// Says that nothing more will be sent.
     pub fn finish(&mut self) {
         self.stream.shutdown(Shutdown::Write).unwrap();
