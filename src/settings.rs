@@ -287,7 +287,7 @@ pub struct Security {
 }
 
 /// TLS on TCP listeners.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Tls {
     /// `-Z`
     pub enabled: bool,
@@ -304,6 +304,24 @@ pub struct Tls {
     pub kernel_tls: bool,
     /// 0 to 3: TLS 1.0 to 1.3.
     pub min_version: u32,
+}
+
+impl Default for Tls {
+    fn default() -> Tls {
+        Tls {
+            enabled: false,
+            chain_cert: None,
+            key: None,
+            ca_cert: None,
+            verify_mode: 0,
+            key_format: 1,
+            ciphers: None,
+            write_buffer: 16 << 10,
+            session_cache: false,
+            kernel_tls: false,
+            min_version: 2,
+        }
+    }
 }
 
 /// `watch` and its logs.

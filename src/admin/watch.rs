@@ -67,7 +67,7 @@ impl Watchers {
         }
         let watcher = Arc::new(Watcher {
             streams,
-            after: self.taps.last(),
+            after: self.taps.mark(),
             buffer: Mutex::default(),
             wake: OnceLock::new(),
         });

@@ -1,6 +1,7 @@
 #![forbid(unsafe_code)]
 //! What is asked of the server rather than of a key.
 
+use crate::observe::counters::CLASSES;
 use crate::observe::events;
 use crate::protocol::number;
 use crate::protocol::request::{Op, Request, Shutdown, Style};
@@ -15,6 +16,7 @@ use super::{Next, auth, is_start_of, meta, reply, stats};
 const BAD_FORMAT: &[u8] = b"CLIENT_ERROR bad command line format";
 const OK: &[u8] = b"OK";
 const ERROR: &[u8] = b"ERROR";
+const BUSY: &[u8] = b"BUSY currently processing crawler request";
 
 /// What a command that changes something answers in text.
 type Line = &'static [u8];
@@ -189,9 +191,10 @@ fn lru_crawler(cx: &Context<'_>, words: &[u8], replies: &mut Replies) -> Result<
             if !enabled {
                 return Err(b"CLIENT_ERROR lru crawler disabled");
             }
-            match store.crawl(cx.now, classes(cx, which)?) {
-                Crawled::Started => OK,
-                refused => crawled(refused),
+            match store.crawl(cx.now, classes(which)?) {
+                // Nothing to do is done at once.
+                Crawled::Started | Crawled::NothingToDo => OK,
+                Crawled::Busy => BUSY,
             }
         }
         [what, which] if is_start_of(what, b"metadump") => {
@@ -251,28 +254,24 @@ fn dump(
     let classes = if which == b"hash" {
         u64::MAX
     } else {
-        classes(cx, which)?
+        classes(which)?
     };
     match cx.store().dump(classes) {
         Ok(walk) => {
             replies.line(OK);
             Ok(Next::Dump(Box::new(Dump::new(walk, format))))
         }
-        // A walk over the table finds nothing in an empty one, and says so by ending.
-        Err(refused) => Err(crawled(refused)),
-    }
-}
-
-fn crawled(refused: Crawled) -> Line {
-    match refused {
-        Crawled::Started => OK,
-        Crawled::Busy => b"BUSY currently processing crawler request",
-        Crawled::NothingToDo => b"NOTSTARTED no items to crawl",
+        Err(Crawled::Busy) => Err(BUSY),
+        Err(_) => {
+            replies.line(OK);
+            replies.push(format.end());
+            Ok(Next::Done)
+        }
     }
 }
 
 /// `all`, or numbers of classes with commas between them, as a set of bits.
-fn classes(cx: &Context<'_>, words: &[u8]) -> Result<u64, Line> {
+fn classes(words: &[u8]) -> Result<u64, Line> {
     const BAD_CLASS: Line = b"BADCLASS invalid class id";
     if words == b"all" {
         return Ok(u64::MAX);
@@ -283,8 +282,7 @@ fn classes(cx: &Context<'_>, words: &[u8]) -> Result<u64, Line> {
         .filter(|word| !word.is_empty())
     {
         let class = unsigned(word)
-            .filter(|&class| class < 64)
-            .and_then(|class| cx.store().class(class as u8, cx.now).map(|_| class))
+            .filter(|class| (1..CLASSES as u32).contains(class))
             .ok_or(BAD_CLASS)?;
         classes |= 1 << class;
     }
@@ -376,6 +374,8 @@ fn reassign(cx: &Context<'_>, from: &[u8], to: &[u8]) -> Line {
         Reassigned::Started => OK,
         Reassigned::Busy => b"BUSY currently processing reassign request",
         Reassigned::BadClass => BAD_CLASS,
+        // With any source allowed there is none at all.
+        Reassigned::NoSpare if from.is_none() => BAD_CLASS,
         Reassigned::NoSpare => b"NOSPARE source class has no spare pages",
         Reassigned::Same => b"SAME src and dst class are identical",
     }

@@ -18,6 +18,16 @@ pub enum Format {
     Mg,
 }
 
+impl Format {
+    /// What follows the last line.
+    pub(super) fn end(self) -> &'static [u8] {
+        match self {
+            Format::Meta => b"END\r\n",
+            Format::Mg => b"EN\r\n",
+        }
+    }
+}
+
 /// A dump under way. The connection runs nothing else until it is over.
 #[derive(Debug)]
 pub struct Dump {
@@ -44,10 +54,7 @@ impl Dump {
                 true
             });
         if !more {
-            replies.push(match format {
-                Format::Meta => b"END\r\n",
-                Format::Mg => b"EN\r\n",
-            });
+            replies.push(format.end());
         }
         more
     }

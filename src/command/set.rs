@@ -319,6 +319,7 @@ fn refused(cx: &Context<'_>, plan: &Plan, style: &Style<'_>, key: &[u8], why: Re
         tell(cx, plan, key, status, 0, 0);
     }
     if plan.clears {
+        cx.tell_lookup(key, plan.hash);
         cx.store()
             .delete(cx.caller(), key, plan.hash, &store::Delete::default());
     }

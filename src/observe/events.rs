@@ -56,9 +56,9 @@ impl Taps {
         }
     }
 
-    /// Lines get numbers above this from now on.
-    pub fn last(&self) -> u64 {
-        self.last.load(Relaxed)
+    /// Lines get numbers above this from now on; the number itself is used up.
+    pub fn mark(&self) -> u64 {
+        self.last.fetch_add(1, Relaxed) + 1
     }
 }
 

@@ -509,7 +509,7 @@ impl Connection {
             ran
         } else if enough {
             Some(Ran::Enough)
-        } else if starved && !matches!(self.state, State::Value(_)) {
+        } else if starved && matches!(self.state, State::Commands | State::Keys { .. }) {
             Some(Ran::Starved)
         } else {
             None
