@@ -447,12 +447,12 @@ impl Draft {
                 "slab_chunk_max (bytes: {chunk_max}) cannot be larger than -I (item_size_max {item_max})"
             ));
         }
-        if item_max as usize % chunk_max != 0 {
+        if !(item_max as usize).is_multiple_of(chunk_max) {
             return refuse(format!(
                 "-I (item_size_max: {item_max}) must be evenly divisible by slab_chunk_max (bytes: {chunk_max})"
             ));
         }
-        if PAGE % chunk_max != 0 {
+        if !PAGE.is_multiple_of(chunk_max) {
             return refuse(format!(
                 "slab_chunk_max (bytes: {chunk_max}) must divide evenly into {PAGE} (slab_page_size)"
             ));

@@ -1,4 +1,3 @@
-#![forbid(unsafe_code)]
 //! Threads, sockets, who runs what: builds everything, runs it, joins everything.
 
 /// How the server is told to stop or to reload.
@@ -15,6 +14,12 @@ mod connection;
 
 /// Threads that keep the house.
 mod background;
+
+/// Limits, user, daemon, pid file.
+mod process;
+
+/// Signals.
+mod signals;
 
 use std::fmt;
 use std::io;
@@ -209,10 +214,29 @@ fn start_worker(
     Ok((inbox, thread))
 }
 
+fn serve(settings: Settings) -> Result<Stop, Failure> {
+    let process = settings.process.clone();
+    process::prepare(
+        &process,
+        settings.server.max_connections,
+        settings.server.threads,
+    )?;
+    let server = Server::bind(settings)?;
+    let signals = signals::listen(server.control())?;
+    let pid_file = process
+        .pid_file
+        .as_deref()
+        .and_then(process::PidFile::write);
+    let served = server.serve();
+    signals.end();
+    drop(pid_file);
+    served
+}
+
 /// Runs a server until it is told to stop; returns the exit code of the process.
 pub fn run(settings: Settings) -> i32 {
     let verbosity = settings.process.verbosity;
-    match Server::bind(settings).and_then(Server::serve) {
+    match serve(settings) {
         Ok(Stop::Graceful) => {
             eprintln!("Gracefully stopping");
             0
