@@ -18,6 +18,9 @@ use super::request::{
 pub const KEY_MAX: usize = 250;
 /// The longest line that may stand there without its end, unless it is a multiget.
 const LINE_MAX: usize = 2048;
+/// A multiget of so many bytes is answered before its line has ended. A shorter one is waited for, so
+/// that a wrong key in it is the only answer, as with memcached.
+const STREAM_FROM: usize = 16 << 10;
 /// Shorter lines, end included, are no command at all.
 const LINE_MIN: usize = 4;
 
@@ -68,6 +71,9 @@ fn parse_get(input: &[u8]) -> Option<Parsed<'_>> {
         [b'g', b'e', b't', b's', b' ', ..] => (5, true),
         _ => return None,
     };
+    if input.len() < STREAM_FROM && memchr(b'\n', input).is_none() {
+        return Some(Parsed::Incomplete);
+    }
     let blanks = input[command..].iter().position(|&byte| byte != b' ');
     let start = match blanks {
         Some(blanks) => command + blanks,
