@@ -4,6 +4,9 @@
 /// Keys that are not text.
 pub mod base64;
 
+/// Meta commands.
+pub mod meta;
+
 /// Decimals in and out.
 pub mod number;
 

@@ -9,10 +9,10 @@ use nom::Parser;
 use nom::bytes::complete::{take_till1, take_while};
 use nom::sequence::preceded;
 
-use super::number;
 use super::request::{
     Arith, Delete, Key, Mode, Op, Parsed, Refusal, Request, Shutdown, Store, Style,
 };
+use super::{meta, number};
 
 /// The longest key.
 pub const KEY_MAX: usize = 250;
@@ -222,6 +222,9 @@ impl<'a> Line<'a> {
             b"refresh_certs" => self.request(Op::RefreshCerts),
             b"debugtime" => self.request(Op::DebugTime { words: rest }),
             b"debugitem" => self.request(Op::DebugItem { words: rest }),
+            [b'm', command @ (b'g' | b's' | b'd' | b'a' | b'n' | b'e')] => {
+                meta::parse(*command, rest, self.taken)
+            }
             b"misbehave" => self.request(Op::Misbehave),
             _ => self.unknown(),
         }

@@ -41,7 +41,8 @@ pub fn prepare(process: &Process, clients: usize, threads: usize) -> Result<(), 
     if process.core_dumps {
         allow_core_files()?;
     }
-    raise_descriptor_limit(clients as u64 + 2 * threads as u64 + RESERVED)?;
+    let clients = clients as u64;
+    raise_descriptor_limit(clients + 2 * threads as u64 + RESERVED, clients)?;
     become_user(process.user.as_deref())?;
     ignore_broken_pipes();
     if process.daemonize {
@@ -94,8 +95,9 @@ fn allow_core_files() -> Result<(), Failure> {
     }
 }
 
-/// Raises the number of descriptors to `wanted`; one that is higher already stays.
-fn raise_descriptor_limit(wanted: u64) -> Result<(), Failure> {
+/// Raises the number of descriptors to `wanted`, or to `least` where the system allows no more; one
+/// that is higher already stays.
+fn raise_descriptor_limit(wanted: u64, least: u64) -> Result<(), Failure> {
     let refused = |_| {
         failure(
             "failed to set rlimit for open files. Try starting as root or requesting smaller maxconns value.",
@@ -106,11 +108,21 @@ fn raise_descriptor_limit(wanted: u64) -> Result<(), Failure> {
     if before.rlim_cur >= wanted {
         return Ok(());
     }
-    let after = libc::rlimit {
-        rlim_cur: wanted,
-        rlim_max: before.rlim_max.max(wanted),
+    let raised = |most: u64| libc::rlimit {
+        rlim_cur: most,
+        rlim_max: before.rlim_max.max(most),
     };
-    set_limit(libc::RLIMIT_NOFILE, &after).map_err(refused)
+    let most = wanted.min(before.rlim_max.max(least));
+    set_limit(libc::RLIMIT_NOFILE, &raised(wanted))
+        .or_else(|_| set_limit(libc::RLIMIT_NOFILE, &raised(most)))
+        .or_else(|error| {
+            if before.rlim_cur >= least {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        })
+        .map_err(refused)
 }
 
 /// Root becomes `user`; anybody else stays who they are.
