@@ -328,7 +328,7 @@ impl Inner {
                 let word = self.arena.head(handle).word();
                 match word.state() {
                     State::Free | State::Busy => {}
-                    State::Chunk => gone.extend(self.reap_owner(cx, &state, handle, bin)),
+                    State::Chunk => gone.extend(self.rescue_chunk(cx, &mut state, handle, bin)),
                     _ => gone.extend(self.rescue(cx, &mut state, handle)),
                 }
             }
@@ -359,10 +359,10 @@ impl Inner {
             return self.reap(cx, state, handle, Leaving::Dead);
         }
         let worth = word.counter() > 0 || word.state() != State::Main;
-        if !worth || word.has(flag::LARGE) {
+        if !worth {
             return self.reap(cx, state, handle, Leaving::Moved);
         }
-        let Some(slot) = state.pages.take(&self.pages, &self.arena) else {
+        let Some(slot) = self.take_to_move(state) else {
             return self.reap(cx, state, handle, Leaving::Moved);
         };
         match self.move_item(state, handle, slot) {
@@ -377,13 +377,25 @@ impl Inner {
         }
     }
 
-    /// Copies a small item into `slot` and links the copy in its place. Returns the slot that is free
+    /// A slot for what has to leave a page: nothing is evicted for it.
+    fn take_to_move(&self, state: &mut BinState) -> Option<Slot<'_>> {
+        let free = state.pages.take(&self.pages, &self.arena);
+        if free.is_some() {
+            return free;
+        }
+        if let Page::Granted(page) = self.pool.take(false) {
+            state.pages.add_page(&self.pages, page);
+        }
+        state.pages.take(&self.pages, &self.arena)
+    }
+
+    /// Copies an item into `slot` and links the copy in its place. Returns the slot that is free
     /// now: the old one, or `slot` itself if the item could not be moved.
     fn move_item<'s>(
         &'s self,
         state: &BinState,
         handle: Handle,
-        mut slot: Slot<'s>,
+        slot: Slot<'s>,
     ) -> Result<Slot<'s>, Slot<'s>> {
         let Some(key) = state.pages.peek_key(&self.pages, &self.arena, handle) else {
             return Err(slot);
@@ -397,47 +409,78 @@ impl Inner {
         };
         let item = guard.item(&place);
         let word = item.word();
-        let Some(value) = item.inline().filter(|_| !word.has(flag::LARGE)) else {
-            return Err(slot);
-        };
-        let expires = item.head().expires.load(Relaxed);
-        let at = slot.write_head(&NewItem {
-            key: item.key(),
-            length: value.len(),
-            client_flags: item.client_flags(),
-            expires,
-            accessed: item.head().accessed.load(Relaxed),
-            large: false,
-            binary_key: word.has(flag::BINARY_KEY),
-        });
-        slot.bytes_mut(at, value.len()).copy_from_slice(value);
-        self.arena.set_cas(slot.handle(), item.cas());
-        self.arena
-            .head(slot.handle())
-            .update(|new| new.with_flags(word.flags()));
-        self.note_expiry(slot.handle(), expires);
+        self.note_expiry(slot.handle(), item.head().expires.load(Relaxed));
         // A HOT item's place in the ring is lost with its slot; it counts as swept once.
         let to = if word.state() == State::Temp {
             State::Temp
         } else {
             State::Main
         };
-        if to == State::Main && word.state() == State::Hot && word.counter() > 0 {
+        let left = guard.relocate(&place, slot, to)?;
+        if word.state() == State::Hot && word.counter() > 0 {
             self.bins[usize::from(word.bin())].warmed();
         }
-        // A small item has no pins, so its slot comes back.
-        let old = guard.replace(&place, slot, to, word.counter());
-        Ok(old.expect("only large items have pins"))
+        Ok(left)
     }
 
-    /// Lets the item go that a chunk belongs to.
-    fn reap_owner(&self, cx: Cx<'_>, state: &BinState, chunk: Handle, bin: u8) -> Option<Slot<'_>> {
+    /// Moves a chunk off its page, or lets the item go that it belongs to.
+    fn rescue_chunk(
+        &self,
+        cx: Cx<'_>,
+        state: &mut BinState,
+        chunk: Handle,
+        bin: u8,
+    ) -> Option<Slot<'_>> {
         let owner = self.arena.chunk(chunk).owner()?;
-        if bin == self.arena.chunk_bin() {
-            return self.reap(cx, state, owner, Leaving::Moved);
+        let head = self.arena.head(owner);
+        let worth = !self.is_dead(cx.now, head)
+            && (head.word().counter() > 0 || head.word().state() != State::Main);
+        let slot = if worth {
+            self.take_to_move(state)
+        } else {
+            None
+        };
+        // The owner's key may be looked at under the mutex of the owner's bin only.
+        let chunks;
+        let owners = if bin == self.arena.chunk_bin() {
+            &*state
+        } else {
+            chunks = self.bins[usize::from(self.arena.chunk_bin())].lock();
+            &*chunks
+        };
+        let Some(slot) = slot else {
+            return self.reap(cx, owners, owner, Leaving::Moved);
+        };
+        let moved = self.move_chunk(owners, owner, chunk, slot);
+        match moved {
+            Ok(left) => {
+                self.rescues.fetch_add(1, Relaxed);
+                Some(left)
+            }
+            // Neither could be done now: the page stays, and the slot goes back unused.
+            Err(slot) => Some(slot),
         }
-        let chunks = self.bins[usize::from(self.arena.chunk_bin())].lock();
-        self.reap(cx, &chunks, owner, Leaving::Moved)
+    }
+
+    /// Copies a chunk into `slot` and hangs the copy in its place. Returns the slot that is free now.
+    fn move_chunk<'s>(
+        &'s self,
+        owners: &BinState,
+        owner: Handle,
+        chunk: Handle,
+        slot: Slot<'s>,
+    ) -> Result<Slot<'s>, Slot<'s>> {
+        let Some(key) = owners.pages.peek_key(&self.pages, &self.arena, owner) else {
+            return Err(slot);
+        };
+        let hash = self.hasher.hash(key);
+        let Some(mut guard) = self.table.try_lock(&self.arena, hash) else {
+            return Err(slot);
+        };
+        let Some(place) = guard.find_handle(hash, owner) else {
+            return Err(slot);
+        };
+        guard.relocate_chunk(&place, chunk, slot)
     }
 
     /// Memory for a value that is not at hand as one small slice.

@@ -166,7 +166,7 @@ impl Store {
             automove: upkeep.automove.load(Relaxed),
             automove_ratio: lru.automove_ratio,
             automove_window: lru.automove_window,
-            oldest: inner.flush.passed(),
+            oldest: (inner.flush.marks.load(Relaxed) >> 32) as u32,
         }
     }
 

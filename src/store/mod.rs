@@ -230,10 +230,12 @@ struct Inner {
 }
 
 /// Which items are dead whatever their expiry.
-#[derive(Default)]
+///
+/// An item is dead if it was last accessed up to the mark. Accesses behind a flush must lie behind
+/// its mark, even in the same second: from then on they are stamped with [`floor`](Flush::floor), one
+/// second ahead of the clock if need be.
 struct Flush {
-    /// High half: items last accessed up to then are dead. Low half: when the next flush is due;
-    /// items last accessed before that will be dead then. `u32::MAX` is none.
+    /// High half: the mark. Low half: when the next flush is due, [`NO_FLUSH`] for none.
     marks: AtomicU64,
     /// The earliest stamp that an access gets.
     floor: AtomicU32,
@@ -249,47 +251,60 @@ impl Flush {
         }
     }
 
+    /// The mark, on the server's clock; 0 before the first flush.
     #[inline]
-    fn kills(&self, now: u32, accessed: u32) -> bool {
+    fn mark(&self, now: u32) -> u32 {
         let marks = self.marks.load(Relaxed);
-        let (passed, due) = ((marks >> 32) as u32, marks as u32);
-        accessed <= passed || now >= due && accessed < due
+        if now >= marks as u32 {
+            self.settle(now);
+            return (self.marks.load(Relaxed) >> 32) as u32;
+        }
+        (marks >> 32) as u32
     }
 
-    /// The last flush that took effect, on the server's clock; 0 before the first.
-    fn passed(&self) -> u32 {
-        (self.marks.load(Relaxed) >> 32) as u32
+    #[inline]
+    fn kills(&self, now: u32, accessed: u32) -> bool {
+        accessed <= self.mark(now)
+    }
+
+    /// The time that an access now is stamped with.
+    #[inline]
+    fn stamp(&self, now: u32) -> u32 {
+        self.mark(now);
+        now.max(self.floor.load(Relaxed))
     }
 
     fn set(&self, now: u32, at: u32) {
-        self.settle(now);
-        let marks = self.marks.load(Relaxed);
-        let passed = (marks >> 32) as u32;
+        let mark = self.mark(now);
         if at <= now {
-            // Accesses from here on are stamped behind the mark.
             let mark = now.max(self.floor.load(Relaxed));
-            self.floor.store(mark + 1, Relaxed);
+            self.floor.fetch_max(mark + 1, Relaxed);
             self.marks
                 .store(u64::from(mark) << 32 | u64::from(NO_FLUSH), Relaxed);
         } else {
             self.marks
-                .store(u64::from(passed) << 32 | u64::from(at), Relaxed);
+                .store(u64::from(mark) << 32 | u64::from(at), Relaxed);
         }
     }
 
-    /// Makes a flush that has come due part of the past, so that a later one cannot undo it.
+    /// Makes a flush that has come due part of the past, so that a later one cannot undo it. What was
+    /// stamped so far is dead; stamps from here on lie behind the mark.
+    #[cold]
     fn settle(&self, now: u32) {
         let marks = self.marks.load(Relaxed);
         let (passed, due) = ((marks >> 32) as u32, marks as u32);
-        if now >= due {
-            let floor = self.floor.load(Relaxed);
-            let mark = if floor > due { floor } else { due - 1 };
-            if floor > due {
-                self.floor.store(floor + 1, Relaxed);
-            }
-            let new = u64::from(mark.max(passed)) << 32 | u64::from(NO_FLUSH);
-            let _ = self.marks.compare_exchange(marks, new, Relaxed, Relaxed);
+        if now < due {
+            return;
         }
+        let mark = (due - 1).max(self.floor.load(Relaxed)).max(passed);
+        self.floor.fetch_max(mark + 1, Relaxed);
+        // Err means that another thread has done the same.
+        let _ = self.marks.compare_exchange(
+            marks,
+            u64::from(mark) << 32 | u64::from(NO_FLUSH),
+            Relaxed,
+            Relaxed,
+        );
     }
 }
 
@@ -297,7 +312,7 @@ impl Inner {
     /// The time that an access now is stamped with.
     #[inline]
     fn stamp(&self, now: u32) -> u32 {
-        now.max(self.flush.floor.load(Relaxed))
+        self.flush.stamp(now)
     }
 
     #[inline]
@@ -368,20 +383,51 @@ impl Inner {
         key: &[u8],
         hash: u64,
     ) -> (PairGuard<'s>, Result<Place<'s>, Miss>) {
-        let guard = self.table.lock(&self.arena, hash);
-        match guard.find(hash, key) {
-            None => (guard, Err(Miss::NotFound)),
-            Some(place) if self.is_dead(cx.now, guard.item(&place).head()) => {
-                let miss = self.bury(cx, guard, place, hash);
-                (self.table.lock(&self.arena, hash), Err(miss))
+        self.look_up(cx, key, hash, false)
+    }
+
+    /// As [`find`](Inner::find), for those who store: a dead item is memory reclaimed for the new one.
+    fn find_to_store<'s>(
+        &'s self,
+        cx: Cx<'_>,
+        key: &[u8],
+        hash: u64,
+    ) -> (PairGuard<'s>, Result<Place<'s>, Miss>) {
+        self.look_up(cx, key, hash, true)
+    }
+
+    #[inline]
+    fn look_up<'s>(
+        &'s self,
+        cx: Cx<'_>,
+        key: &[u8],
+        hash: u64,
+        storing: bool,
+    ) -> (PairGuard<'s>, Result<Place<'s>, Miss>) {
+        let mut miss = Miss::NotFound;
+        loop {
+            let guard = self.table.lock(&self.arena, hash);
+            match guard.find(hash, key) {
+                None => return (guard, Err(miss)),
+                Some(place) if self.is_dead(cx.now, guard.item(&place).head()) => {
+                    // This gives the lock back, so somebody may store the key meanwhile: look again.
+                    miss = self.bury(cx, guard, place, hash, storing);
+                }
+                Some(place) => return (guard, Ok(place)),
             }
-            Some(place) => (guard, Ok(place)),
         }
     }
 
     /// Takes out an item that is expired or flushed.
     #[cold]
-    fn bury(&self, cx: Cx<'_>, guard: PairGuard<'_>, place: Place<'_>, hash: u64) -> Miss {
+    fn bury(
+        &self,
+        cx: Cx<'_>,
+        guard: PairGuard<'_>,
+        place: Place<'_>,
+        hash: u64,
+        storing: bool,
+    ) -> Miss {
         let item = guard.item(&place);
         let flushed = self.flush.kills(cx.now, item.head().accessed.load(Relaxed));
         let general = &cx.counters.general;
@@ -389,6 +435,11 @@ impl Inner {
             general.get_flushed.add(1)
         } else {
             general.get_expired.add(1)
+        }
+        if storing {
+            cx.counters.classes[usize::from(self.class_of(&item))]
+                .reclaimed
+                .add(1);
         }
         self.unlink(cx, guard, place, hash);
         if flushed {

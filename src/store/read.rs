@@ -242,7 +242,7 @@ impl Store {
         let item = guard.item(&place);
         let head = item.head();
         if inner.is_dead(cx.now, head) {
-            return Err(inner.bury(cx, guard, place, hash));
+            return Err(inner.bury(cx, guard, place, hash, false));
         }
         let hit = Hit {
             inner,

@@ -218,6 +218,23 @@ fn expiry_and_flush() {
 }
 
 #[test]
+fn a_flush_that_is_due_right_behind_others_takes_all() {
+    let fixture = Fixture::small(8);
+    let (store, now) = (&fixture.store, 100);
+    for _ in 0..3 {
+        store.put(fixture.cx(now), &fixture.put(b"key", Mode::Set), b"x");
+        store.flush_all(now, now);
+        assert!(fixture.value(now, b"key").is_none());
+    }
+    store.flush_all(now, now + 2);
+    store.put(fixture.cx(now), &fixture.put(b"key", Mode::Set), b"x");
+    assert!(fixture.value(now + 1, b"key").is_some());
+    assert!(fixture.value(now + 2, b"key").is_none());
+    store.put(fixture.cx(now + 2), &fixture.put(b"key", Mode::Set), b"x");
+    assert!(fixture.value(now + 2, b"key").is_some());
+}
+
+#[test]
 fn add_replace_cas_append_prepend() {
     let fixture = Fixture::small(8);
     let run = |mode, cas, value: &[u8]| {
@@ -402,6 +419,36 @@ fn pages_move_to_where_they_are_needed() {
             assert_eq!(value, pattern(number, 60));
         }
     }
+}
+
+#[test]
+fn items_that_are_read_survive_when_their_page_moves() {
+    let fixture = Fixture::small(64);
+    let lengths = [10, 300, 3000, 5000, 9000, 15_000, 20_000, 70_000, 300_000];
+    let key = |number: usize| format!("key{number}");
+    for number in 0..lengths.len() * 8 {
+        fixture.set(
+            key(number).as_bytes(),
+            &pattern(number, lengths[number % lengths.len()]),
+        );
+    }
+    let bins = fixture.store.inner.bins.len() as u8;
+    for round in 0..40 {
+        for number in 0..lengths.len() * 8 {
+            let value = fixture.value(100, key(number).as_bytes());
+            assert_eq!(
+                value,
+                Some(pattern(number, lengths[number % lengths.len()])),
+                "{number} in round {round}"
+            );
+        }
+        for bin in 0..bins {
+            if let Some(page) = fixture.store.inner.empty_page(fixture.cx(100), bin) {
+                fixture.store.inner.pool.give(page);
+            }
+        }
+    }
+    assert!(fixture.store.state().reassign_rescues > 1000);
 }
 
 #[test]

@@ -127,7 +127,7 @@ impl Store {
     pub fn maintain(&self, cx: Cx<'_>) -> Duration {
         let inner = &self.inner;
         inner.upkeep.juggles.fetch_add(1, Relaxed);
-        inner.flush.settle(cx.now);
+        inner.flush.mark(cx.now);
         inner
             .table
             .grow(&inner.arena, SPLITS, |key| inner.hasher.hash(key));
@@ -249,7 +249,7 @@ impl Inner {
             };
             let entry = self.pages.entry(page);
             walk.page += 1;
-            if entry.soonest_expiry() > cx.now && self.flush.passed() == 0 {
+            if entry.soonest_expiry() > cx.now && self.flush.mark(cx.now) == 0 {
                 return true;
             }
             // Reset first: what is noted from here on, by those who store meanwhile, is kept.

@@ -197,7 +197,7 @@ impl Inner {
     fn link<'s>(&'s self, cx: Cx<'_>, put: &Put<'_>, slot: Slot<'s>, cas: u64) -> Stored {
         let mut slot = slot;
         loop {
-            let (mut guard, found) = self.find(cx, put.key, put.hash);
+            let (mut guard, found) = self.find_to_store(cx, put.key, put.hash);
             let old = found.ok();
             let verdict = self.judge(cx, put, old.map(|place| guard.item(&place)).as_ref());
             let head = self.arena.head(slot.handle());
@@ -358,7 +358,7 @@ impl Inner {
                 };
             }
         };
-        let (mut guard, found) = self.find(cx, put.key, put.hash);
+        let (mut guard, found) = self.find_to_store(cx, put.key, put.hash);
         if let Ok(place) = found {
             let item = guard.item(&place);
             if item.word().bin() == bin
@@ -432,7 +432,7 @@ impl Inner {
     ) -> Stored {
         let cas = self.next_cas(put.new_cas);
         loop {
-            let (mut guard, found) = self.find(cx, put.key, put.hash);
+            let (mut guard, found) = self.find_to_store(cx, put.key, put.hash);
             let Ok(place) = found else {
                 match self.judge(cx, put, None) {
                     Verdict::Refuse(stored) => return stored,
@@ -553,7 +553,7 @@ impl Inner {
         cas: u64,
         (handle, length, old_cas): (super::Handle, usize, u64),
     ) -> Option<Stored> {
-        let (mut guard, found) = self.find(cx, put.key, put.hash);
+        let (mut guard, found) = self.find_to_store(cx, put.key, put.hash);
         let same = found.ok().filter(|place| {
             let item = guard.item(place);
             item.handle() == handle && item.length() == length && item.cas() == old_cas

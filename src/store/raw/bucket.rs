@@ -727,6 +727,47 @@ impl<'t> PairGuard<'t> {
         unsafe { self.arena.unlink(old) }
     }
 
+    /// Moves an item to another slot of its bin. Returns the slot that it leaves, or the other one if
+    /// the item is pinned.
+    pub fn relocate(
+        &mut self,
+        place: &Place<'t>,
+        mut slot: Slot<'t>,
+        state: State,
+    ) -> Result<Slot<'t>, Slot<'t>> {
+        let item = self.item(place);
+        if !item.unpinned() {
+            return Err(slot);
+        }
+        slot.take_over(&item);
+        let counter = item.word().counter();
+        let left = self.replace(place, slot, state, counter);
+        Ok(left.expect("an item without pins gives its slot back"))
+    }
+
+    /// Moves a chunk of an item to another slot of its bin. Returns the slot that it leaves, or the
+    /// other one if the item is pinned or the chunk is not its.
+    pub fn relocate_chunk(
+        &mut self,
+        place: &Place<'t>,
+        chunk: Handle,
+        mut slot: Slot<'t>,
+    ) -> Result<Slot<'t>, Slot<'t>> {
+        let item = self.item(place);
+        if !item.unpinned() || !item.word().has(super::flag::LARGE) {
+            return Err(slot);
+        }
+        let bin = slot.bin();
+        slot.take_over_chunk(chunk);
+        if !self.arena.relink_chunk(item.handle(), chunk, slot.handle()) {
+            return Err(slot);
+        }
+        // The copy belongs to the item now, as the chunk did before.
+        drop(slot);
+        // SAFETY: the chunk was part of an item that is locked and has no pins, and hangs nowhere now.
+        Ok(unsafe { self.arena.slot(chunk, bin) })
+    }
+
     /// Takes an entry out, leaving a ghost if one is wanted; `age` is any clock that moves on.
     /// Returns the item's slot, unless somebody has it pinned: then it comes back with the last pin.
     pub fn remove(

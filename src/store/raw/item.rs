@@ -443,6 +443,21 @@ impl Arena {
         Some(unsafe { self.slot(handle, word.bin()) })
     }
 
+    /// Hangs `new` where `old` hangs in an item's chain. False if it does not.
+    pub(super) fn relink_chunk(&self, item: Handle, old: Handle, new: Handle) -> bool {
+        let mut link = self.extension(item)[1];
+        loop {
+            match Handle::from_raw(link.load(Relaxed)) {
+                None => return false,
+                Some(chunk) if chunk == old => {
+                    link.store(new.raw(), Relaxed);
+                    return true;
+                }
+                Some(chunk) => link = &self.head(chunk).expires,
+            }
+        }
+    }
+
     /// The chunk behind a large item's first slot.
     pub fn first_chunk(&self, handle: Handle) -> Option<Handle> {
         Handle::from_raw(self.extension(handle)[1].load(Relaxed))
@@ -813,6 +828,62 @@ impl<'a> Slot<'a> {
             at += 4;
         }
         at
+    }
+
+    /// Makes this slot a copy of an unpinned item of the same bin, chunks and all: they belong to the
+    /// copy from here on.
+    pub(super) fn take_over(&mut self, item: &Item<'_>) {
+        let arena = self.arena;
+        assert!(item.word.bin() == self.bin && item.unpinned());
+        let (from, to) = (item.head(), arena.head(self.handle));
+        for (from, to) in [
+            (&from.expires, &to.expires),
+            (&from.accessed, &to.accessed),
+            (&from.length, &to.length),
+        ] {
+            to.store(from.load(Relaxed), Relaxed);
+        }
+        let used = match item.inline() {
+            Some(value) => item.value_offset() + value.len(),
+            None => self.size(),
+        };
+        let bytes = item.bytes(HEAD, used - HEAD);
+        self.bytes_mut(HEAD, used - HEAD).copy_from_slice(bytes);
+        to.update(|word| {
+            let kept = item.word.0 & !(STATE_MASK | QUEUED);
+            Word(kept | word.0 & QUEUED | (State::Busy as u32) << STATE_SHIFT)
+        });
+        if item.word.has(flag::LARGE) {
+            let mut chunk = arena.first_chunk(self.handle);
+            while let Some(handle) = chunk {
+                arena
+                    .head(handle)
+                    .accessed
+                    .store(self.handle.raw(), Relaxed);
+                chunk = arena.chunk(handle).next();
+            }
+            arena.extension(item.handle)[1].store(0, Relaxed);
+        }
+    }
+
+    /// Makes this slot a copy of a chunk of the same bin.
+    pub(super) fn take_over_chunk(&mut self, chunk: Handle) {
+        let arena = self.arena;
+        let from = arena.head(chunk);
+        let used = from.length.load(Relaxed) as usize;
+        assert!(from.word().bin() == self.bin);
+        let Some(owner) = arena.chunk(chunk).owner() else {
+            return;
+        };
+        let at = self.write_chunk(owner, used);
+        arena
+            .head(self.handle)
+            .expires
+            .store(from.expires.load(Relaxed), Relaxed);
+        // SAFETY: the caller has locked the pair of the chunk's item, which nobody has pinned: the
+        // chunk's bytes do not change meanwhile.
+        let bytes = unsafe { std::slice::from_raw_parts(arena.at(chunk).add(HEAD), used) };
+        self.bytes_mut(at, used).copy_from_slice(bytes);
     }
 
     /// Makes this slot a chunk of `owner`. Returns where its data begins.
