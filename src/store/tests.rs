@@ -1,3 +1,4 @@
+#![forbid(unsafe_code)]
 //! The engine through its public face.
 
 use super::*;

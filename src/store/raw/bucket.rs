@@ -763,7 +763,6 @@ impl<'t> PairGuard<'t> {
             return Err(slot);
         }
         // The copy belongs to the item now, as the chunk did before.
-        drop(slot);
         // SAFETY: the chunk was part of an item that is locked and has no pins, and hangs nowhere now.
         Ok(unsafe { self.arena.slot(chunk, bin) })
     }
