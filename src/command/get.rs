@@ -46,20 +46,12 @@ pub fn keys(cx: &Context<'_>, keys: &[&[u8]], read: Read, replies: &mut Replies)
 /// Reads one key whose hash is known and appends what it holds.
 #[inline]
 pub fn one(cx: &Context<'_>, key: &[u8], hash: u64, read: Read, replies: &mut Replies) {
-    let show = |hit: &Hit<'_>| {
-        value(key, hit, read.cas, replies);
-        count_hit(cx.counters, hit, read.touch.is_some());
-        (hit.class(), hit.length())
-    };
     let found = match read.touch {
-        None => cx.store().get(cx.caller(), key, hash, show),
-        Some(expires) => {
-            let touch = store::Fetch {
-                touch: Some(expires),
-                ..store::Fetch::default()
-            };
-            cx.store().fetch(cx.caller(), key, hash, &touch, show)
-        }
+        None => cx.store().get(cx.caller(), key, hash, |hit| {
+            value(key, hit, read.cas, replies);
+            count_hit(cx.counters, hit, false)
+        }),
+        Some(expires) => touched(cx, key, hash, read.cas, expires, replies),
     };
     if found.is_err() {
         count_miss(cx.counters, read.touch.is_some());
@@ -67,6 +59,26 @@ pub fn one(cx: &Context<'_>, key: &[u8], hash: u64, read: Read, replies: &mut Re
     if cx.tapped(FETCHERS | DETAIL) {
         tell(cx, key, found);
     }
+}
+
+/// Reads one key and gives it a new expiry.
+#[inline(never)]
+fn touched(
+    cx: &Context<'_>,
+    key: &[u8],
+    hash: u64,
+    cas: bool,
+    expires: u32,
+    replies: &mut Replies,
+) -> Result<(u8, usize), Miss> {
+    let touch = store::Fetch {
+        touch: Some(expires),
+        ..store::Fetch::default()
+    };
+    cx.store().fetch(cx.caller(), key, hash, &touch, |hit| {
+        value(key, hit, cas, replies);
+        count_hit(cx.counters, hit, true)
+    })
 }
 
 /// Behind the last key.
@@ -81,15 +93,21 @@ fn value(key: &[u8], hit: &Hit<'_>, cas: bool, replies: &mut Replies) {
     let mut room = replies.room(80 + key.len() + inline.map_or(0, <[u8]>::len));
     room.put(b"VALUE ");
     room.put(key);
-    room.put(b" ");
-    room.number(u64::from(hit.flags()));
-    room.put(b" ");
-    room.number(length as u64);
-    if cas {
+    let flags = hit.flags();
+    if flags == 0 && length < 1000 && !cas {
+        let (end, used) = short_end(length);
+        room.put_short(end, used);
+    } else {
         room.put(b" ");
-        room.number(hit.cas());
+        room.number(u64::from(flags));
+        room.put(b" ");
+        room.number(length as u64);
+        if cas {
+            room.put(b" ");
+            room.number(hit.cas());
+        }
+        room.put(b"\r\n");
     }
-    room.put(b"\r\n");
     match inline {
         Some(bytes) => {
             room.put(bytes);
@@ -102,10 +120,23 @@ fn value(key: &[u8], hit: &Hit<'_>, cas: bool, replies: &mut Replies) {
     }
 }
 
-/// A read that found something; one that touches counts as a touch only.
-#[inline]
-pub fn count_hit(counters: &ThreadCounters, hit: &Hit<'_>, touched: bool) {
-    let class = &counters.classes[usize::from(hit.class() & 63)];
+/// How most lines end: flags 0, a length below 1,000, no CAS. The bytes, and how many they are.
+#[inline(always)]
+fn short_end(length: usize) -> ([u8; 8], usize) {
+    let digit = |number: usize| b'0' + (number % 10) as u8;
+    let (ones, tens, hundreds) = (digit(length), digit(length / 10), digit(length / 100));
+    match length {
+        100.. => ([b' ', b'0', b' ', hundreds, tens, ones, b'\r', b'\n'], 8),
+        10.. => ([b' ', b'0', b' ', tens, ones, b'\r', b'\n', 0], 7),
+        _ => ([b' ', b'0', b' ', ones, b'\r', b'\n', 0, 0], 6),
+    }
+}
+
+/// A read that found something; one that touches counts as a touch only. Returns class and length.
+#[inline(always)]
+pub fn count_hit(counters: &ThreadCounters, hit: &Hit<'_>, touched: bool) -> (u8, usize) {
+    let number = hit.class();
+    let class = &counters.classes[usize::from(number & 63)];
     if touched {
         counters.general.touch_cmds.add(1);
         class.touch_hits.add(1);
@@ -119,6 +150,7 @@ pub fn count_hit(counters: &ThreadCounters, hit: &Hit<'_>, touched: bool) {
         };
         by_queue.add(1);
     }
+    (number, hit.length())
 }
 
 /// A read that found nothing.
@@ -141,5 +173,18 @@ fn tell(cx: &Context<'_>, key: &[u8], found: Result<(u8, usize), Miss>) {
     }
     if cx.tapped(FETCHERS) {
         cx.tell_fetch(key, found);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::short_end;
+
+    #[test]
+    fn a_short_line_ends_as_a_long_one_would() {
+        for length in 0..1000 {
+            let (bytes, used) = short_end(length);
+            assert_eq!(&bytes[..used], format!(" 0 {length}\r\n").as_bytes());
+        }
     }
 }

@@ -317,6 +317,16 @@ impl Room<'_> {
         *self.end += bytes.len();
     }
 
+    /// Appends the first `length` bytes of eight, for all of which room must have been asked: cheaper
+    /// than a copy of a length that is not known before.
+    #[inline(always)]
+    pub fn put_short(&mut self, bytes: [u8; 8], length: usize) {
+        let free = std::mem::take(&mut self.free);
+        free[..8].copy_from_slice(&bytes);
+        self.free = &mut free[length..];
+        *self.end += length;
+    }
+
     /// Appends a number in decimal: at most 20 bytes.
     #[inline]
     pub fn number(&mut self, n: u64) {

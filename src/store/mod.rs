@@ -204,6 +204,8 @@ struct Inner {
     bins: Vec<Bin>,
     pool: Pool,
     classes: Classes,
+    /// Slab class by bin; [`CHAINED`] for the bin of chunks.
+    bin_classes: Box<[u8; 256]>,
     hasher: Hasher,
     item_size_max: usize,
     max_bytes: AtomicU64,
@@ -322,23 +324,25 @@ impl Inner {
     }
 
     fn class_of_bin(&self, bin: u8) -> usize {
-        if bin == self.arena.chunk_bin() {
-            usize::from(self.classes.largest())
-        } else {
-            usize::from(self.classes.class_of_bin(bin))
+        match self.bin_classes[usize::from(bin)] {
+            CHAINED => usize::from(self.classes.largest()),
+            class => usize::from(class),
         }
     }
 
     /// The slab class that memcached would have put an item in.
     #[inline]
     fn class_of(&self, item: &Item<'_>) -> u8 {
-        let bin = item.word().bin();
-        if bin == self.arena.chunk_bin() {
-            self.classes
-                .class_of_total(item.total() + classes::MEMCACHED_EXTRA)
-        } else {
-            self.classes.class_of_bin(bin)
+        match self.bin_classes[usize::from(item.word().bin())] {
+            CHAINED => self.class_of_chained(item),
+            class => class,
         }
+    }
+
+    #[cold]
+    fn class_of_chained(&self, item: &Item<'_>) -> u8 {
+        self.classes
+            .class_of_total(item.total() + classes::MEMCACHED_EXTRA)
     }
 
     /// The next CAS id; taken by every attempt to store, as memcached does.
@@ -502,12 +506,17 @@ impl Store {
             .map(|bin| Bin::new(bin as u8, &arena))
             .collect();
         let pool = Pool::new(&arena, limit / PAGE);
+        let mut bin_classes = Box::new([CHAINED; 256]);
+        for bin in 0..classes.bin_count() as u8 {
+            bin_classes[usize::from(bin)] = classes.class_of_bin(bin);
+        }
         let inner = Inner {
             pages,
             table,
             bins,
             pool,
             classes,
+            bin_classes,
             hasher,
             item_size_max: settings.item_size_max,
             max_bytes: AtomicU64::new(settings.max_bytes),
@@ -566,6 +575,9 @@ impl Store {
         self.inner.flush.set(now, at);
     }
 }
+
+/// Stands for the class of items whose class only their size tells.
+const CHAINED: u8 = 0;
 
 /// Slot size of the bin that large values are chained of.
 const CHUNK: usize = 16 << 10;

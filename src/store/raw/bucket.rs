@@ -166,8 +166,8 @@ fn home_of(hash: u64) -> usize {
 pub struct Table {
     pairs: Region,
     extensions: Region,
-    /// Pairs of the current round (a power of two, as its exponent) and how many of them have been
-    /// split already.
+    /// High half: the mask of a hash's bits that the next round of splits decides on, all pairs of
+    /// which will exist when it is over. Low half: the pairs that exist.
     geometry: AtomicU64,
     items: AtomicUsize,
     /// Items at which the next pair is split.
@@ -195,7 +195,7 @@ impl Table {
         Ok(Table {
             pairs: Region::reserve_between(least, bytes)?,
             extensions: Region::reserve_between(1 << 20, bytes / 4)?,
-            geometry: AtomicU64::new(u64::from(level) << 32),
+            geometry: AtomicU64::new(pack(1 << level)),
             items: AtomicUsize::new(0),
             threshold: AtomicUsize::new(if expand {
                 (1 << level) * QUARTERS_PER_PAIR / 4
@@ -212,8 +212,7 @@ impl Table {
 
     /// Pairs in use.
     pub fn pairs(&self) -> usize {
-        let (level, split) = unpack(self.geometry.load(Relaxed));
-        (1 << level) + split
+        pairs_in(self.geometry.load(Relaxed))
     }
 
     /// Bytes of buckets in use.
@@ -227,13 +226,7 @@ impl Table {
 
     #[inline]
     fn pair_of(&self, hash: u64) -> usize {
-        let (level, split) = unpack(self.geometry.load(Acquire));
-        let pair = hash as usize & ((1 << level) - 1);
-        if pair < split {
-            hash as usize & ((2 << level) - 1)
-        } else {
-            pair
-        }
+        pair_in(self.geometry.load(Acquire), hash)
     }
 
     #[inline]
@@ -288,10 +281,11 @@ impl Table {
     #[inline]
     pub fn lock<'t>(&'t self, arena: &'t Arena, hash: u64) -> PairGuard<'t> {
         loop {
-            let pair = self.pair_of(hash);
+            let geometry = self.geometry.load(Acquire);
+            let pair = pair_in(geometry, hash);
             let buckets = self.pair(pair);
             acquire(&buckets[0].control);
-            if self.pair_of(hash) == pair {
+            if self.geometry.load(Acquire) == geometry || self.pair_of(hash) == pair {
                 return PairGuard {
                     table: self,
                     arena,
@@ -335,26 +329,25 @@ impl Table {
             if self.items.load(Relaxed) <= self.threshold.load(Relaxed) {
                 return;
             }
-            let (level, split) = unpack(self.geometry.load(Relaxed));
-            let upper = split + (1 << level);
+            let upper = self.pairs();
             if (upper + 1) * 2 * size_of::<Bucket>() > self.pairs.bytes() {
                 self.threshold.store(usize::MAX, Relaxed);
                 return;
             }
-            self.split_pair(arena, split, upper, &mut growth, &rehash);
+            self.split_pair(arena, upper, &mut growth, &rehash);
         }
     }
 
-    /// Moves what belongs there from pair `lower` to the new pair `upper`.
+    /// Moves what belongs there to the new pair `upper`, from the one that had it so far.
     fn split_pair(
         &self,
         arena: &Arena,
-        lower: usize,
         upper: usize,
         growth: &mut Growth,
         rehash: &impl Fn(&[u8]) -> u64,
     ) {
-        let (level, split) = unpack(self.geometry.load(Relaxed));
+        let level = upper.ilog2();
+        let lower = upper - (1 << level);
         let old = PairGuard {
             table: self,
             arena,
@@ -421,12 +414,7 @@ impl Table {
                 }
             }
         }
-        let next = if split + 1 == 1 << level {
-            pack(level + 1, 0)
-        } else {
-            pack(level, split + 1)
-        };
-        self.geometry.store(next, Release);
+        self.geometry.store(pack(upper + 1), Release);
         if self.expand {
             self.threshold
                 .store((upper + 1) * QUARTERS_PER_PAIR / 4, Relaxed);
@@ -446,13 +434,28 @@ impl Table {
     }
 }
 
-fn pack(level: u32, split: usize) -> u64 {
-    u64::from(level) << 32 | split as u64
+/// The geometry of a table of so many pairs.
+fn pack(pairs: usize) -> u64 {
+    let mask = (pairs + 1).next_power_of_two() as u64 - 1;
+    mask << 32 | pairs as u64
 }
 
 #[inline]
-fn unpack(geometry: u64) -> (u32, usize) {
-    ((geometry >> 32) as u32, geometry as u32 as usize)
+fn pairs_in(geometry: u64) -> usize {
+    geometry as u32 as usize
+}
+
+/// Linear hashing: what the longer mask leads to, if that pair exists already.
+#[inline]
+fn pair_in(geometry: u64, hash: u64) -> usize {
+    let mask = geometry >> 32;
+    let pair = hash & mask;
+    let pair = if pair as u32 >= geometry as u32 {
+        pair & mask >> 1
+    } else {
+        pair
+    };
+    pair as usize
 }
 
 #[inline]
