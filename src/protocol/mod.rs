@@ -4,6 +4,12 @@
 /// Keys that are not text.
 pub mod base64;
 
+/// Binary requests.
+pub mod binary;
+
+/// The frame of UDP.
+pub mod datagram;
+
 /// Meta commands.
 pub mod meta;
 
@@ -28,7 +34,7 @@ pub enum Dialect {
 
 impl Dialect {
     pub fn of(first_byte: u8) -> Dialect {
-        if first_byte == 0x80 {
+        if first_byte == binary::MAGIC {
             Dialect::Binary
         } else {
             Dialect::Text
@@ -41,6 +47,6 @@ impl Dialect {
 pub fn parse(dialect: Dialect, input: &[u8]) -> Parsed<'_> {
     match dialect {
         Dialect::Text => text::parse(input),
-        Dialect::Binary => Parsed::Close,
+        Dialect::Binary => binary::parse(input),
     }
 }
