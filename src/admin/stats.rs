@@ -284,7 +284,7 @@ pub fn settings(view: &View<'_>, emit: &mut Emit<'_>) {
     stat!(emit, "flush_enabled", yes(store.flush_enabled));
     stat!(emit, "dump_enabled", yes(store.dump_enabled));
     let hash = match store.hash_algorithm {
-        None => "keyed",
+        None => "murmur3",
         Some(HashAlgorithm::Jenkins) => "jenkins",
         Some(HashAlgorithm::Murmur3) => "murmur3",
         Some(HashAlgorithm::Xxh3) => "xxh3",

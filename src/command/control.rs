@@ -224,6 +224,9 @@ fn lru_crawler(cx: &Context<'_>, words: &[u8], replies: &mut Replies) -> Result<
             OK
         }
         [what] if is_start_of(what, b"enable") => {
+            if store.tuning().crawler {
+                return Err(b"ERROR failed to start lru crawler thread");
+            }
             store.set_crawler(true);
             OK
         }

@@ -28,10 +28,9 @@ pub fn signed32(text: &[u8]) -> Option<i32> {
     i32::try_from(if negative { -value } else { value }).ok()
 }
 
-/// As C's `strtol` reads a whole token: blanks cannot occur, a sign may.
+/// As C's `strtol` reads the start of a word.
 pub fn strtol(text: &[u8]) -> Option<i64> {
-    let (negative, digits) = sign(text);
-    let value = unsigned(digits).filter(|_| digits.len() <= 20)?;
+    let (negative, value) = magnitude(text)?;
     if negative {
         0i64.checked_sub_unsigned(value)
     } else {
@@ -39,10 +38,9 @@ pub fn strtol(text: &[u8]) -> Option<i64> {
     }
 }
 
-/// As C's `strtoul` reads a whole token, refusing what a minus made negative.
+/// As C's `strtoul` reads the start of a word, refusing what a minus made negative.
 pub fn strtoul(text: &[u8]) -> Option<u64> {
-    let (negative, digits) = sign(text);
-    let value = unsigned(digits)?;
+    let (negative, value) = magnitude(text)?;
     if !negative {
         return Some(value);
     }
@@ -50,11 +48,26 @@ pub fn strtoul(text: &[u8]) -> Option<u64> {
     (value as i64 >= 0).then_some(value)
 }
 
-fn sign(text: &[u8]) -> (bool, &[u8]) {
-    match text {
+/// White space, a sign, digits; behind them the word's end, a NUL or white space, and then anything.
+fn magnitude(text: &[u8]) -> Option<(bool, u64)> {
+    let blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | 0x0b | 0x0c | b'\r');
+    let start = text.iter().position(|byte| !blank(byte))?;
+    let (negative, digits) = match &text[start..] {
         [b'-', digits @ ..] => (true, digits),
         [b'+', digits @ ..] => (false, digits),
         digits => (false, digits),
+    };
+    let end = digits
+        .iter()
+        .position(|byte| !byte.is_ascii_digit())
+        .unwrap_or(digits.len());
+    if digits.get(end).is_some_and(|byte| !blank(byte) && *byte != 0) {
+        return None;
+    }
+    let zeroes = digits[..end].iter().take_while(|&&byte| byte == b'0').count();
+    match &digits[zeroes..end] {
+        [] if zeroes > 0 => Some((negative, 0)),
+        digits => Some((negative, unsigned(digits)?)),
     }
 }
 
@@ -89,6 +102,11 @@ mod tests {
         assert_eq!(strtol(b"-9"), Some(-9));
         assert_eq!(strtol(b"+9"), Some(9));
         assert_eq!(strtol(b"9x"), None);
+        assert_eq!(strtol(b"9\0x"), Some(9));
+        assert_eq!(strtol(b"\t9\tx"), Some(9));
+        assert_eq!(strtol(b"000000000000000000000000009"), Some(9));
+        assert_eq!(strtol(b""), None);
+        assert_eq!(strtol(b"-"), None);
         assert_eq!(strtoul(b"-1"), None);
         assert_eq!(strtoul(b"4294967296"), Some(1 << 32));
     }
