@@ -112,7 +112,7 @@ fn version(style: &Style<'_>, replies: &mut Replies) {
     }
 }
 
-fn flush_all(cx: &Context<'_>, exptime: i64, style: &Style<'_>, replies: &mut Replies) {
+fn flush_all(cx: &Context<'_>, exptime: Option<i64>, style: &Style<'_>, replies: &mut Replies) {
     let allowed = cx.shared.settings.store.flush_enabled;
     match *style {
         // A refused binary flush does not count, a refused text one does.
@@ -124,6 +124,9 @@ fn flush_all(cx: &Context<'_>, exptime: i64, style: &Style<'_>, replies: &mut Re
     if !allowed {
         return reply::line(style, b"CLIENT_ERROR flush_all not allowed", replies);
     }
+    let Some(exptime) = exptime else {
+        return reply::line(style, b"CLIENT_ERROR invalid exptime argument", replies);
+    };
     let at = if exptime > 0 {
         cx.expiry(exptime)
     } else {

@@ -261,7 +261,7 @@ fn op<'a>(code: u8, header: &Header, extras: &[u8], raw: &'a [u8], length: usize
             }),
         }),
         opcode::FLUSH => Op::FlushAll {
-            exptime: i64::from(number32(extras)),
+            exptime: Some(i64::from(number32(extras))),
         },
         opcode::STAT => Op::Stats { words: raw },
         opcode::VERSION => Op::Version,
@@ -456,14 +456,21 @@ mod tests {
         for (code, quiet, extras, key, value, op) in [
             (0x07, false, &b""[..], &b""[..], &b""[..], Op::Quit),
             (0x17, true, b"", b"", b"", Op::Quit),
-            (0x08, false, b"", b"", b"", Op::FlushAll { exptime: 0 }),
+            (
+                0x08,
+                false,
+                b"",
+                b"",
+                b"",
+                Op::FlushAll { exptime: Some(0) },
+            ),
             (
                 0x18,
                 true,
                 &[0, 0, 0, 5],
                 b"",
                 b"",
-                Op::FlushAll { exptime: 5 },
+                Op::FlushAll { exptime: Some(5) },
             ),
             (0x0a, false, b"", b"", b"", Op::Noop),
             (0x0b, false, b"", b"", b"", Op::Version),

@@ -61,10 +61,16 @@ fn magnitude(text: &[u8]) -> Option<(bool, u64)> {
         .iter()
         .position(|byte| !byte.is_ascii_digit())
         .unwrap_or(digits.len());
-    if digits.get(end).is_some_and(|byte| !blank(byte) && *byte != 0) {
+    if digits
+        .get(end)
+        .is_some_and(|byte| !blank(byte) && *byte != 0)
+    {
         return None;
     }
-    let zeroes = digits[..end].iter().take_while(|&&byte| byte == b'0').count();
+    let zeroes = digits[..end]
+        .iter()
+        .take_while(|&&byte| byte == b'0')
+        .count();
     match &digits[zeroes..end] {
         [] if zeroes > 0 => Some((negative, 0)),
         digits => Some((negative, unsigned(digits)?)),

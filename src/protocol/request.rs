@@ -100,7 +100,8 @@ pub enum Op<'a> {
     Version,
     Quit,
     FlushAll {
-        exptime: i64,
+        /// `None`: it is no number. That is for the one who knows whether flushing is allowed to say.
+        exptime: Option<i64>,
     },
     Verbosity {
         level: u32,
