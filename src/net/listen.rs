@@ -7,7 +7,7 @@
 use std::fmt;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
@@ -110,11 +110,18 @@ pub struct Listener {
     pub tls: EndpointTls,
 }
 
+/// A UDP socket and what its requests are to be.
+#[derive(Debug)]
+pub struct Datagrams {
+    pub socket: UdpSocket,
+    pub protocol: Protocol,
+}
+
 /// Everything the server is reached by.
 #[derive(Debug, Default)]
 pub struct Sockets {
     pub listeners: Vec<Listener>,
-    pub datagrams: Vec<UdpSocket>,
+    pub datagrams: Vec<Datagrams>,
 }
 
 /// Why the server cannot listen, in the words users of memcached know; may be several lines.
@@ -260,12 +267,19 @@ fn bind_tcp(
 fn bind_udp(
     endpoint: &Endpoint,
     listen: &Listen,
-    datagrams: &mut Vec<UdpSocket>,
+    datagrams: &mut Vec<Datagrams>,
     ports: &mut String,
 ) -> Result<(), EntryError> {
     let before = datagrams.len();
     let mut last = None;
-    for address in addresses(endpoint, listen.udp_port)? {
+    for mut address in addresses(endpoint, listen.udp_port)? {
+        if listen.endpoints.is_empty() && !listen.udp_public {
+            // Nobody has asked for the network by name.
+            address.set_ip(match address {
+                SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            });
+        }
         if !address.ip().is_loopback() && !listen.udp_public {
             return Err(EntryError {
                 detail: Some(format!(
@@ -288,7 +302,10 @@ fn bind_udp(
             Err(error) => return Err(EntryError::at("bind()", &error)),
         }
         note_port(ports, "UDP", socket.local_addr());
-        datagrams.push(socket.into());
+        datagrams.push(Datagrams {
+            socket: socket.into(),
+            protocol: endpoint.protocol.unwrap_or(listen.protocol),
+        });
     }
     bound_some(datagrams.len() > before, last)
 }
@@ -416,7 +433,7 @@ mod tests {
         listen.udp_port = -1;
         let sockets = bind(&listen, Some(&file)).unwrap();
         let tcp = sockets.listeners[0].acceptor.local_address().unwrap();
-        let udp = sockets.datagrams[0].local_addr().unwrap();
+        let udp = sockets.datagrams[0].socket.local_addr().unwrap();
         assert_eq!(sockets.listeners[0].protocol, Protocol::Ascii);
         assert_eq!(
             fs::read_to_string(&file).unwrap(),
@@ -461,6 +478,13 @@ mod tests {
         assert!(text.starts_with("refusing UDP on 0.0.0.0:0"), "{text}");
         listen.udp_public = true;
         assert!(!bind(&listen, None).unwrap().datagrams.is_empty());
+        // Without -l it is the loopback that is meant.
+        listen.udp_public = false;
+        listen.endpoints.clear();
+        for datagrams in bind(&listen, None).unwrap().datagrams {
+            let address = datagrams.socket.local_addr().unwrap();
+            assert!(address.ip().is_loopback(), "{address}");
+        }
     }
 
     #[test]

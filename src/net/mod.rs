@@ -14,5 +14,5 @@ pub mod listen;
 pub mod stream;
 
 pub use buffer::Input;
-pub use listen::{Acceptor, ListenError, Listener};
+pub use listen::{Acceptor, Datagrams, ListenError, Listener};
 pub use stream::{Progress, Stream};

@@ -9,7 +9,10 @@ pub mod listener;
 /// One thread that serves its share of the clients.
 mod worker;
 
-/// One client, as a state machine.
+/// What one client says, as a state machine over bytes.
+mod conversation;
+
+/// One client's socket.
 mod connection;
 
 /// Threads that keep the house.
@@ -29,8 +32,8 @@ use std::thread::{Builder, JoinHandle};
 
 use mio::{Poll, Waker};
 
-use connection::Limits;
 use control::{Control, Stop};
+use conversation::Limits;
 use listener::{Inbox, Listening, Rules};
 use worker::Worker;
 

@@ -9,8 +9,9 @@ use std::time::Duration;
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
-use super::connection::{Connection, Limits, Outcome, SEND_AT, Turn};
+use super::connection::{Connection, Outcome, SEND_AT};
 use super::control::Control;
+use super::conversation::{Conversation, Limits, Turn};
 use super::listener::{Arrival, Inbox};
 use crate::command::{Context, Replies, Session, Shared};
 use crate::net::{Input, Stream};
@@ -151,7 +152,8 @@ impl Worker {
         }
         log::debug!("<{number} new {} client connection", arrival.protocol);
         let session = Session::new(&self.shared);
-        entry.insert(Connection::new(stream, arrival.protocol, session, row, now));
+        let conversation = Conversation::new(arrival.protocol, session, now);
+        entry.insert(Connection::new(stream, conversation, row));
     }
 
     fn turn(&mut self, desk: &mut Desk, key: usize, now: u32) {
@@ -198,7 +200,7 @@ impl Worker {
                 connection.queued = true;
                 desk.ready.push_back(key);
             }
-            Outcome::Close => self.close(desk, key, Reason::Normal),
+            Outcome::Close(reason) => self.close(desk, key, reason),
         }
     }
 
