@@ -22,6 +22,9 @@ use crate::protocol::{self, Dialect};
 use crate::settings::Protocol;
 use crate::store::Upload;
 
+/// A get with so many bytes of keys, or more, is worth a batch of its own.
+const MANY: usize = 160;
+
 /// What a key of a get that is too long is answered with.
 const BAD_KEY: Refusal = Refusal::Line("CLIENT_ERROR bad command line format");
 
@@ -263,7 +266,7 @@ impl Conversation {
     /// Runs up to [`BATCH`] requests or keys: all are looked at first, so that the memory they
     /// need is on its way when the first of them is run. `None`: go on.
     fn batch(&mut self, turn: &mut Turn<'_>, requests: &mut usize) -> Option<Ran> {
-        let (mut keys, mut mark) = match &self.state {
+        let (keys, mut mark) = match &self.state {
             State::Keys { how, mark } => (Some(*how), *mark),
             _ => (None, None),
         };
@@ -275,8 +278,18 @@ impl Conversation {
         if self.session.is_locked() && dialect == Dialect::Text {
             return self.admit(turn);
         }
+        if let Some(how) = keys {
+            return self.keys(turn, how, mark);
+        }
         let mut plan = Plan::empty();
-        plan.fill(dialect, keys, input, context);
+        if let Some(how) = plan.fill(dialect, input, context) {
+            *requests += 1;
+            let taken = plan.taken;
+            drop(plan);
+            turn.input.take(taken);
+            let mark = turn.replies.mark();
+            return self.keys(turn, how, Some(mark));
+        }
         // A single look-up has nothing to overlap with.
         if plan.steps.len() > 2 {
             for (step, _) in &plan.steps {
@@ -287,6 +300,7 @@ impl Conversation {
                 }
             }
         }
+        let mut keys = None;
         let mut end = 0;
         let mut next = Next::Done;
         let mut enough = false;
@@ -382,6 +396,72 @@ impl Conversation {
         } else {
             None
         }
+    }
+
+    /// Runs up to [`BATCH`] keys of one get. `None`: go on.
+    fn keys(&mut self, turn: &mut Turn<'_>, how: Keys, mark: Option<Mark>) -> Option<Ran> {
+        let context = &turn.context;
+        let store = context.store();
+        let input = turn.input.unread();
+        let mut batch: ArrayVec<(&[u8], u64, usize), BATCH> = ArrayVec::new();
+        let mut at = 0;
+        let mut last = NextKey::Incomplete;
+        while !batch.is_full() {
+            last = text::next_key(&input[at..]);
+            let NextKey::Key { key, taken } = last else {
+                break;
+            };
+            at += taken;
+            let hash = store.hash(key);
+            store.prefetch(hash);
+            batch.push((key, hash, at));
+        }
+        for (_, hash, _) in &batch {
+            store.prefetch_items(*hash);
+        }
+        let mut taken = 0;
+        for (key, hash, end) in &batch {
+            get::one(context, key, *hash, how, turn.replies);
+            taken = *end;
+            if turn.replies.waiting() >= turn.limits.replies {
+                break;
+            }
+        }
+        self.state = State::Keys { how, mark };
+        let mut ran = None;
+        if taken < at {
+            // The rest waits until replies have been sent.
+            ran = Some(Ran::Enough);
+        } else {
+            match last {
+                NextKey::Key { .. } => {}
+                NextKey::End { taken: end } => {
+                    taken += end;
+                    get::end(turn.replies);
+                    self.state = State::Commands;
+                }
+                NextKey::TooLong => {
+                    if let Some(mark) = mark {
+                        turn.replies.rewind(mark);
+                    }
+                    command::refuse(&BAD_KEY, turn.replies);
+                    let line = text::skip_line(&input[at..]);
+                    taken += line.unwrap_or(input.len() - at);
+                    self.state = match line {
+                        Some(_) => State::Commands,
+                        None => State::SkipLine,
+                    };
+                }
+                NextKey::Incomplete => ran = Some(Ran::Starved),
+            }
+            if turn.replies.waiting() >= turn.limits.replies {
+                ran = Some(Ran::Enough);
+            }
+        }
+        self.active = context.now;
+        drop(batch);
+        turn.input.take(taken);
+        ran
     }
 
     /// Does what a command asks of its connection. `None`: go on.
@@ -481,6 +561,8 @@ struct Plan<'i> {
     steps: ArrayVec<(Step<'i>, usize), BATCH>,
     /// The steps are all there is before more input arrives.
     starved: bool,
+    /// Bytes of the input that were understood.
+    taken: usize,
 }
 
 impl<'i> Plan<'i> {
@@ -488,18 +570,14 @@ impl<'i> Plan<'i> {
         Plan {
             steps: ArrayVec::new(),
             starved: false,
+            taken: 0,
         }
     }
 
-    /// Understands the input as far as it goes, for at most [`BATCH`] steps, beginning in the
-    /// midst of a get if `keys` says so.
-    fn fill(
-        &mut self,
-        dialect: Dialect,
-        mut keys: Option<Keys>,
-        input: &'i [u8],
-        context: &Context<'_>,
-    ) {
+    /// Understands the input as far as it goes, for at most [`BATCH`] steps. A get of many keys that
+    /// stands in front is a batch of its own: how to read its keys is returned, and they follow.
+    fn fill(&mut self, dialect: Dialect, input: &'i [u8], context: &Context<'_>) -> Option<Keys> {
+        let mut keys = None;
         let mut at = 0;
         let mut first = false;
         while !self.steps.is_full() {
@@ -549,6 +627,13 @@ impl<'i> Plan<'i> {
                         });
                         first = true;
                         at += taken;
+                        let many = input
+                            .get(at..at + MANY)
+                            .is_some_and(|line| memchr::memchr(b'\n', line).is_none());
+                        if many && self.steps.is_empty() {
+                            self.taken = at;
+                            return keys;
+                        }
                         continue;
                     }
                     at += taken;
@@ -602,5 +687,6 @@ impl<'i> Plan<'i> {
                 }
             }
         }
+        None
     }
 }
