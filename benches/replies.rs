@@ -20,7 +20,7 @@ fn replies(criterion: &mut Criterion) {
         },
         ..Settings::default()
     };
-    let shared = Shared::new(settings).expect("memory for the store");
+    let shared = Shared::new(settings, None).expect("memory for the store");
     let counters = ThreadCounters::default();
     let cx = Context {
         shared: &shared,

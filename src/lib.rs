@@ -51,7 +51,8 @@
 //! * Counters have one writer each; `stats` sums them. Nothing on a request's path is shared by all
 //!   workers but the items themselves and two numbers (CAS ids, items in the table).
 //! * What one client can make the server hold is bounded: an unfinished command, one value, and
-//!   replies up to a limit beyond which nothing more is read from it.
+//!   replies up to a limit beyond which nothing more is read from it; under TLS also a record on its
+//!   way in and 64 KiB on their way out.
 //! * Unsafe code is in `store/raw` and `server/process.rs`, each block with its reason. Every other
 //!   file forbids it.
 //!

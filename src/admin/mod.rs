@@ -31,5 +31,7 @@ pub struct View<'a> {
     pub board: &'a Board,
     pub admission: &'a Admission,
     pub watchers: &'a Watchers,
+    /// When the files of TLS were read, on the server's clock.
+    pub certificates_read: u32,
     pub verbosity: u32,
 }

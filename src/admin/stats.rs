@@ -175,7 +175,8 @@ pub fn general(view: &View<'_>, emit: &mut Emit<'_>) {
         }
         stat!(emit, "ssl_handshake_errors", general.ssl_handshake_errors);
         stat!(emit, "ssl_proto_errors", general.ssl_proto_errors);
-        stat!(emit, "time_since_server_cert_refresh", view.clock.uptime());
+        let age = view.clock.now().saturating_sub(view.certificates_read);
+        stat!(emit, "time_since_server_cert_refresh", age);
     }
     stat!(emit, "unexpected_napi_ids", 0);
     stat!(emit, "round_robin_fallback", 0);
@@ -313,7 +314,9 @@ pub fn settings(view: &View<'_>, emit: &mut Emit<'_>) {
     stat!(emit, "ssl_enabled", yes(tls.enabled));
     stat!(emit, "ssl_chain_cert", path(&tls.chain_cert, "(null)"));
     stat!(emit, "ssl_key", path(&tls.key, "(null)"));
-    stat!(emit, "ssl_verify_mode", tls.verify_mode);
+    // OpenSSL's flags, as memcached shows them: peer, fail without a certificate, once.
+    let flags = [0, 1, 3, 7].get(tls.verify_mode as usize).unwrap_or(&0);
+    stat!(emit, "ssl_verify_mode", flags);
     stat!(emit, "ssl_keyformat", tls.key_format);
     stat!(
         emit,

@@ -279,7 +279,7 @@ pub(super) const NAMES: &[Name] = names! {
         draft.settings.tls.chain_cert = Some(text.into());
         Ok(())
     };
-    "ssl_key" Required("Missing ssl_key argument"), Works, "private key, PEM", |draft, text| {
+    "ssl_key" Required("Missing ssl_key argument"), Works, "private key, if not beside the certificate", |draft, text| {
         draft.settings.tls.key = Some(text.into());
         Ok(())
     };
@@ -290,11 +290,12 @@ pub(super) const NAMES: &[Name] = names! {
         draft.settings.tls.verify_mode = mode;
         Ok(())
     };
-    "ssl_keyformat" Required("Missing ssl_keyformat argument"), Works, "1 is PEM (default 1)", |draft, text| {
+    "ssl_keyformat" Required("Missing ssl_keyformat argument"), Works, "1 is PEM, 2 is DER (default 1)", |draft, text| {
         draft.settings.tls.key_format = number("ssl_keyformat", text)?;
         Ok(())
     };
-    "ssl_ciphers" Required("Missing ssl_ciphers argument"), Works, "cipher suites", |draft, text| {
+    "ssl_ciphers" Required("Missing ssl_ciphers argument"), Works,
+        "cipher suites of TLS 1.2, in OpenSSL's names", |draft, text| {
         draft.settings.tls.ciphers = Some(text.to_owned());
         Ok(())
     };
@@ -302,22 +303,25 @@ pub(super) const NAMES: &[Name] = names! {
         draft.settings.tls.ca_cert = Some(text.into());
         Ok(())
     };
-    "ssl_wbuf_size" Required("Missing ssl_wbuf_size argument"), Shown, "kilobytes (default 16)", |draft, text| {
+    "ssl_wbuf_size" Required("Missing ssl_wbuf_size argument"), Shown,
+        "records are as long as TLS allows (default 16)", |draft, text| {
         draft.settings.tls.write_buffer = number("ssl_wbuf_size", text)? as usize * 1024;
         Ok(())
     };
-    "ssl_session_cache" Bare, Works, "keep sessions for resumption", |draft, _| {
+    "ssl_session_cache" Bare, Works, "let clients resume sessions", |draft, _| {
         draft.settings.tls.session_cache = true;
         Ok(())
     };
     "ssl_kernel_tls" Bare, Shown, "TLS in the kernel is not used", |draft, _| {
+        draft.warnings.push("Kernel TLS offload is not available".to_owned());
         draft.settings.tls.kernel_tls = true;
         Ok(())
     };
     "ssl_min_version" Required("Missing ssl_min_version argument"), Works,
-        "0 to 3: TLS 1.0 to 1.3 (default 2; less than 2 is refused)", |draft, text| {
+        "2 or 3: TLS 1.2 or 1.3 (default 2; 0 and 1 are refused)", |draft, text| {
         let version = number("ssl_min_version", text)?;
         check(version <= 3, "Invalid ssl_min_version. Use help to see valid options.")?;
+        check(version >= 2, "ssl_min_version 0 and 1 (TLS 1.0 and 1.1) are not safe and not there: use 2 or 3")?;
         draft.settings.tls.min_version = version;
         Ok(())
     };
@@ -449,6 +453,10 @@ mod tests {
             ),
             ("hot_lru_pct=80", "hot_lru_pct must be > 1 and < 80"),
             ("hot_max_factor=0", "hot_max_factor must be > 0"),
+            (
+                "ssl_min_version=1",
+                "ssl_min_version 0 and 1 (TLS 1.0 and 1.1) are not safe and not there: use 2 or 3",
+            ),
             (
                 "ssl_verify_mode=4",
                 "Invalid ssl_verify_mode. Use help to see valid options.",

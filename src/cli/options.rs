@@ -15,7 +15,6 @@ use super::{Exit, USAGE, atof, atoi};
 use crate::settings::{LARDER_VERSION, MEMCACHED_VERSION, Protocol, Settings};
 
 /// Features that other issues of memcached call "not built in".
-pub(super) const HAS_TLS: bool = false;
 pub(super) const HAS_SASL: bool = false;
 
 const ITEM_SIZE_MIN: i64 = 1024;
@@ -231,10 +230,7 @@ const ROWS: &[Row] = rows! {
         draft.settings.store.memory_file = Some(text.into());
         Ok(())
     };
-    Some('Z'), "tls" None, "TLS on all TCP ports", |draft, _| {
-        if !HAS_TLS {
-            return Err(Exit::refused("This server is not built with TLS support.", USAGE));
-        }
+    Some('Z'), "enable-ssl" None, "TLS on all TCP ports; needs -o ssl_chain_cert and ssl_key", |draft, _| {
         draft.settings.tls.enabled = true;
         Ok(())
     };
@@ -260,11 +256,7 @@ const ROWS: &[Row] = rows! {
 };
 
 /// Long names that memcached has for options whose own name would promise what is not there.
-const SYNONYMS: &[(&str, &str)] = &[
-    ("enable-ssl", "tls"),
-    ("enable-sasl", "sasl"),
-    ("napi_ids", "napi-ids"),
-];
+const SYNONYMS: &[(&str, &str)] = &[("enable-sasl", "sasl"), ("napi_ids", "napi-ids")];
 
 fn first_lines() -> String {
     format!("memcached {MEMCACHED_VERSION}\nlarder {LARDER_VERSION}\n")
@@ -274,7 +266,6 @@ fn help() -> String {
     let mut text = first_lines();
     for row in ROWS {
         let long = match row.long {
-            "tls" if HAS_TLS => "enable-ssl",
             "sasl" if HAS_SASL => "enable-sasl",
             long => long,
         };
@@ -678,7 +669,7 @@ mod tests {
         for absent in ["ext_path", "proxy_config"] {
             assert!(!help.contains(absent), "{absent}");
         }
-        assert_eq!(help.contains("enable-ssl"), HAS_TLS);
+        assert!(help.contains("enable-ssl"));
         assert_eq!(help.contains("enable-sasl"), HAS_SASL);
     }
 

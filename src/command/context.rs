@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use crate::admin::{View, Watchers};
 use crate::clock::Clock;
+use crate::net::Keyring;
 use crate::observe::{Admission, Board, Prefixes, Registry, ThreadCounters, events};
 use crate::settings::Settings;
 use crate::store::{self, Store};
@@ -26,18 +27,24 @@ pub struct Shared {
     pub prefixes: Prefixes,
     pub watchers: Arc<Watchers>,
     pub credentials: Credentials,
+    /// What TLS is served with, if it is.
+    pub keyring: Option<Keyring>,
+    /// When its files were read, on the server's clock.
+    certificates_read: AtomicU32,
     /// `-v`, `verbosity`
     verbosity: AtomicU32,
 }
 
 impl Shared {
     /// Takes the store's memory and reads the users' passwords. Fails with a message for the user.
-    pub fn new(settings: Settings) -> Result<Shared, String> {
+    pub fn new(settings: Settings, keyring: Option<Keyring>) -> Result<Shared, String> {
         let credentials = Credentials::load(&settings.security)?;
         let registry = Arc::new(Registry::new(settings.watch.worker_buffer));
         let watchers = Watchers::new(registry.taps().clone(), settings.watch.watcher_buffer);
         let shared = Shared {
             credentials,
+            keyring,
+            certificates_read: AtomicU32::new(0),
             watchers: Arc::new(watchers),
             clock: Arc::new(Clock::new()),
             store: Arc::new(Store::new(&settings.store)?),
@@ -65,8 +72,39 @@ impl Shared {
             board: &self.board,
             admission: &self.admission,
             watchers: &self.watchers,
+            certificates_read: self.certificates_read.load(Relaxed),
             verbosity: self.verbosity(),
         }
+    }
+
+    /// Reads the files of users and certificates again; returns what went wrong. What cannot be read
+    /// stays as it was.
+    pub fn reload(&self) -> Vec<String> {
+        let mut failures = Vec::new();
+        if let Err(why) = self.credentials.reload(&self.settings.security) {
+            failures.push(why);
+        }
+        if self.keyring.is_some()
+            && let Err(why) = self.reload_certificates()
+        {
+            failures.push(format!(
+                "Could not reload TLS certificates on SIGHUP: {why}"
+            ));
+        }
+        failures
+    }
+
+    /// Reads the certificates again, for connections to come.
+    ///
+    /// # Errors
+    /// A line for the user; what was known before stays.
+    pub fn reload_certificates(&self) -> Result<(), String> {
+        let Some(keyring) = &self.keyring else {
+            return Err("Error TLS not enabled".to_owned());
+        };
+        keyring.reload()?;
+        self.certificates_read.store(self.clock.now(), Relaxed);
+        Ok(())
     }
 
     pub fn verbosity(&self) -> u32 {

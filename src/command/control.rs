@@ -77,7 +77,14 @@ pub fn control(
         Op::CacheMemlimit { megabytes } => cache_memlimit(cx, *megabytes),
         Op::Lru { words } => lru(cx, words).unwrap_or(ERROR),
         Op::Slabs { words } => slabs(cx, words),
-        Op::RefreshCerts => b"Error TLS not enabled",
+        Op::RefreshCerts => match cx.shared.reload_certificates() {
+            Ok(()) => OK,
+            Err(why) => {
+                log::warn!("{why}");
+                reply::line(style, why.as_bytes(), replies);
+                return Next::Done;
+            }
+        },
         #[cfg(feature = "debug-commands")]
         Op::DebugTime { words } => debug::time(cx, words),
         #[cfg(feature = "debug-commands")]

@@ -226,7 +226,7 @@ mod tests {
         fn new() -> Bench {
             let mut settings = Settings::default();
             settings.store.max_bytes = 8 << 20;
-            let shared = Shared::new(settings).unwrap();
+            let shared = Shared::new(settings, None).unwrap();
             let counters = shared.registry.register();
             let session = Session::new(&shared);
             Bench {

@@ -13,6 +13,10 @@ pub mod listen;
 /// One client's connection.
 pub mod stream;
 
+/// TLS on connections.
+pub mod tls;
+
 pub use buffer::Input;
 pub use listen::{Acceptor, Datagrams, ListenError, Listener};
 pub use stream::{Progress, Stream};
+pub use tls::{Keyring, News};

@@ -8,10 +8,13 @@ use mio::event::Source;
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
 
+use super::tls::{Keyring, News, Secured};
+use crate::settings::EndpointTls;
+
 /// What became of a read or a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// This many bytes, at least one.
+    /// This many bytes. None at all is a step of a TLS handshake: the next call goes on with it.
     Moved(usize),
     /// None now: the poll says when to try again.
     Blocked,
@@ -23,42 +26,106 @@ pub enum Progress {
 pub enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<Secured>),
 }
 
 impl Stream {
+    /// Puts it under TLS as its listener asks, if it came over a network.
+    ///
+    /// # Errors
+    /// The TLS engine's.
+    pub fn secure(self, keyring: &Keyring, listener: EndpointTls) -> io::Result<Stream> {
+        match (self, keyring.terms(listener)) {
+            (Stream::Tcp(socket), Some(terms)) => match Secured::new(socket, terms) {
+                Ok(secured) => Ok(Stream::Tls(Box::new(secured))),
+                Err(error) => Err(io::Error::other(error)),
+            },
+            (stream, _) => Ok(stream),
+        }
+    }
+
     #[inline]
     pub fn read(&mut self, into: &mut [u8]) -> Progress {
-        retry(|| match self {
-            Stream::Tcp(socket) => socket.read(into),
-            Stream::Unix(socket) => socket.read(into),
-        })
+        match self {
+            Stream::Tcp(socket) => retry(|| socket.read(into)),
+            Stream::Unix(socket) => retry(|| socket.read(into)),
+            Stream::Tls(secured) => secured.read(into),
+        }
     }
 
+    /// Whether a read that has moved so many bytes of those asked for has taken all there was: the
+    /// poll will tell when there is more.
+    #[inline]
+    pub fn drained(&self, moved: usize, asked: usize) -> bool {
+        match self {
+            Stream::Tcp(_) | Stream::Unix(_) => moved < asked,
+            Stream::Tls(secured) => secured.drained(),
+        }
+    }
+
+    /// After [`Progress::Blocked`], the same bytes have to be offered again.
     #[inline]
     pub fn write(&mut self, from: &[u8]) -> Progress {
-        retry(|| match self {
-            Stream::Tcp(socket) => socket.write(from),
-            Stream::Unix(socket) => socket.write(from),
-        })
+        match self {
+            Stream::Tcp(socket) => retry(|| socket.write(from)),
+            Stream::Unix(socket) => retry(|| socket.write(from)),
+            Stream::Tls(secured) => secured.write(from),
+        }
     }
 
-    /// Writes from several places with one call; the slices should not all be empty.
+    /// Writes from several places with one call; the slices should not all be empty. As to blocking,
+    /// see [`write`](Stream::write).
     pub fn write_vectored(&mut self, from: &[IoSlice<'_>]) -> Progress {
-        retry(|| match self {
-            Stream::Tcp(socket) => socket.write_vectored(from),
-            Stream::Unix(socket) => socket.write_vectored(from),
-        })
+        match self {
+            Stream::Tcp(socket) => retry(|| socket.write_vectored(from)),
+            Stream::Unix(socket) => retry(|| socket.write_vectored(from)),
+            Stream::Tls(secured) => secured.write_vectored(from),
+        }
+    }
+
+    /// Sends what the stream has to say on its own account, such as its part of a handshake;
+    /// `Moved(0)` if nothing is left.
+    #[inline]
+    pub fn flush(&mut self) -> Progress {
+        match self {
+            Stream::Tcp(_) | Stream::Unix(_) => Progress::Moved(0),
+            Stream::Tls(secured) => secured.flush(),
+        }
+    }
+
+    /// Whether there is something left to [`flush`](Stream::flush).
+    #[inline]
+    pub fn wants_flush(&self) -> bool {
+        matches!(self, Stream::Tls(secured) if secured.wants_write())
+    }
+
+    /// What has happened since the last call, if it is to be told.
+    #[inline]
+    pub fn news(&mut self) -> Option<News> {
+        match self {
+            Stream::Tcp(_) | Stream::Unix(_) => None,
+            Stream::Tls(secured) => secured.news(),
+        }
     }
 
     /// Idle connections are closed only if they came over a network.
     pub fn may_idle_out(&self) -> bool {
-        matches!(self, Stream::Tcp(_))
+        self.tcp().is_some()
+    }
+
+    /// The socket, if it is one of the network.
+    fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Stream::Tcp(socket) => Some(socket),
+            Stream::Tls(secured) => Some(secured.socket()),
+            Stream::Unix(_) => None,
+        }
     }
 
     /// The peer, as `stats conns` shows it.
     pub fn peer(&self) -> String {
         match self {
-            Stream::Tcp(_) => match self.peer_address() {
+            Stream::Tcp(_) | Stream::Tls(_) => match self.peer_address() {
                 Some(address) => show(&address),
                 None => "<unknown>".to_owned(),
             },
@@ -75,10 +142,7 @@ impl Stream {
 
     /// The peer's address, if it has one.
     pub fn peer_address(&self) -> Option<SocketAddr> {
-        match self {
-            Stream::Tcp(socket) => socket.peer_addr().ok(),
-            Stream::Unix(_) => None,
-        }
+        self.tcp().and_then(|socket| socket.peer_addr().ok())
     }
 
     /// The descriptor's number: what `stats conns` and the logs call a connection.
@@ -87,6 +151,15 @@ impl Stream {
         match self {
             Stream::Tcp(socket) => socket.as_raw_fd(),
             Stream::Unix(socket) => socket.as_raw_fd(),
+            Stream::Tls(secured) => secured.socket().as_raw_fd(),
+        }
+    }
+
+    fn source(&mut self) -> &mut dyn Source {
+        match self {
+            Stream::Tcp(socket) => socket,
+            Stream::Unix(socket) => socket,
+            Stream::Tls(secured) => secured.socket_mut(),
         }
     }
 }
@@ -99,7 +172,9 @@ pub fn show(address: &SocketAddr) -> String {
     }
 }
 
-fn retry(mut attempt: impl FnMut() -> io::Result<usize>) -> Progress {
+/// Tries until it is not a signal that came between.
+#[inline]
+pub(super) fn retry(mut attempt: impl FnMut() -> io::Result<usize>) -> Progress {
     loop {
         return match attempt() {
             Ok(0) => Progress::Closed,
@@ -115,24 +190,15 @@ fn retry(mut attempt: impl FnMut() -> io::Result<usize>) -> Progress {
 
 impl Source for Stream {
     fn register(&mut self, registry: &Registry, token: Token, what: Interest) -> io::Result<()> {
-        match self {
-            Stream::Tcp(socket) => socket.register(registry, token, what),
-            Stream::Unix(socket) => socket.register(registry, token, what),
-        }
+        self.source().register(registry, token, what)
     }
 
     fn reregister(&mut self, registry: &Registry, token: Token, what: Interest) -> io::Result<()> {
-        match self {
-            Stream::Tcp(socket) => socket.reregister(registry, token, what),
-            Stream::Unix(socket) => socket.reregister(registry, token, what),
-        }
+        self.source().reregister(registry, token, what)
     }
 
     fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
-        match self {
-            Stream::Tcp(socket) => socket.deregister(registry),
-            Stream::Unix(socket) => socket.deregister(registry),
-        }
+        self.source().deregister(registry)
     }
 }
 

@@ -248,6 +248,14 @@ impl Log {
         );
     }
 
+    /// TLS has failed on a connection.
+    pub fn tls_error(&self, connection: i32, reason: &str) {
+        self.tell(
+            CONNECTIONS,
+            format_args!("type=conntlserr fd={connection} msg={reason}"),
+        );
+    }
+
     pub fn connection_closed(&self, peer: Peer, reason: Reason, connection: i32) {
         let reason = match reason {
             Reason::Error => "error",
@@ -315,6 +323,7 @@ mod tests {
         log.deleted(b"k", "md", 4, 1);
         log.connection_new(Peer::Tcp([127, 0, 0, 1].into(), 99), 32);
         log.connection_closed(Peer::Local, Reason::IdleTimeout, 33);
+        log.tls_error(34, "received fatal alert");
         assert_eq!(
             told(&log),
             [
@@ -324,9 +333,10 @@ mod tests {
                 "gid=4 type=deleted key=k cmd=md clsid=4 size=1\n",
                 "gid=5 type=conn_new rip=127.0.0.1 rport=99 transport=tcp cfd=32\n",
                 "gid=6 type=conn_close rip=unix rport=0 transport=local reason=idle_timeout cfd=33\n",
+                "gid=7 type=conntlserr fd=34 msg=received fatal alert\n",
             ]
         );
-        assert_eq!(log.written.get(), 6);
+        assert_eq!(log.written.get(), 7);
     }
 
     #[test]

@@ -17,9 +17,9 @@ use std::sync::Arc;
 use super::conversation::{Conversation, Ran, Turn};
 use crate::admin::Subscription;
 use crate::command::{Context, Flushed, Replies};
-use crate::net::{Progress, Stream};
+use crate::net::{News, Progress, Stream};
 use crate::observe::board::{Activity, Row};
-use crate::observe::events::Reason;
+use crate::observe::events::{self, Reason};
 
 /// Replies are sent when this many bytes have gathered, or when the input is drained.
 pub const SEND_AT: usize = 64 << 10;
@@ -27,6 +27,9 @@ pub const SEND_AT: usize = 64 << 10;
 /// A client that keeps the worker busy for this many bytes, in either direction, has to let the
 /// others take their turn.
 const TURN_MAX: usize = 256 << 10;
+
+/// A step of a TLS handshake takes as long as so many bytes.
+const HANDSHAKE_STEP: usize = TURN_MAX / 8;
 
 /// What the worker is to do with the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,13 +62,14 @@ pub struct Connection {
 /// What a read has come to.
 enum Read {
     Some {
+        /// What it has cost, in bytes.
         bytes: usize,
         /// The socket holds no more: the poll will tell when it does.
         last: bool,
     },
     Nothing,
     /// The peer sends no more.
-    Ended,
+    Ended(Reason),
 }
 
 impl Connection {
@@ -88,7 +92,8 @@ impl Connection {
 
     /// Whether the poll has to be asked, from now on, to tell when it takes more.
     pub fn wants_writable(&mut self) -> bool {
-        self.waiting.is_some() && !std::mem::replace(&mut self.watched_for_writing, true)
+        (self.waiting.is_some() || self.stream.wants_flush())
+            && !std::mem::replace(&mut self.watched_for_writing, true)
     }
 
     /// The poll has told that the peer has shut its side.
@@ -110,6 +115,11 @@ impl Connection {
 
     /// Sends, runs and reads until there is no more to do now.
     pub fn advance(&mut self, turn: &mut Turn<'_>) -> Outcome {
+        match self.stream.flush() {
+            Progress::Moved(_) => {}
+            Progress::Blocked => return Outcome::Wait,
+            Progress::Closed => return Outcome::Close(Reason::Normal),
+        }
         if let Some(mut waiting) = self.waiting.take() {
             match self.send(&mut waiting, &turn.context) {
                 Flushed::All => {}
@@ -162,7 +172,7 @@ impl Connection {
                         continue;
                     }
                     Read::Nothing => drained = true,
-                    Read::Ended => self.conversation.end(Reason::Normal),
+                    Read::Ended(reason) => self.conversation.end(reason),
                 }
             }
             work += turn.replies.waiting();
@@ -193,7 +203,7 @@ impl Connection {
             Some(spare) => {
                 let progress = self.stream.read(spare);
                 let asked = spare.len();
-                if let Progress::Moved(n) = progress {
+                if let Progress::Moved(n @ 1..) = progress {
                     self.conversation.filled(n, turn.context.now);
                 }
                 (progress, asked)
@@ -208,16 +218,25 @@ impl Connection {
                 (progress, asked)
             }
         };
+        let failed = match self.stream.news() {
+            Some(news) => tell(&turn.context, &news),
+            None => false,
+        };
         match progress {
+            Progress::Moved(0) => Read::Some {
+                bytes: HANDSHAKE_STEP,
+                last: false,
+            },
             Progress::Moved(bytes) => {
                 turn.context.counters.general.bytes_read.add(bytes as u64);
                 Read::Some {
                     bytes,
-                    last: bytes < asked && !self.hung_up,
+                    last: self.stream.drained(bytes, asked) && !self.hung_up,
                 }
             }
             Progress::Blocked => Read::Nothing,
-            Progress::Closed => Read::Ended,
+            Progress::Closed if failed => Read::Ended(Reason::Error),
+            Progress::Closed => Read::Ended(Reason::Normal),
         }
     }
 
@@ -229,4 +248,24 @@ impl Connection {
         }
         flushed
     }
+}
+
+/// Counts and tells what TLS has to say of a connection; true if it has failed.
+#[cold]
+fn tell(context: &Context<'_>, news: &News) -> bool {
+    let (general, log) = (&context.counters.general, &context.counters.log);
+    let News::Failed { handshake, reason } = news else {
+        general.ssl_new_sessions.add(1);
+        return false;
+    };
+    if *handshake {
+        general.ssl_handshake_errors.add(1);
+    } else {
+        general.ssl_proto_errors.add(1);
+    }
+    if log.wants(events::CONNECTIONS) {
+        log.tls_error(context.connection, reason);
+    }
+    log::info!("<{} TLS failed, closing: {reason}", context.connection);
+    true
 }

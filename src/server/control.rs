@@ -1,8 +1,8 @@
 #![forbid(unsafe_code)]
-//! How the server is told to stop or to reload, from any thread.
+//! How the server is told to stop, from any thread.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,6 @@ pub enum Stop {
 pub struct Control {
     /// 0 while running, then a [`Stop`].
     stop: AtomicU8,
-    reload: AtomicBool,
     /// Wakes the acceptor, which ends the others.
     waker: Waker,
     /// What sleeping threads wait on; holds whether to end.
@@ -34,7 +33,6 @@ impl Control {
     pub fn new(waker: Waker) -> Control {
         Control {
             stop: AtomicU8::new(0),
-            reload: AtomicBool::new(false),
             waker,
             ended: Mutex::new(false),
             bell: Condvar::new(),
@@ -65,16 +63,6 @@ impl Control {
             2 => Some(Stop::Graceful),
             _ => Some(Stop::Normal),
         }
-    }
-
-    /// SIGHUP: password files and certificates are to be read again.
-    pub fn request_reload(&self) {
-        self.reload.store(true, Ordering::Release);
-    }
-
-    /// Whether a reload was asked for since the last call.
-    pub fn take_reload(&self) -> bool {
-        self.reload.load(Ordering::Acquire) && self.reload.swap(false, Ordering::AcqRel)
     }
 
     /// Sleeps; false means that the server stops and the thread should end.
@@ -118,15 +106,5 @@ mod tests {
             assert!(!sleeper.join().unwrap());
         });
         assert_eq!(control.stopping(), Some(Stop::Graceful));
-    }
-
-    #[test]
-    fn a_reload_is_taken_once() {
-        let poll = Poll::new().unwrap();
-        let control = Control::new(Waker::new(poll.registry(), Token(0)).unwrap());
-        assert!(!control.take_reload());
-        control.request_reload();
-        assert!(control.take_reload());
-        assert!(!control.take_reload());
     }
 }

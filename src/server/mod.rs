@@ -1,6 +1,6 @@
 //! Threads, sockets, who runs what: builds everything, runs it, joins everything.
 
-/// How the server is told to stop or to reload.
+/// How the server is told to stop.
 pub mod control;
 
 /// Accepting connections.
@@ -38,13 +38,16 @@ use listener::{Inbox, Listening, Rules};
 use worker::Worker;
 
 use crate::command::Shared;
-use crate::net::listen;
+use crate::net::{Keyring, listen};
 use crate::observe::board::Activity;
 use crate::settings::Settings;
 use crate::store::Store;
 
 /// The exit code for what the system refuses (EX_OSERR).
 const REFUSED: i32 = 71;
+
+/// The exit code for options that cannot be followed (EX_USAGE).
+const USAGE: i32 = 64;
 
 /// Why the server could not start or go on.
 #[derive(Debug)]
@@ -75,6 +78,7 @@ impl From<io::Error> for Failure {
 /// A server whose sockets are bound and whose workers run; it accepts nobody before
 /// [`serve`](Server::serve).
 pub struct Server {
+    shared: Arc<Shared>,
     control: Arc<Control>,
     listening: Listening,
     inboxes: Vec<Arc<Inbox>>,
@@ -90,7 +94,12 @@ impl Server {
     pub fn bind(settings: Settings) -> Result<Server, Failure> {
         let poll = Poll::new()?;
         let control = Arc::new(Control::new(Waker::new(poll.registry(), listener::WAKE)?));
-        let shared = Shared::new(settings).map_err(|message| Failure { message, code: 1 })?;
+        let keyring = Keyring::load(&settings.tls).map_err(|message| Failure {
+            message,
+            code: USAGE,
+        })?;
+        let shared =
+            Shared::new(settings, keyring).map_err(|message| Failure { message, code: 1 })?;
         let shared = Arc::new(shared);
         let settings = &shared.settings;
 
@@ -137,6 +146,7 @@ impl Server {
             },
         };
         Ok(Server {
+            shared,
             control,
             listening,
             inboxes,
@@ -225,7 +235,7 @@ fn serve(settings: Settings) -> Result<Stop, Failure> {
         settings.server.threads,
     )?;
     let server = Server::bind(settings)?;
-    let signals = signals::listen(server.control())?;
+    let signals = signals::listen(server.control(), server.shared.clone())?;
     let pid_file = process
         .pid_file
         .as_deref()

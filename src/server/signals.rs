@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! Signals, turned into calls of [`Control`] by a thread of their own.
+//! Signals: a thread of their own that stops the server or reads its files again.
 
 use std::io;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::{Handle, Signals};
 
 use super::control::{Control, Stop};
+use crate::command::Shared;
 
 /// The thread that waits for signals.
 pub struct Listener {
@@ -20,14 +21,17 @@ pub struct Listener {
 ///
 /// # Errors
 /// The system gives no handler or no thread.
-pub fn listen(control: Arc<Control>) -> io::Result<Listener> {
+pub fn listen(control: Arc<Control>, shared: Arc<Shared>) -> io::Result<Listener> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGHUP])?;
     let handle = signals.handle();
     let thread = Builder::new().name("signals".to_owned()).spawn(move || {
         for signal in signals.forever() {
             let done = match signal {
                 SIGHUP => {
-                    control.request_reload();
+                    // Whoever sent it looks for the outcome, with or without -v.
+                    for failure in shared.reload() {
+                        eprintln!("{failure}");
+                    }
                     Ok(())
                 }
                 SIGUSR1 => control.stop(Stop::Graceful),

@@ -128,8 +128,19 @@ impl Worker {
     fn welcome(&mut self, desk: &mut Desk, arrival: Arrival, now: u32) {
         let entry = desk.connections.vacant_entry();
         let key = entry.key();
-        let mut stream = arrival.stream;
-        let number = stream.number();
+        let number = arrival.stream.number();
+        let stream = match &self.shared.keyring {
+            Some(keyring) => arrival.stream.secure(keyring, arrival.tls),
+            None => Ok(arrival.stream),
+        };
+        let mut stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                log::warn!("cannot begin TLS: {error}");
+                self.shared.admission.leave();
+                return;
+            }
+        };
         // Before the row is there nothing can be asked of it: the first event comes later.
         let registered = self
             .poll

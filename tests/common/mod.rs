@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A server in this process; it ends with the value.
 pub struct TestServer {
-    address: Option<SocketAddr>,
+    addresses: Vec<SocketAddr>,
     control: Arc<Control>,
     thread: Option<JoinHandle<Result<Stop, Failure>>>,
 }
@@ -49,14 +49,19 @@ impl TestServer {
     pub fn start_with(settings: Settings) -> TestServer {
         let server = Server::bind(settings).expect("the server starts");
         TestServer {
-            address: server.addresses().first().copied(),
+            addresses: server.addresses(),
             control: server.control(),
             thread: Some(std::thread::spawn(|| server.serve())),
         }
     }
 
     pub fn address(&self) -> SocketAddr {
-        self.address.expect("a network address")
+        *self.addresses.first().expect("a network address")
+    }
+
+    /// Those of all listeners, in their order.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
     }
 
     pub fn connect(&self) -> Client<TcpStream> {
