@@ -8,6 +8,8 @@ use super::{Arith, Counted, Cx, Delete, Deleted, Inner, Mode, Put, Store, Stored
 
 /// Digits of the largest number.
 const DIGITS_MAX: usize = 20;
+/// What numbers that have become shorter are usually filled up from.
+const BLANKS: [u8; 64] = [b' '; 64];
 
 impl Store {
     pub fn delete(&self, cx: Cx<'_>, key: &[u8], hash: u64, how: &Delete) -> Deleted {
@@ -104,10 +106,7 @@ impl Store {
                 }
             };
             let item = guard.item(&place);
-            let Some(text) = item
-                .inline()
-                .filter(|text| !text.is_empty() && text.len() <= super::COPY_MAX)
-            else {
+            let Some(text) = item.inline().filter(|text| !text.is_empty()) else {
                 return Counted::NonNumeric;
             };
             if how.cas.is_some_and(|cas| cas != item.cas()) {
@@ -140,20 +139,19 @@ impl Store {
                     created: false,
                 }
             };
+            // As memcached does: the length stays, and blanks fill what the number no longer needs.
+            let padding = old_length.saturating_sub(digits.len());
+            let padded;
+            let parts = if padding <= BLANKS.len() {
+                [digits, &BLANKS[..padding]]
+            } else {
+                padded = [digits, &vec![b' '; padding]].concat();
+                [&padded[..], &[]]
+            };
             if digits.len() <= old_length && !word.has(flag::LARGE) {
-                // As memcached does: the length stays, and blanks fill what the number no longer needs.
                 let flags = item.client_flags();
-                let blanks = [b' '; 64];
-                let mut padding = old_length - digits.len();
                 let size = inner.arena.slot_size(word.bin());
-                if padding <= blanks.len() {
-                    guard.overwrite(&place, size, flags, 0, &[digits, &blanks[..padding]]);
-                } else {
-                    let mut wide = digits.to_vec();
-                    padding += digits.len();
-                    wide.resize(padding, b' ');
-                    guard.overwrite(&place, size, flags, 0, &[&wide]);
-                }
+                guard.overwrite(&place, size, flags, 0, &parts);
                 let item = guard.item(&place);
                 inner.arena.set_cas(item.handle(), cas);
                 inner.bump_time(&item, cx.now);
@@ -171,17 +169,20 @@ impl Store {
                 vivify: None,
                 binary_key: false,
             };
-            if inner.overwrite(cx, &mut guard, &place, &put, 0, &[digits]) {
+            if inner.overwrite(cx, &mut guard, &place, &put, 0, &parts) {
                 inner.renew(cx, &guard.item(&place), &put, cas, put.expires);
                 return number(&guard, &place);
             }
-            // The longer number needs another slot: it is linked only over the item it was counted from.
+            // It needs another slot: it is linked only over the item it was counted from.
             let version = (handle, old_length, old_cas);
             drop(guard);
-            let Some(mut upload) = inner.allocate(cx, &put, digits.len()) else {
+            let length = digits.len() + padding;
+            let Some(mut upload) = inner.allocate(cx, &put, length) else {
                 return Counted::NoMemory;
             };
-            upload.write(digits);
+            for part in parts {
+                upload.write(part);
+            }
             let Some(slot) = upload.into_slot(inner) else {
                 return Counted::NoMemory;
             };

@@ -303,6 +303,15 @@ fn counting_pads_and_grows() {
     assert!(matches!(arith(true, 2), Counted::Number { value: 1, .. }));
     fixture.set(b"n", b"abc");
     assert_eq!(arith(true, 1), Counted::NonNumeric);
+    for length in [100, 4097, 9000] {
+        let mut long = vec![b'x'; length];
+        long[..3].copy_from_slice(b"41 ");
+        fixture.set(b"n", &long);
+        assert!(matches!(arith(true, 1), Counted::Number { value: 42, .. }));
+        let mut counted = vec![b' '; length];
+        counted[..2].copy_from_slice(b"42");
+        assert_eq!(fixture.value(100, b"n"), Some(counted));
+    }
 }
 
 #[test]

@@ -1,0 +1,1 @@
+"""Random request streams against two servers, compared byte for byte (see ../differential.py)."""
