@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
-use larder::command::{Context, Read, Replies, Shared, get};
+use arrayvec::ArrayVec;
+use larder::command::{BATCH, Context, Read, Replies, Shared, get};
 use larder::observe::ThreadCounters;
 use larder::settings::{Settings, Store};
 use larder::store::{Mode, Put};
@@ -88,7 +89,13 @@ fn replies(criterion: &mut Criterion) {
             group.bench_function(BenchmarkId::new(name, value), |bencher| {
                 bencher.iter(|| {
                     if let Some(keys) = asked.next() {
-                        get::keys(&cx, keys, read, &mut out);
+                        for keys in keys.chunks(BATCH) {
+                            let mut batch: ArrayVec<get::LookUp<'_>, BATCH> = keys
+                                .iter()
+                                .map(|key| get::LookUp::new(cx.store(), key))
+                                .collect();
+                            get::many(&cx, &mut batch, read, usize::MAX, &mut out);
+                        }
                         get::end(&mut out);
                     }
                     black_box(out.waiting());

@@ -89,10 +89,10 @@ fn look_ups(criterion: &mut Criterion) {
                 let mut hashes = [0; BATCH];
                 for (hash, key) in hashes.iter_mut().zip(keys) {
                     *hash = store.hash(key);
-                    store.prefetch(*hash);
+                    let _ = store.prefetch(*hash);
                 }
                 for hash in hashes {
-                    store.prefetch_items(hash);
+                    store.prefetch_items(&mut store.prefetch(hash), hash);
                 }
                 for (hash, key) in hashes.iter().zip(keys) {
                     find(&store, cx, key, *hash, &mut out);

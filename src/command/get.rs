@@ -6,7 +6,7 @@
 
 use crate::observe::events::{DETAIL, FETCHERS};
 use crate::observe::{Counter, ThreadCounters};
-use crate::store::{self, Hit, Miss, Queue};
+use crate::store::{self, Hit, Miss, Queue, Spot, Store};
 
 use super::context::Context;
 use super::replies::Replies;
@@ -23,24 +23,54 @@ pub struct Read {
     pub touch: Option<u32>,
 }
 
-/// Reads up to [`BATCH`] keys in order and appends the hits. Longer slices are cut into batches.
-pub fn keys(cx: &Context<'_>, keys: &[&[u8]], read: Read, replies: &mut Replies) {
+/// A key of a batch.
+pub struct LookUp<'a> {
+    key: &'a [u8],
+    hash: u64,
+    spot: Spot<'a>,
+}
+
+impl<'a> LookUp<'a> {
+    /// Asks for the memory that the key will be looked for in.
+    #[inline]
+    pub fn new(store: &'a Store, key: &'a [u8]) -> LookUp<'a> {
+        let hash = store.hash(key);
+        let spot = store.prefetch(hash);
+        LookUp { key, hash, spot }
+    }
+}
+
+/// Reads the keys of a batch in order and appends the hits, until replies of `limit` bytes wait.
+/// Returns how many keys have been read.
+pub fn many<'a>(
+    cx: &Context<'a>,
+    batch: &mut [LookUp<'a>],
+    read: Read,
+    limit: usize,
+    replies: &mut Replies,
+) -> usize {
     let store = cx.store();
-    for batch in keys.chunks(BATCH) {
-        let mut hashes = [0; BATCH];
-        for (hash, key) in hashes.iter_mut().zip(batch) {
-            *hash = store.hash(key);
-            store.prefetch(*hash);
-        }
-        if batch.len() > 1 {
-            for hash in &hashes[..batch.len()] {
-                store.prefetch_items(*hash);
+    for LookUp { hash, spot, .. } in batch.iter_mut() {
+        store.prefetch_items(spot, *hash);
+    }
+    let plain = read.touch.is_none() && !cx.tapped(FETCHERS | DETAIL);
+    for (at, LookUp { key, hash, spot }) in batch.iter().enumerate() {
+        if plain {
+            let found = store.get_at(cx.caller(), key, *hash, spot, |hit| {
+                value(key, hit, read.cas, replies);
+                count_hit(cx.counters, hit, false);
+            });
+            if found.is_err() {
+                count_miss(cx.counters, false);
             }
-        }
-        for (hash, key) in hashes.iter().zip(batch) {
+        } else {
             one(cx, key, *hash, read, replies);
         }
+        if replies.waiting() >= limit {
+            return at + 1;
+        }
     }
+    batch.len()
 }
 
 /// Reads one key whose hash is known and appends what it holds.
@@ -92,7 +122,7 @@ fn value(key: &[u8], hit: &Hit<'_>, cas: bool, replies: &mut Replies) {
     let inline = hit.inline();
     let mut room = replies.room(80 + key.len() + inline.map_or(0, <[u8]>::len));
     room.put(b"VALUE ");
-    room.put(key);
+    room.put_key(key);
     let flags = hit.flags();
     if flags == 0 && length < 1000 && !cas {
         let (end, used) = short_end(length);
@@ -114,22 +144,40 @@ fn value(key: &[u8], hit: &Hit<'_>, cas: bool, replies: &mut Replies) {
             room.put(b"\r\n");
         }
         None => {
+            drop(room);
             replies.attach_value(hit);
             replies.push(b"\r\n");
         }
     }
 }
 
-/// How most lines end: flags 0, a length below 1,000, no CAS. The bytes, and how many they are.
+/// How most lines end: flags 0, a length below 1,000, no CAS.
+static SHORT_ENDS: [[u8; 8]; 1000] = short_ends();
+
+/// As [`SHORT_ENDS`] has it, and how many of the bytes count.
 #[inline(always)]
 fn short_end(length: usize) -> ([u8; 8], usize) {
-    let digit = |number: usize| b'0' + (number % 10) as u8;
-    let (ones, tens, hundreds) = (digit(length), digit(length / 10), digit(length / 100));
-    match length {
-        100.. => ([b' ', b'0', b' ', hundreds, tens, ones, b'\r', b'\n'], 8),
-        10.. => ([b' ', b'0', b' ', tens, ones, b'\r', b'\n', 0], 7),
-        _ => ([b' ', b'0', b' ', ones, b'\r', b'\n', 0, 0], 6),
+    let used = 6 + usize::from(length >= 10) + usize::from(length >= 100);
+    (SHORT_ENDS[length], used)
+}
+
+const fn short_ends() -> [[u8; 8]; 1000] {
+    let mut ends = [[0; 8]; 1000];
+    let mut length = 0;
+    while length < 1000 {
+        let (ones, tens, hundreds) = (digit(length), digit(length / 10), digit(length / 100));
+        ends[length] = match length {
+            100.. => [b' ', b'0', b' ', hundreds, tens, ones, b'\r', b'\n'],
+            10.. => [b' ', b'0', b' ', tens, ones, b'\r', b'\n', 0],
+            _ => [b' ', b'0', b' ', ones, b'\r', b'\n', 0, 0],
+        };
+        length += 1;
     }
+    ends
+}
+
+const fn digit(number: usize) -> u8 {
+    b'0' + (number % 10) as u8
 }
 
 /// A read that found something; one that touches counts as a touch only. Returns class and length.

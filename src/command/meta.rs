@@ -178,6 +178,7 @@ pub fn fetched(
             room.put(b"\r\n");
         }
         None => {
+            drop(room);
             replies.attach_value(hit);
             replies.push(b"\r\n");
         }

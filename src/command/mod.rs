@@ -45,7 +45,7 @@ pub const WHOLE_MAX: usize = 16 << 10;
 pub enum Next {
     /// Go on with the next request.
     Done,
-    /// The keys that follow are to be read: [`get::keys`] or [`get::one`] for each, then
+    /// The keys that follow are to be read: [`get::many`], or [`get::one`] for each, then
     /// [`get::end`].
     Keys(Read),
     /// Read the value into the upload, then its terminator ([`Pending::terminator`] bytes), then
@@ -83,7 +83,7 @@ pub fn prepare(cx: &Context<'_>, request: &Request<'_>) -> u64 {
     };
     let mut room = [0; base64::DECODED_MAX];
     let hash = cx.store().hash(plain(&key, &mut room));
-    cx.store().prefetch(hash);
+    let _ = cx.store().prefetch(hash);
     hash
 }
 
@@ -268,7 +268,7 @@ mod tests {
             let mut replies = Replies::default();
             let keys: Vec<&[u8]> = keys.iter().map(|key| key.as_bytes()).collect();
             let cx = self.cx();
-            get::keys(&cx, &keys, Read { cas, touch: None }, &mut replies);
+            read_all(&cx, &keys, Read { cas, touch: None }, &mut replies);
             get::end(&mut replies);
             String::from_utf8(replies.to_vec()).unwrap()
         }
@@ -317,6 +317,15 @@ mod tests {
             touch: None,
             flags: 0,
         })
+    }
+
+    fn read_all(cx: &Context<'_>, keys: &[&[u8]], read: Read, replies: &mut Replies) {
+        let mut batch: Vec<get::LookUp<'_>> = keys
+            .iter()
+            .map(|key| get::LookUp::new(cx.store(), key))
+            .collect();
+        let done = get::many(cx, &mut batch, read, usize::MAX, replies);
+        assert_eq!(done, keys.len());
     }
 
     #[test]
@@ -431,7 +440,7 @@ mod tests {
             cas: false,
             touch: None,
         };
-        get::keys(&cx, &[b"big", b"big"], read, &mut replies);
+        read_all(&cx, &[b"big", b"big"], read, &mut replies);
         get::end(&mut replies);
         let one = [b"VALUE big 7 300000\r\n", &value[..], b"\r\n"].concat();
         let expected = [&one[..], &one, b"END\r\n"].concat();

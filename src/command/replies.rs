@@ -105,6 +105,7 @@ impl Replies {
         }
         Room {
             free: &mut self.buffer[self.end..],
+            used: 0,
             end: &mut self.end,
         }
     }
@@ -127,6 +128,7 @@ impl Replies {
     }
 
     /// Appends the value of an item that is too long to be copied.
+    #[inline(always)]
     pub fn attach_value(&mut self, hit: &Hit<'_>) {
         // Every value can be either copied or pinned.
         if let Some(pin) = hit.pin() {
@@ -300,10 +302,18 @@ impl std::io::Write for Replies {
     }
 }
 
-/// Free bytes at the end of [`Replies`]; what is put there counts at once.
+/// Free bytes at the end of [`Replies`]; what has been put there counts when this is dropped.
 pub struct Room<'a> {
     free: &'a mut [u8],
+    used: usize,
     end: &'a mut usize,
+}
+
+impl Drop for Room<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        *self.end += self.used;
+    }
 }
 
 impl Room<'_> {
@@ -314,7 +324,23 @@ impl Room<'_> {
         let (into, rest) = free.split_at_mut(bytes.len());
         into.copy_from_slice(bytes);
         self.free = rest;
-        *self.end += bytes.len();
+        self.used += bytes.len();
+    }
+
+    /// As [`put`](Room::put), for a slice of a key's usual length: cheaper than a call.
+    #[inline(always)]
+    pub fn put_key(&mut self, key: &[u8]) {
+        let (Some(front), Some(back), 16..=32) =
+            (key.first_chunk::<16>(), key.last_chunk::<16>(), key.len())
+        else {
+            return self.put(key);
+        };
+        let free = std::mem::take(&mut self.free);
+        let (into, rest) = free.split_at_mut(key.len());
+        into[..16].copy_from_slice(front);
+        into[key.len() - 16..].copy_from_slice(back);
+        self.free = rest;
+        self.used += key.len();
     }
 
     /// Appends the first `length` bytes of eight, for all of which room must have been asked: cheaper
@@ -324,7 +350,7 @@ impl Room<'_> {
         let free = std::mem::take(&mut self.free);
         free[..8].copy_from_slice(&bytes);
         self.free = &mut free[length..];
-        *self.end += length;
+        self.used += length;
     }
 
     /// Appends a number in decimal: at most 20 bytes.

@@ -145,7 +145,10 @@ fn fetch_binary(
         room.put(shown);
         match inline {
             Some(bytes) => room.put(bytes),
-            None => replies.attach_value(hit),
+            None => {
+                drop(room);
+                replies.attach_value(hit);
+            }
         }
         count_hit(cx.counters, hit, touches);
         (hit.class(), hit.length())

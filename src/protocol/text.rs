@@ -112,6 +112,40 @@ pub enum NextKey<'a> {
 /// The next key of a multiget.
 #[inline]
 pub fn next_key(input: &[u8]) -> NextKey<'_> {
+    // Nearly always: one blank, a key, and a blank or the line end.
+    let blank = usize::from(input.first() == Some(&b' '));
+    let rest = &input[blank..];
+    if let Some(length @ 1..=KEY_MAX) = word_end(rest)
+        && let [b' ', ..] | [b'\r', b'\n', ..] = rest[length..]
+    {
+        return NextKey::Key {
+            key: &rest[..length],
+            taken: blank + length,
+        };
+    }
+    any_key(input)
+}
+
+/// Where the first byte up to a blank stands, or an earlier one that is not ASCII, if the whole words
+/// of `bytes` show one.
+#[inline(always)]
+fn word_end(bytes: &[u8]) -> Option<usize> {
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    let mut at = 0;
+    while let Some(word) = bytes[at..].first_chunk() {
+        // The top bit stays clear where a byte is from 0x21 to 0xa0, up to the first that is not.
+        let ends = u64::from_le_bytes(*word).wrapping_sub(ONES * 0x21) & (ONES * 0x80);
+        if ends != 0 {
+            return Some(at + ends.trailing_zeros() as usize / 8);
+        }
+        at += word.len();
+    }
+    None
+}
+
+/// As [`next_key`], whatever stands there.
+#[inline(never)]
+fn any_key(input: &[u8]) -> NextKey<'_> {
     let mut start = 0;
     while input.get(start) == Some(&b' ') {
         start += 1;

@@ -10,6 +10,7 @@ use arrayvec::ArrayVec;
 use super::control::{Control, Stop};
 use crate::admin::Subscription;
 use crate::command::auth::{self, Admission};
+use crate::command::get::LookUp;
 use crate::command::{
     self, BATCH, Context, Dump, Mark, Next, Pending, Read as Keys, Replies, Session, WHOLE_MAX, get,
 };
@@ -296,7 +297,8 @@ impl Conversation {
                 if let Step::Key { hash, .. } | Step::Request { hash, .. } = step
                     && *hash != 0
                 {
-                    context.store().prefetch_items(*hash);
+                    let store = context.store();
+                    store.prefetch_items(&mut store.prefetch(*hash), *hash);
                 }
             }
         }
@@ -403,28 +405,26 @@ impl Conversation {
         let context = &turn.context;
         let store = context.store();
         let input = turn.input.unread();
-        let mut batch: ArrayVec<(&[u8], u64, usize), BATCH> = ArrayVec::new();
+        let mut batch: ArrayVec<LookUp<'_>, BATCH> = ArrayVec::new();
         let mut at = 0;
-        let mut last = NextKey::Incomplete;
+        // What ended the batch, if it is not full.
+        let mut last = None;
         while !batch.is_full() {
-            last = text::next_key(&input[at..]);
-            let NextKey::Key { key, taken } = last else {
+            let NextKey::Key { key, taken } = text::next_key(&input[at..]) else {
+                last = Some(text::next_key(&input[at..]));
                 break;
             };
             at += taken;
-            let hash = store.hash(key);
-            store.prefetch(hash);
-            batch.push((key, hash, at));
+            batch.push(LookUp::new(store, key));
         }
-        for (_, hash, _) in &batch {
-            store.prefetch_items(*hash);
-        }
-        let mut taken = 0;
-        for (key, hash, end) in &batch {
-            get::one(context, key, *hash, how, turn.replies);
-            taken = *end;
-            if turn.replies.waiting() >= turn.limits.replies {
-                break;
+        let limit = turn.limits.replies;
+        let read = get::many(context, &mut batch, how, limit, turn.replies);
+        let mut taken = if read < batch.len() { 0 } else { at };
+        if read < batch.len() {
+            for _ in 0..read {
+                if let NextKey::Key { taken: more, .. } = text::next_key(&input[taken..]) {
+                    taken += more;
+                }
             }
         }
         self.state = State::Keys { how, mark };
@@ -434,13 +434,13 @@ impl Conversation {
             ran = Some(Ran::Enough);
         } else {
             match last {
-                NextKey::Key { .. } => {}
-                NextKey::End { taken: end } => {
+                None | Some(NextKey::Key { .. }) => {}
+                Some(NextKey::End { taken: end }) => {
                     taken += end;
                     get::end(turn.replies);
                     self.state = State::Commands;
                 }
-                NextKey::TooLong => {
+                Some(NextKey::TooLong) => {
                     if let Some(mark) = mark {
                         turn.replies.rewind(mark);
                     }
@@ -452,7 +452,7 @@ impl Conversation {
                         None => State::SkipLine,
                     };
                 }
-                NextKey::Incomplete => ran = Some(Ran::Starved),
+                Some(NextKey::Incomplete) => ran = Some(Ran::Starved),
             }
             if turn.replies.waiting() >= turn.limits.replies {
                 ran = Some(Ran::Enough);
@@ -586,7 +586,7 @@ impl<'i> Plan<'i> {
                 let (step, taken) = match text::next_key(rest) {
                     NextKey::Key { key, taken } => {
                         let hash = context.store().hash(key);
-                        context.store().prefetch(hash);
+                        let _ = context.store().prefetch(hash);
                         let step = Step::Key {
                             key,
                             hash,

@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::raw::{PairGuard, Place, flag};
-use super::{Arith, Counted, Cx, Delete, Deleted, Inner, Mode, Put, Store, Stored};
+use super::{Arith, COUNT_MAX, Counted, Cx, Delete, Deleted, Inner, Mode, Put, Store, Stored};
 
 /// Digits of the largest number.
 const DIGITS_MAX: usize = 20;
@@ -106,7 +106,10 @@ impl Store {
                 }
             };
             let item = guard.item(&place);
-            let Some(text) = item.inline().filter(|text| !text.is_empty()) else {
+            let Some(text) = item
+                .inline()
+                .filter(|text| (1..=COUNT_MAX).contains(&text.len()))
+            else {
                 return Counted::NonNumeric;
             };
             if how.cas.is_some_and(|cas| cas != item.cas()) {

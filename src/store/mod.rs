@@ -43,6 +43,7 @@ use bins::{Bin, Pool};
 use classes::Classes;
 use raw::{Arena, Handle, Head, Item, PAGE, PageTable, PairGuard, Place, Table};
 
+pub use raw::Spot;
 pub use read::{Hit, Pin};
 pub use write::Upload;
 
@@ -56,6 +57,9 @@ pub struct Cx<'a> {
 
 /// Values up to this many bytes are shown as one slice under the lock; longer ones are pinned.
 pub const COPY_MAX: usize = 4096;
+
+/// The longest value that is looked at as a number.
+pub const COUNT_MAX: usize = 8192;
 
 /// All items. Shared by reference between threads.
 pub struct Store {
@@ -245,6 +249,25 @@ struct Flush {
 
 const NO_FLUSH: u32 = u32::MAX;
 
+/// What a second is to the items.
+#[derive(Clone, Copy)]
+struct Moment {
+    /// On the server's clock.
+    now: u32,
+    /// Items last accessed up to here are dead.
+    mark: u32,
+    /// What an access is stamped with.
+    stamp: u32,
+}
+
+impl Moment {
+    /// Whether it kills an item with these times.
+    #[inline]
+    fn kills(&self, expires: u32, accessed: u32) -> bool {
+        expires != 0 && expires <= self.now || accessed <= self.mark
+    }
+}
+
 impl Flush {
     fn new() -> Flush {
         Flush {
@@ -265,15 +288,10 @@ impl Flush {
     }
 
     #[inline]
-    fn kills(&self, now: u32, accessed: u32) -> bool {
-        accessed <= self.mark(now)
-    }
-
-    /// The time that an access now is stamped with.
-    #[inline]
-    fn stamp(&self, now: u32) -> u32 {
-        self.mark(now);
-        now.max(self.floor.load(Relaxed))
+    fn moment(&self, now: u32) -> Moment {
+        let mark = self.mark(now);
+        let stamp = now.max(self.floor.load(Relaxed));
+        Moment { now, mark, stamp }
     }
 
     fn set(&self, now: u32, at: u32) {
@@ -314,13 +332,13 @@ impl Inner {
     /// The time that an access now is stamped with.
     #[inline]
     fn stamp(&self, now: u32) -> u32 {
-        self.flush.stamp(now)
+        self.flush.moment(now).stamp
     }
 
     #[inline]
     fn is_dead(&self, now: u32, head: &Head) -> bool {
-        let expires = head.expires.load(Relaxed);
-        expires != 0 && expires <= now || self.flush.kills(now, head.accessed.load(Relaxed))
+        let (expires, accessed) = (head.expires.load(Relaxed), head.accessed.load(Relaxed));
+        self.flush.moment(now).kills(expires, accessed)
     }
 
     fn class_of_bin(&self, bin: u8) -> usize {
@@ -334,15 +352,15 @@ impl Inner {
     #[inline]
     fn class_of(&self, item: &Item<'_>) -> u8 {
         match self.bin_classes[usize::from(item.word().bin())] {
-            CHAINED => self.class_of_chained(item),
+            CHAINED => self.class_of_chained(item.total()),
             class => class,
         }
     }
 
     #[cold]
-    fn class_of_chained(&self, item: &Item<'_>) -> u8 {
+    fn class_of_chained(&self, total: usize) -> u8 {
         self.classes
-            .class_of_total(item.total() + classes::MEMCACHED_EXTRA)
+            .class_of_total(total + classes::MEMCACHED_EXTRA)
     }
 
     /// The next CAS id; taken by every attempt to store, as memcached does.
@@ -433,7 +451,7 @@ impl Inner {
         storing: bool,
     ) -> Miss {
         let item = guard.item(&place);
-        let flushed = self.flush.kills(cx.now, item.head().accessed.load(Relaxed));
+        let flushed = item.head().accessed.load(Relaxed) <= self.flush.mark(cx.now);
         let general = &cx.counters.general;
         if flushed {
             general.get_flushed.add(1)
@@ -552,14 +570,16 @@ impl Store {
 
     /// First pass of a batch: asks for the bucket's cache line.
     #[inline]
-    pub fn prefetch(&self, hash: u64) {
-        self.inner.table.prefetch(hash);
+    pub fn prefetch(&self, hash: u64) -> Spot<'_> {
+        let spot = self.inner.table.spot(hash);
+        spot.prefetch(hash);
+        spot
     }
 
     /// Second pass: asks for the lines of the items whose tag matches.
     #[inline]
-    pub fn prefetch_items(&self, hash: u64) {
-        self.inner.table.prefetch_items(hash, &self.inner.arena);
+    pub fn prefetch_items<'s>(&'s self, spot: &mut Spot<'s>, hash: u64) {
+        spot.prefetch_items(hash, &self.inner.arena);
     }
 
     /// The longest value that fits beside a key of this length.

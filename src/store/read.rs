@@ -5,16 +5,18 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::raw::{Item, Pinned, State, Word, flag};
-use super::{COPY_MAX, Cx, Fetch, Inner, Miss, Mode, Put, Queue, Store, Stored};
+use super::raw::{Item, Pinned, Spot, State, Word, flag};
+use super::{Cx, Fetch, Inner, Miss, Mode, Put, Queue, Store, Stored};
 
 /// The hit counter saturates here.
 const COUNTER_MAX: u32 = 3;
 
 /// An item found, seen under its lock: what it held before this request touched it.
+#[derive(Clone, Copy)]
 pub struct Hit<'g> {
     inner: &'g Arc<Inner>,
     item: Item<'g>,
+    length: usize,
     expires: u32,
     accessed: u32,
     won: bool,
@@ -23,12 +25,14 @@ pub struct Hit<'g> {
 
 impl<'g> Hit<'g> {
     /// An item that is only looked at.
+    #[inline]
     pub(super) fn shown(inner: &'g Arc<Inner>, item: Item<'g>) -> Hit<'g> {
         let head = item.head();
         let (expires, accessed) = (head.expires.load(Relaxed), head.accessed.load(Relaxed));
         Hit {
             inner,
             item,
+            length: item.length(),
             expires,
             accessed,
             won: false,
@@ -50,7 +54,7 @@ impl<'g> Hit<'g> {
     /// Bytes of the value.
     #[inline]
     pub fn length(&self) -> usize {
-        self.item.length()
+        self.length
     }
 
     /// 0 with `-C`.
@@ -120,18 +124,15 @@ impl<'g> Hit<'g> {
         self.created
     }
 
-    /// The value, if it has at most [`COPY_MAX`] bytes.
+    /// The value, if it has at most [`COPY_MAX`](super::COPY_MAX) bytes.
     #[inline]
     pub fn inline(&self) -> Option<&'g [u8]> {
-        if self.item.length() > COPY_MAX {
-            None
-        } else {
-            self.item.inline()
-        }
+        self.item.small(self.length)
     }
 
-    /// Holds the value in place until the pin is dropped. Only values over [`COPY_MAX`] can be held;
+    /// Holds the value in place until the pin is dropped. Only values over [`COPY_MAX`](super::COPY_MAX) can be held;
     /// shorter ones are there to be copied.
+    #[inline(always)]
     pub fn pin(&self) -> Option<Pin> {
         Some(hold(self.inner, self.item.pin()?))
     }
@@ -204,8 +205,12 @@ impl Inner {
     /// Counts an access: time, hit counter, fetched mark.
     #[inline]
     pub(super) fn bump(&self, item: &Item<'_>, now: u32) {
+        self.bump_at(item, self.stamp(now));
+    }
+
+    #[inline]
+    fn bump_at(&self, item: &Item<'_>, stamp: u32) {
         let head = item.head();
-        let stamp = self.stamp(now);
         if head.accessed.load(Relaxed) != stamp {
             head.accessed.store(stamp, Relaxed);
         }
@@ -234,26 +239,31 @@ impl Store {
         hash: u64,
         read: impl FnOnce(&Hit<'_>) -> R,
     ) -> Result<R, Miss> {
+        self.get_at(cx, key, hash, &self.inner.table.spot(hash), read)
+    }
+
+    /// As [`get`](Store::get), of a batch whose spots are known.
+    #[inline(always)]
+    pub fn get_at<'s, R>(
+        &'s self,
+        cx: Cx<'_>,
+        key: &[u8],
+        hash: u64,
+        spot: &Spot<'s>,
+        read: impl FnOnce(&Hit<'_>) -> R,
+    ) -> Result<R, Miss> {
         let inner = &self.inner;
-        let guard = inner.table.lock(&inner.arena, hash);
-        let Some(place) = guard.find(hash, key) else {
+        let guard = inner.table.lock_at(spot, &inner.arena, hash);
+        let Some((place, item)) = guard.find_at(spot, hash, key) else {
             return Err(Miss::NotFound);
         };
-        let item = guard.item(&place);
-        let head = item.head();
-        if inner.is_dead(cx.now, head) {
+        let hit = Hit::shown(inner, item);
+        let moment = inner.flush.moment(cx.now);
+        if moment.kills(hit.expires, hit.accessed) {
             return Err(inner.bury(cx, guard, place, hash, false));
         }
-        let hit = Hit {
-            inner,
-            item,
-            expires: head.expires.load(Relaxed),
-            accessed: head.accessed.load(Relaxed),
-            won: false,
-            created: false,
-        };
         let result = read(&hit);
-        inner.bump(&item, cx.now);
+        inner.bump_at(&item, moment.stamp);
         Ok(result)
     }
 
@@ -314,12 +324,10 @@ impl Store {
                 won = !word.has(flag::TOKEN_SENT) && (lapses || word.has(flag::STALE));
             }
             let hit = Hit {
-                inner,
-                item,
                 expires: before,
-                accessed: head.accessed.load(Relaxed),
                 won,
                 created,
+                ..Hit::shown(inner, item)
             };
             let result = read(&hit);
             if won && (how.leases || created) {

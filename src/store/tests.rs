@@ -303,7 +303,7 @@ fn counting_pads_and_grows() {
     assert!(matches!(arith(true, 2), Counted::Number { value: 1, .. }));
     fixture.set(b"n", b"abc");
     assert_eq!(arith(true, 1), Counted::NonNumeric);
-    for length in [100, 4097, 9000] {
+    for length in [100, 4097, COUNT_MAX] {
         let mut long = vec![b'x'; length];
         long[..3].copy_from_slice(b"41 ");
         fixture.set(b"n", &long);

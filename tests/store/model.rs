@@ -9,8 +9,8 @@ use std::ops::Deref;
 use larder::observe::ThreadCounters;
 use larder::settings;
 use larder::store::{
-    Arith, COPY_MAX, Counted, Cx, Delete, Deleted, Fetch, Hit, Miss, Mode, Pin, Put, Store, Stored,
-    Upload,
+    Arith, COPY_MAX, COUNT_MAX, Counted, Cx, Delete, Deleted, Fetch, Hit, Miss, Mode, Pin, Put,
+    Store, Stored, Upload,
 };
 
 use crate::{Random, assert_no_slot_used, crawl_all, open, read, with_memory};
@@ -765,7 +765,7 @@ impl Pair {
     }
 
     fn count_on(&mut self, key: Vec<u8>, mut item: Item, how: &Arith, counted: Counted) {
-        let small = !item.value.is_empty() && item.value.len() <= COPY_MAX;
+        let small = (1..=COUNT_MAX).contains(&item.value.len());
         if small && how.cas.is_some_and(|cas| cas != item.cas) {
             assert_eq!(counted, Counted::Exists);
             return;

@@ -5,6 +5,7 @@
 //! the pair. An entry whose live bit is clear but whose tag is not 0 is a ghost: it remembers a key
 //! that was evicted not long ago.
 
+use std::mem::ManuallyDrop;
 use std::sync::Mutex;
 use std::sync::atomic::{
     AtomicU32, AtomicU64, AtomicUsize,
@@ -251,48 +252,51 @@ impl Table {
         }
     }
 
-    /// Asks for the cache lines of a key's home bucket.
+    /// Where a look-up of `hash` will begin, as things are now.
     #[inline]
-    pub fn prefetch(&self, hash: u64) {
-        let bucket = &self.pair(self.pair_of(hash))[home_of(hash)];
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: a prefetch reads nothing that the program can see.
-            unsafe { _mm_prefetch(std::ptr::from_ref(bucket).cast(), _MM_HINT_T0) };
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = bucket;
-    }
-
-    /// Asks for the cache lines of the items that a look-up of `hash` will compare. Takes no lock:
-    /// what it finds is a hint.
-    #[inline]
-    pub fn prefetch_items(&self, hash: u64, arena: &Arena) {
-        let bucket = &self.pair(self.pair_of(hash))[home_of(hash)];
-        let mut found = bucket.matches(tag_of(hash)) & bucket.live();
-        while found != 0 {
-            arena.prefetch(bucket.handle(found.trailing_zeros() as usize));
-            found &= found - 1;
+    pub fn spot(&self, hash: u64) -> Spot<'_> {
+        let geometry = self.geometry.load(Acquire);
+        Spot {
+            geometry,
+            buckets: self.pair(pair_in(geometry, hash)),
+            entry: ENTRIES as u32,
         }
     }
 
     /// Locks the pair of a hash; waits for it.
     #[inline]
     pub fn lock<'t>(&'t self, arena: &'t Arena, hash: u64) -> PairGuard<'t> {
+        self.lock_at(&self.spot(hash), arena, hash)
+    }
+
+    /// As [`lock`](Table::lock), when it is known where the pair was.
+    #[inline]
+    pub fn lock_at<'t>(&'t self, spot: &Spot<'t>, arena: &'t Arena, hash: u64) -> PairGuard<'t> {
+        let mut buckets = spot.buckets;
+        acquire(&buckets[0].control);
+        if self.geometry.load(Acquire) != spot.geometry {
+            buckets = self.lock_again(buckets, hash);
+        }
+        PairGuard {
+            table: self,
+            arena,
+            buckets,
+        }
+    }
+
+    /// The table has grown: the pair that is locked may no longer be the one of this hash.
+    #[cold]
+    #[inline(never)]
+    fn lock_again<'t>(&'t self, locked: &'t [Bucket; 2], hash: u64) -> &'t [Bucket; 2] {
+        let mut buckets = locked;
         loop {
-            let geometry = self.geometry.load(Acquire);
-            let pair = pair_in(geometry, hash);
-            let buckets = self.pair(pair);
-            acquire(&buckets[0].control);
-            if self.geometry.load(Acquire) == geometry || self.pair_of(hash) == pair {
-                return PairGuard {
-                    table: self,
-                    arena,
-                    buckets,
-                };
+            let now = self.pair(self.pair_of(hash));
+            if std::ptr::eq(now, buckets) {
+                return buckets;
             }
             release(&buckets[0].control);
+            buckets = now;
+            acquire(&buckets[0].control);
         }
     }
 
@@ -495,6 +499,43 @@ fn release(control: &AtomicU32) {
     control.store(control.load(Relaxed) & !LOCKED, Release);
 }
 
+/// Where a look-up begins, found without a lock: a hint.
+#[derive(Clone, Copy)]
+pub struct Spot<'t> {
+    geometry: u64,
+    buckets: &'t [Bucket; 2],
+    /// An entry of the home bucket that looked like the key's; [`ENTRIES`] for none.
+    entry: u32,
+}
+
+impl Spot<'_> {
+    /// Asks for the cache line of the home bucket.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let bucket = &self.buckets[home_of(hash)];
+            // SAFETY: a prefetch reads nothing that the program can see.
+            unsafe { _mm_prefetch(std::ptr::from_ref(bucket).cast(), _MM_HINT_T0) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = hash;
+    }
+
+    /// Asks for the cache lines of the items that the look-up will compare.
+    #[inline]
+    pub fn prefetch_items(&mut self, hash: u64, arena: &Arena) {
+        let bucket = &self.buckets[home_of(hash)];
+        let mut found = bucket.matches(tag_of(hash)) & bucket.live();
+        self.entry = found.trailing_zeros();
+        while found != 0 {
+            arena.prefetch(bucket.handle(found.trailing_zeros() as usize));
+            found &= found - 1;
+        }
+    }
+}
+
 /// Where an entry stands, for the guard that found it.
 #[derive(Clone, Copy)]
 pub struct Place<'t> {
@@ -523,6 +564,41 @@ impl Drop for PairGuard<'_> {
 }
 
 impl<'t> PairGuard<'t> {
+    /// The entry of a key, and its item; looks at the entry that the spot names first.
+    #[inline(always)]
+    pub fn find_at(&self, spot: &Spot<'t>, hash: u64, key: &[u8]) -> Option<(Place<'t>, Item<'_>)> {
+        let entry = spot.entry as usize;
+        let bucket = &self.buckets[home_of(hash)];
+        // The other entries with this tag are other keys', if this one is the key's.
+        if entry < ENTRIES && bucket.control() & 1 << (LIVE_SHIFT + spot.entry) != 0 {
+            let place = Place { bucket, entry };
+            let item = self.item(&place);
+            if item.is_key(key) {
+                return Some((place, item));
+            }
+        }
+        let place = PairGuard::search(self.table, self.arena, self.buckets, hash, key)?;
+        Some((place, self.item(&place)))
+    }
+
+    /// As [`find`](PairGuard::find); its parts are handed over in registers, so that nobody who only
+    /// tries [`find_at`](PairGuard::find_at) has to lay out a guard in memory.
+    #[inline(never)]
+    fn search(
+        table: &'t Table,
+        arena: &'t Arena,
+        buckets: &'t [Bucket; 2],
+        hash: u64,
+        key: &[u8],
+    ) -> Option<Place<'t>> {
+        let guard = ManuallyDrop::new(PairGuard {
+            table,
+            arena,
+            buckets,
+        });
+        guard.find(hash, key)
+    }
+
     /// The entry of a key.
     #[inline]
     pub fn find(&self, hash: u64, key: &[u8]) -> Option<Place<'t>> {

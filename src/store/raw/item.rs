@@ -1,7 +1,7 @@
 //! Slots of the arena: items, chunks of large values, free slots.
 
-use std::marker::PhantomData;
 use std::num::NonZeroU32;
+use std::ptr::NonNull;
 use std::sync::atomic::{
     AtomicU32, AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed},
@@ -354,6 +354,16 @@ impl Arena {
             .then(|| unsafe { &*self.at(handle).add(HEAD).cast::<AtomicU64>() })
     }
 
+    /// Counts one more reference to a large item whose pair is locked.
+    #[inline(never)]
+    fn pin(&self, handle: Handle) -> Pinned {
+        self.extension(handle)[0].fetch_add(1, Relaxed);
+        Pinned {
+            handle,
+            length: self.head(handle).length.load(Relaxed) as usize,
+        }
+    }
+
     /// Pins, and the next chunk, of a large item.
     fn extension(&self, handle: Handle) -> [&AtomicU32; 2] {
         // SAFETY: as in `head`: these 8 bytes of a large item are only ever used as two atomics, and
@@ -393,11 +403,15 @@ impl Arena {
     /// pinned for `'g`; its slot is allocated and belongs to the caller for `'g`.
     #[inline]
     pub(super) unsafe fn item<'g>(&'g self, handle: Handle) -> Item<'g> {
+        // SAFETY: it lies behind the start of a region, which is not null.
+        let at = unsafe { NonNull::new_unchecked(self.at(handle)) };
+        // SAFETY: as in `head`.
+        let word = unsafe { at.cast::<Head>().as_ref() }.word();
         Item {
             arena: self,
             handle,
-            word: self.head(handle).word(),
-            marker: PhantomData,
+            word,
+            at,
         }
     }
 
@@ -486,13 +500,31 @@ impl ChunkView<'_> {
     }
 }
 
+/// Whether two keys of the same length are equal. A call would cost more than comparing a key of the
+/// usual length does here.
+#[inline(always)]
+fn same(a: &[u8], b: &[u8]) -> bool {
+    match (
+        a.first_chunk::<16>(),
+        b.first_chunk::<16>(),
+        a.last_chunk::<16>(),
+        b.last_chunk::<16>(),
+    ) {
+        (Some(front_a), Some(front_b), Some(back_a), Some(back_b)) if a.len() <= 32 => {
+            front_a == front_b && back_a == back_b
+        }
+        _ => a == b,
+    }
+}
+
 /// An item whose bytes may be read for as long as `'g`.
 #[derive(Clone, Copy)]
 pub struct Item<'g> {
     arena: &'g Arena,
     handle: Handle,
     word: Word,
-    marker: PhantomData<&'g [u8]>,
+    /// Where its slot begins.
+    at: NonNull<u8>,
 }
 
 impl<'g> Item<'g> {
@@ -502,7 +534,8 @@ impl<'g> Item<'g> {
 
     #[inline]
     pub fn head(&self) -> &'g Head {
-        self.arena.head(self.handle)
+        // SAFETY: as in `Arena::head`; the arena is borrowed for `'g`.
+        unsafe { self.at.cast::<Head>().as_ref() }
     }
 
     /// The small fields as they were when this view was made.
@@ -515,7 +548,7 @@ impl<'g> Item<'g> {
     fn bytes(&self, offset: usize, length: usize) -> &'g [u8] {
         // SAFETY: whoever made this view vouched for the item's bytes, and the callers below stay
         // within its slot: key, flags and value were fitted into it when it was allocated.
-        unsafe { std::slice::from_raw_parts(self.arena.at(self.handle).add(offset), length) }
+        unsafe { std::slice::from_raw_parts(self.at.as_ptr().add(offset), length) }
     }
 
     #[inline]
@@ -535,7 +568,7 @@ impl<'g> Item<'g> {
 
     #[inline]
     pub fn is_key(&self, key: &[u8]) -> bool {
-        self.word.key_length() == key.len() && self.key() == key
+        self.word.key_length() == key.len() && same(self.key(), key)
     }
 
     #[inline]
@@ -564,6 +597,7 @@ impl<'g> Item<'g> {
     }
 
     /// Bytes of its first slot in use, without the extension: what its size class goes by.
+    #[inline(always)]
     pub fn total(&self) -> usize {
         let extension = if self.word.has(flag::LARGE) {
             EXTENSION
@@ -574,12 +608,21 @@ impl<'g> Item<'g> {
     }
 
     /// The whole value, if it lies in one piece.
-    #[inline]
     pub fn inline(&self) -> Option<&'g [u8]> {
         if self.word.has(flag::LARGE) && self.arena.first_chunk(self.handle).is_some() {
             return None;
         }
         Some(self.bytes(self.value_offset(), self.length()))
+    }
+
+    /// The whole value, if it is not a large one's. `length` is the item's.
+    #[inline]
+    pub fn small(&self, length: usize) -> Option<&'g [u8]> {
+        debug_assert_eq!(length, self.length());
+        if self.word.has(flag::LARGE) {
+            return None;
+        }
+        Some(self.bytes(self.value_offset(), length))
     }
 
     /// Calls `piece` with the parts of the value in order.
@@ -595,15 +638,12 @@ impl<'g> Item<'g> {
     }
 
     /// Counts one more reference that outlives the lock. Only large items can be pinned.
+    #[inline(always)]
     pub fn pin(&self) -> Option<Pinned> {
         if !self.word.has(flag::LARGE) {
             return None;
         }
-        self.arena.extension(self.handle)[0].fetch_add(1, Relaxed);
-        Some(Pinned {
-            handle: self.handle,
-            length: self.length(),
-        })
+        Some(self.arena.pin(self.handle))
     }
 
     /// Nobody sends this value at the moment.

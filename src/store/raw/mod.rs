@@ -28,7 +28,7 @@ mod item;
 mod memory;
 mod pages;
 
-pub use bucket::{Ghost, PairGuard, Place, Table};
+pub use bucket::{Ghost, PairGuard, Place, Spot, Table};
 pub use item::{Arena, Handle, Head, Item, NewItem, Parked, Pinned, Slot, State, Word, flag};
 pub use memory::{Region, ReserveError};
 pub use pages::{BinPages, PageTable};
