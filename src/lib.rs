@@ -17,6 +17,7 @@
 //! | [`protocol`] | three dialects, both directions | copies a key, sees an item or a socket |
 //! | [`net`] | sockets, addresses, buffers | sees a request |
 //! | [`store`] | items, memory, time as it is told | sees a client or a thread |
+//! | [`cluster`] | other servers | sees a client or a command |
 //! | [`admin`] | counters and events | decides anything |
 //! | [`command`] | what a request means, once for all dialects | waits |
 //! | [`server`] | threads, connections, who runs what | parses or stores |
@@ -82,6 +83,9 @@ pub mod net;
 
 /// Items in memory.
 pub mod store;
+
+/// Other servers: which one has a key, and how it fares.
+pub mod cluster;
 
 /// Counters and events, as read by people.
 pub mod admin;

@@ -5,6 +5,8 @@
 //! can change while the server runs is not kept here: its owner keeps an atomic and starts it
 //! from the value found here.
 
+pub mod proxy;
+
 use std::fmt;
 use std::path::PathBuf;
 

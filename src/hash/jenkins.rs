@@ -1,8 +1,11 @@
-//! Bob Jenkins' lookup3 for little-endian words, start value 0 (`-o hash_algorithm=jenkins`).
+//! Bob Jenkins' lookup3 for little-endian words: start value 0 for `-o hash_algorithm=jenkins`, 13
+//! for libmemcached's keys.
 #![forbid(unsafe_code)]
 
-pub(super) fn hash(key: &[u8]) -> u32 {
-    let start = 0xdead_beef_u32.wrapping_add(key.len() as u32);
+pub(super) fn hash(key: &[u8], initial: u32) -> u32 {
+    let start = 0xdead_beef_u32
+        .wrapping_add(key.len() as u32)
+        .wrapping_add(initial);
     let mut words = [start; 3];
     let mut rest = key;
     while rest.len() > 12 {
@@ -49,7 +52,7 @@ mod tests {
     #[test]
     fn known_values() {
         for (key, expected) in VALUES {
-            assert_eq!(super::hash(key), *expected, "{}", key.escape_ascii());
+            assert_eq!(super::hash(key, 0), *expected, "{}", key.escape_ascii());
         }
     }
 

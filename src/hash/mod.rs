@@ -4,8 +4,11 @@
 //! be good. Unless `hash_algorithm` names one of memcached's functions, the hash is keyed with
 //! secrets drawn at start: nobody outside can then choose keys that meet in one bucket. The named
 //! functions offer no such protection; they are there for those who ask for them.
+//!
+//! [`hashkit`] has the functions by which clients and other proxies choose a server.
 #![forbid(unsafe_code)]
 
+pub mod hashkit;
 mod jenkins;
 mod keyed;
 mod murmur3;
@@ -59,8 +62,8 @@ impl Hasher {
 #[cold]
 fn named(algorithm: HashAlgorithm, key: &[u8]) -> u64 {
     spread(match algorithm {
-        HashAlgorithm::Jenkins => jenkins::hash(key),
-        HashAlgorithm::Murmur3 => murmur3::hash(key),
+        HashAlgorithm::Jenkins => jenkins::hash(key, 0),
+        HashAlgorithm::Murmur3 => murmur3::hash(key, 0),
         HashAlgorithm::Xxh3 => xxhash_rust::xxh3::xxh3_64(key) as u32,
     })
 }

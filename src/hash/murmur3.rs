@@ -1,9 +1,9 @@
-//! MurmurHash3, x86, 32 bits, seed 0 (`-o hash_algorithm=murmur3`).
+//! MurmurHash3, x86, 32 bits: seed 0 for `-o hash_algorithm=murmur3`.
 #![forbid(unsafe_code)]
 
-pub(super) fn hash(key: &[u8]) -> u32 {
+pub(super) fn hash(key: &[u8], seed: u32) -> u32 {
     let (blocks, tail) = key.as_chunks::<4>();
-    let mut state = 0_u32;
+    let mut state = seed;
     for block in blocks {
         state ^= scramble(u32::from_le_bytes(*block));
         state = state
@@ -31,7 +31,7 @@ mod tests {
     #[test]
     fn known_values() {
         for (key, expected) in VALUES {
-            assert_eq!(super::hash(key), *expected, "{}", key.escape_ascii());
+            assert_eq!(super::hash(key, 0), *expected, "{}", key.escape_ascii());
         }
     }
 
