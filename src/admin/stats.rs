@@ -250,7 +250,10 @@ pub fn settings(view: &View<'_>, emit: &mut Emit<'_>) {
     stat!(emit, "growth_factor", "{:.2}", store.growth_factor);
     stat!(emit, "chunk_size", store.chunk_size);
     stat!(emit, "num_threads", server.threads);
-    stat!(emit, "num_threads_per_udp", server.threads);
+    // Of several addresses each is served by one thread.
+    let several = listen.endpoints.len() > 1;
+    let per_socket = if several { 1 } else { server.threads };
+    stat!(emit, "num_threads_per_udp", per_socket);
     stat!(emit, "stat_key_prefix", char::from(store.prefix_delimiter));
     let wanted = view.registry.taps().wanted();
     let detail = wanted & crate::observe::events::DETAIL != 0;

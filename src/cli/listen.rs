@@ -85,26 +85,26 @@ fn protocol<'e>(
     let rest = rest.strip_prefix(':').unwrap_or(rest);
     let is = |word: &str| !name.is_empty() && word.starts_with(name);
     let protocol = if is("ascii") {
-        if context.sasl {
+        if context.sasl && !context.ascii_auth {
             return Err(refused(
                 "Cannot use ascii protocol when SASL authentication enabled".to_owned(),
             ));
         }
         Protocol::Ascii
     } else if is("binary") {
-        if context.ascii_auth {
+        if context.ascii_auth && !context.sasl {
             return Err(refused(
                 "Cannot use binary protocol when ascii authentication enabled".to_owned(),
             ));
         }
         Protocol::Binary
     } else if is("negotiating") {
-        if context.sasl {
+        if context.sasl && !context.ascii_auth {
             return Err(refused(
                 "Cannot use negotiating protocol when SASL authentication enabled".to_owned(),
             ));
         }
-        if context.ascii_auth {
+        if context.ascii_auth && !context.sasl {
             warnings.push(
                 "WARNING: negotiating ports are ascii only when ascii authentication enabled"
                     .to_owned(),
@@ -234,6 +234,7 @@ mod tests {
         };
         let sasl = Context {
             sasl: true,
+            ascii_auth: false,
             ..closed
         };
         for (entry, context, message) in [
@@ -268,6 +269,13 @@ mod tests {
             };
             assert_eq!(said, message);
         }
+        // With both kinds of users, every dialect has a way in.
+        let both = Context {
+            sasl: true,
+            ..closed
+        };
+        let list = "proto[ascii]:h,proto[binary]:h,proto[negotiating]:h";
+        assert_eq!(parse(list, both, &mut Vec::new()).unwrap().len(), 3);
         let mut warnings = Vec::new();
         parse("proto[negotiating]:h", closed, &mut warnings).unwrap();
         assert_eq!(warnings.len(), 1);

@@ -14,9 +14,6 @@ use super::listen;
 use super::{Exit, USAGE, atof, atoi};
 use crate::settings::{LARDER_VERSION, MEMCACHED_VERSION, Protocol, Settings};
 
-/// Features that other issues of memcached call "not built in".
-pub(super) const HAS_SASL: bool = false;
-
 const ITEM_SIZE_MIN: i64 = 1024;
 const ITEM_SIZE_MAX: i64 = 1 << 30;
 /// memcached's page, which `slab_chunk_max` must divide.
@@ -203,10 +200,8 @@ const ROWS: &[Row] = rows! {
         draft.settings.store.item_size_max = (atoi(text).max(0) * unit) as usize;
         Ok(())
     };
-    Some('S'), "sasl" None, "SASL authentication for the binary protocol", |draft, _| {
-        if !HAS_SASL {
-            return Err(Exit::refused("This server is not built with SASL support.", USAGE));
-        }
+    Some('S'), "enable-sasl" None, "SASL (PLAIN) for the binary protocol, which is then the only one;\n\
+        users from the files of -Y and of MEMCACHED_SASL_PWDB", |draft, _| {
         draft.settings.security.sasl = true;
         Ok(())
     };
@@ -255,8 +250,8 @@ const ROWS: &[Row] = rows! {
     Some('V'), "version" None, "print the version and exit", |_, _| Err(Exit::Printed(first_lines()));
 };
 
-/// Long names that memcached has for options whose own name would promise what is not there.
-const SYNONYMS: &[(&str, &str)] = &[("enable-sasl", "sasl"), ("napi_ids", "napi-ids")];
+/// Long names that memcached's help has for options that it calls otherwise.
+const SYNONYMS: &[(&str, &str)] = &[("napi_ids", "napi-ids")];
 
 fn first_lines() -> String {
     format!("memcached {MEMCACHED_VERSION}\nlarder {LARDER_VERSION}\n")
@@ -265,10 +260,7 @@ fn first_lines() -> String {
 fn help() -> String {
     let mut text = first_lines();
     for row in ROWS {
-        let long = match row.long {
-            "sasl" if HAS_SASL => "enable-sasl",
-            long => long,
-        };
+        let long = row.long;
         let spelt = match (row.short, row.value) {
             (Some(short), Some(value)) => format!("-{short}, --{long}=<{value}>"),
             (Some(short), None) => format!("-{short}, --{long}"),
@@ -459,33 +451,36 @@ impl Draft {
         if store.temporary_ttl.is_some() && !store.lru_maintainer {
             return refuse("temporary_ttl requires lru_maintainer to be enabled".to_owned());
         }
-        if settings.security.sasl {
-            if !self.protocol_given {
-                settings.listen.protocol = Protocol::Binary;
-            } else if settings.listen.protocol != Protocol::Binary {
-                return refuse(
-                    "ERROR: You cannot allow the ASCII protocol while using SASL.".to_owned(),
-                );
-            }
-            if settings.listen.udp_port != 0 {
-                return refuse(
-                    "ERROR: Cannot enable UDP while using binary SASL authentication.".to_owned(),
-                );
-            }
+        let (sasl, file) = (
+            settings.security.sasl,
+            settings.security.auth_file.is_some(),
+        );
+        let protocol = settings.listen.protocol;
+        if !self.protocol_given {
+            settings.listen.protocol = match (sasl, file) {
+                (true, false) => Protocol::Binary,
+                (false, true) => Protocol::Ascii,
+                // With both, each dialect has its own way in.
+                (true, true) | (false, false) => Protocol::Negotiate,
+            };
+        } else if sasl && !file && protocol != Protocol::Binary {
+            return refuse(
+                "ERROR: You cannot allow the ASCII protocol while using SASL.".to_owned(),
+            );
+        } else if file && !sasl && protocol != Protocol::Ascii {
+            return refuse(
+                "ERROR: You cannot allow the BINARY protocol while using ascii authentication tokens.".to_owned(),
+            );
         }
-        if settings.security.auth_file.is_some() {
-            if !self.protocol_given {
-                settings.listen.protocol = Protocol::Ascii;
-            } else if settings.listen.protocol != Protocol::Ascii {
-                return refuse(
-                    "ERROR: You cannot allow the BINARY protocol while using ascii authentication tokens.".to_owned(),
-                );
-            }
-            if settings.listen.udp_port != 0 {
-                return refuse(
-                    "Cannot use UDP with ascii authentication enabled (-U 0 to disable)".to_owned(),
-                );
-            }
+        if settings.listen.udp_port != 0 && sasl {
+            return refuse(
+                "ERROR: Cannot enable UDP while using binary SASL authentication.".to_owned(),
+            );
+        }
+        if settings.listen.udp_port != 0 && file {
+            return refuse(
+                "Cannot use UDP with ascii authentication enabled (-U 0 to disable)".to_owned(),
+            );
         }
         let listen = &mut settings.listen;
         if self.udp_given && listen.udp_port != 0 && !self.tcp_given {
@@ -669,8 +664,7 @@ mod tests {
         for absent in ["ext_path", "proxy_config"] {
             assert!(!help.contains(absent), "{absent}");
         }
-        assert!(help.contains("enable-ssl"));
-        assert_eq!(help.contains("enable-sasl"), HAS_SASL);
+        assert!(help.contains("enable-ssl") && help.contains("enable-sasl"));
     }
 
     #[test]

@@ -9,8 +9,8 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use crate::protocol::number;
-use crate::protocol::request::{Op, Request, Style};
+use crate::protocol::request::{Op, Refusal, Request, Style};
+use crate::protocol::{binary, number};
 use crate::settings;
 
 use super::context::{Context, Session};
@@ -257,12 +257,28 @@ pub fn refuse_stranger(request: &Request<'_>, replies: &mut Replies) -> Option<N
         replies.line(b"CLIENT_ERROR unauthenticated");
         return Some(Next::Close);
     };
-    match request.op {
-        Op::Version | Op::SaslListMechanisms | Op::SaslAuth { .. } | Op::SaslStep { .. } => None,
-        _ => {
-            reply::binary_error(opcode, opaque, reply::STATUS_AUTH, replies);
-            Some(Next::Close)
-        }
+    if OPEN_TO_ALL.contains(&opcode) {
+        return None;
+    }
+    reply::binary_error(opcode, opaque, reply::STATUS_AUTH, replies);
+    Some(Next::Close)
+}
+
+/// Binary VERSION and the three of SASL.
+const OPEN_TO_ALL: [u8; 4] = [0x0b, 0x20, 0x21, 0x22];
+
+/// What a stranger is told whose binary request is wrong in itself: not what is wrong, unless the
+/// opcode is open to all or the header makes no sense.
+#[cold]
+pub fn refuse_wrong(input: &[u8], reply: Refusal) -> Refusal {
+    match binary::sound(input) {
+        Some((opcode, opaque)) if !OPEN_TO_ALL.contains(&opcode) => Refusal::Binary {
+            opcode,
+            opaque,
+            status: reply::STATUS_AUTH,
+            text: reply::status_text(reply::STATUS_AUTH),
+        },
+        _ => reply,
     }
 }
 

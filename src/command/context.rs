@@ -196,6 +196,8 @@ pub struct Session {
     locked: bool,
     /// A SASL exchange has begun and waits for its second step.
     pub(super) sasl_started: bool,
+    /// There is nobody to send more than one reply to: what streams is refused.
+    pub(super) single: bool,
 }
 
 impl Session {
@@ -205,6 +207,15 @@ impl Session {
         Session {
             locked: security.sasl || security.auth_file.is_some(),
             sasl_started: false,
+            single: false,
+        }
+    }
+
+    /// For one datagram, which has one reply.
+    pub fn single(shared: &Shared) -> Session {
+        Session {
+            single: true,
+            ..Session::new(shared)
         }
     }
 

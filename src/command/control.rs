@@ -62,11 +62,11 @@ pub fn control(
             Ok(graceful) => return Next::Shutdown { graceful },
             Err(line) => line,
         },
-        Op::Watch { words } => match watch(cx, words, replies) {
+        Op::Watch { words } => match watch(cx, session, words, replies) {
             Ok(next) => return next,
             Err(line) => line,
         },
-        Op::LruCrawler { words } => match lru_crawler(cx, words, replies) {
+        Op::LruCrawler { words } => match lru_crawler(cx, session, words, replies) {
             Ok(next) => return next,
             Err(line) => line,
         },
@@ -155,8 +155,13 @@ fn shutdown(cx: &Context<'_>, mode: Shutdown) -> Result<bool, Line> {
     }
 }
 
-fn watch(cx: &Context<'_>, words: &[u8], replies: &mut Replies) -> Result<Next, Line> {
-    if !cx.shared.settings.watch.enabled {
+fn watch(
+    cx: &Context<'_>,
+    session: &Session,
+    words: &[u8],
+    replies: &mut Replies,
+) -> Result<Next, Line> {
+    if !cx.shared.settings.watch.enabled || session.single {
         return Err(b"CLIENT_ERROR watch commands not allowed");
     }
     if !replies.is_empty() {
@@ -192,7 +197,12 @@ fn watch(cx: &Context<'_>, words: &[u8], replies: &mut Replies) -> Result<Next, 
     Ok(Next::Watch(subscription))
 }
 
-fn lru_crawler(cx: &Context<'_>, words: &[u8], replies: &mut Replies) -> Result<Next, Line> {
+fn lru_crawler(
+    cx: &Context<'_>,
+    session: &Session,
+    words: &[u8],
+    replies: &mut Replies,
+) -> Result<Next, Line> {
     let words: Vec<&[u8]> = meta::tokens(words).take(3).collect();
     let store = cx.store();
     let enabled = store.tuning().crawler;
@@ -212,14 +222,14 @@ fn lru_crawler(cx: &Context<'_>, words: &[u8], replies: &mut Replies) -> Result<
                 b"ERROR metadump not allowed",
                 b"ERROR cannot pipeline other commands before metadump",
             ];
-            return dump(cx, which, Format::Meta, refusals, replies);
+            return dump(cx, session, which, Format::Meta, refusals, replies);
         }
         [what, which] if is_start_of(what, b"mgdump") => {
             let refusals: [Line; 2] = [
                 b"ERROR key dump not allowed",
                 b"ERROR cannot pipeline other commands before mgdump",
             ];
-            return dump(cx, which, Format::Mg, refusals, replies);
+            return dump(cx, session, which, Format::Mg, refusals, replies);
         }
         [what, items] if is_start_of(what, b"tocrawl") => {
             store.set_crawler_tocrawl(unsigned(items).ok_or(BAD_FORMAT)?);
@@ -250,6 +260,7 @@ fn lru_crawler(cx: &Context<'_>, words: &[u8], replies: &mut Replies) -> Result<
 
 fn dump(
     cx: &Context<'_>,
+    session: &Session,
     which: &[u8],
     format: Format,
     [forbidden, pipelined]: [Line; 2],
@@ -258,7 +269,7 @@ fn dump(
     if !cx.store().tuning().crawler {
         return Err(b"CLIENT_ERROR lru crawler disabled");
     }
-    if !cx.shared.settings.store.dump_enabled {
+    if !cx.shared.settings.store.dump_enabled || session.single {
         return Err(forbidden);
     }
     if !replies.is_empty() {

@@ -180,7 +180,12 @@ pub fn begin(
         return next;
     }
     let Op::Store(op) = &request.op else {
-        return reply::no_room(&request.style, body_length(request));
+        let status = if cx.shared.settings.security.sasl {
+            reply::STATUS_NO_MEMORY
+        } else {
+            reply::STATUS_UNKNOWN
+        };
+        return reply::no_room(&request.style, status, body_length(request));
     };
     let mut room = [0; base64::DECODED_MAX];
     let key = plain(&op.key, &mut room);

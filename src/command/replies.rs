@@ -258,6 +258,23 @@ impl Replies {
         }
     }
 
+    /// Moves the first of what waits into `into`, until that is full or nothing waits; returns how
+    /// much that was.
+    pub fn take_into(&mut self, into: &mut [u8]) -> usize {
+        let mut taken = 0;
+        while taken < into.len() && !self.is_empty() {
+            let mut slices = [IoSlice::new(&[])];
+            if self.slices(&mut slices) == 0 {
+                break;
+            }
+            let n = slices[0].len().min(into.len() - taken);
+            into[taken..taken + n].copy_from_slice(&slices[0][..n]);
+            self.advance(n);
+            taken += n;
+        }
+        taken
+    }
+
     /// Drops everything; keeps the buffer unless it has grown large.
     pub fn clear(&mut self) {
         self.start = 0;
@@ -414,6 +431,18 @@ mod tests {
         assert_eq!(rest.to_vec(), b"left 1");
         rest.push(b" more");
         assert_eq!(rest.bytes(), b"left 1 more");
+    }
+
+    #[test]
+    fn what_waits_can_be_taken_in_parts() {
+        let mut replies = Replies::default();
+        replies.push(b"abcdef");
+        let mut part = [0; 4];
+        assert_eq!(replies.take_into(&mut part), 4);
+        assert_eq!(&part, b"abcd");
+        assert_eq!(replies.take_into(&mut part), 2);
+        assert_eq!(&part[..2], b"ef");
+        assert_eq!(replies.take_into(&mut part), 0);
     }
 
     #[test]

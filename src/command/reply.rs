@@ -48,14 +48,14 @@ pub fn refusal(refusal: &Refusal, replies: &mut Replies) {
     }
 }
 
-/// Passes over a value that is longer than anything of its kind: credentials.
-pub fn no_room(style: &Style<'_>, bytes: usize) -> Next {
+/// Passes over a value that is longer than anything of its kind (credentials), and says `status`.
+pub fn no_room(style: &Style<'_>, status: u16, bytes: usize) -> Next {
     let then = match *style {
         Style::Binary { opcode, opaque, .. } => Refusal::Binary {
             opcode,
             opaque,
-            status: STATUS_NO_MEMORY,
-            text: status_text(STATUS_NO_MEMORY),
+            status,
+            text: status_text(status),
         },
         Style::Text { .. } | Style::Meta { .. } => Refusal::Silent,
     };

@@ -80,6 +80,12 @@ impl Input {
         self.head = (self.head + n).min(self.tail);
     }
 
+    /// Forgets what waits.
+    pub fn clear(&mut self) {
+        self.head = 0;
+        self.tail = 0;
+    }
+
     pub fn is_empty(&self) -> bool {
         self.head == self.tail
     }

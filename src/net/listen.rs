@@ -7,13 +7,13 @@
 use std::fmt;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 
 use mio::event::Source;
-use mio::net::{TcpListener, UnixListener};
+use mio::net::{TcpListener, UdpSocket, UnixListener};
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -115,6 +115,36 @@ pub struct Listener {
 pub struct Datagrams {
     pub socket: UdpSocket,
     pub protocol: Protocol,
+}
+
+impl Datagrams {
+    /// The same socket for another thread: whichever asks first gets a datagram.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn share(&self) -> io::Result<Datagrams> {
+        Ok(Datagrams {
+            socket: UdpSocket::from_std(std::net::UdpSocket::from(
+                self.socket.as_fd().try_clone_to_owned()?,
+            )),
+            protocol: self.protocol,
+        })
+    }
+
+    /// The address, as `stats conns` shows it.
+    pub fn name(&self) -> String {
+        match self.socket.local_addr() {
+            Ok(SocketAddr::V4(address)) => format!("udp:{address}"),
+            Ok(SocketAddr::V6(address)) => format!("udp6:{address}"),
+            Err(_) => "udp:<unknown>".to_owned(),
+        }
+    }
+
+    /// The descriptor's number.
+    pub fn number(&self) -> i32 {
+        use std::os::fd::AsRawFd;
+        self.socket.as_raw_fd()
+    }
 }
 
 /// Everything the server is reached by.
@@ -303,7 +333,7 @@ fn bind_udp(
         }
         note_port(ports, "UDP", socket.local_addr());
         datagrams.push(Datagrams {
-            socket: socket.into(),
+            socket: UdpSocket::from_std(socket.into()),
             protocol: endpoint.protocol.unwrap_or(listen.protocol),
         });
     }
@@ -330,8 +360,9 @@ fn new_socket(address: SocketAddr, kind: Type) -> io::Result<Socket> {
         // Without it the IPv6 wildcard would take the port of the IPv4 one as well.
         socket.set_only_v6(true)?;
     }
-    socket.set_reuse_address(true)?;
     if kind == Type::STREAM {
+        // On UDP it would let another server take half of the requests.
+        socket.set_reuse_address(true)?;
         // Accepted sockets inherit these, so that accepting costs no further call.
         socket.set_keepalive(true)?;
         socket.set_linger(None)?;

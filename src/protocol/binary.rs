@@ -141,6 +141,14 @@ fn number64(bytes: &[u8]) -> u64 {
         .map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
+/// Opcode and opaque of a whole header whose lengths can be right: what is known of a request before
+/// its shape is looked at.
+pub fn sound(input: &[u8]) -> Option<(u8, u32)> {
+    let header = Header::read(input.first_chunk()?);
+    let sound = input[0] == MAGIC && header.value().is_some() && header.body <= BODY_MAX;
+    sound.then_some((header.opcode, header.opaque))
+}
+
 /// What the start of `input` asks for.
 pub fn parse(input: &[u8]) -> Parsed<'_> {
     let Some((bytes, rest)) = input.split_first_chunk::<HEADER>() else {
@@ -566,8 +574,10 @@ mod tests {
         ] {
             packet[8..12].copy_from_slice(&body.to_be_bytes());
             assert_eq!(refused(&packet), refusal, "{body}");
+            assert_eq!(sound(&packet), None);
         }
         packet[8..12].copy_from_slice(&(1u32 << 30).to_be_bytes());
+        assert_eq!(sound(&packet), Some((0x01, 0x6f70_6171)));
         let (op, ..) = asked(&packet);
         assert!(matches!(op, Op::Store(Store { length, .. }) if length == (1 << 30) - 11));
     }

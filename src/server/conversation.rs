@@ -91,6 +91,17 @@ pub enum Ran {
     Close,
 }
 
+/// What is missing at the end of the input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lack {
+    /// The end of a line.
+    Line,
+    /// A value, or its end.
+    Value,
+    /// The end of a binary request.
+    Packet,
+}
+
 impl Conversation {
     pub fn new(protocol: Protocol, session: Session, now: u32) -> Conversation {
         Conversation {
@@ -150,6 +161,19 @@ impl Conversation {
             State::Dump(_) => Activity::WriteMany,
             State::Watch(_) => Activity::Watch,
             State::Closing => Activity::Closing,
+        }
+    }
+
+    /// What the client would have to send to be understood, having left `rest` behind; nothing if
+    /// all it has said is done with.
+    pub fn lacks(&self, rest: &[u8]) -> Option<Lack> {
+        match &self.state {
+            State::Closing => None,
+            State::Commands if rest.is_empty() => None,
+            State::Commands if self.dialect == Some(Dialect::Binary) => Some(Lack::Packet),
+            State::Commands if !rest.contains(&b'\n') => Some(Lack::Line),
+            State::Keys { .. } | State::SkipLine => Some(Lack::Line),
+            _ => Some(Lack::Value),
         }
     }
 
@@ -309,7 +333,7 @@ impl Conversation {
         let mut broken = false;
         let mut skip = None;
         for (step, step_end) in &plan.steps {
-            end = *step_end;
+            let start = std::mem::replace(&mut end, *step_end);
             if !matches!(step, Step::Key { first: false, .. } | Step::End) {
                 *requests += 1;
             }
@@ -352,6 +376,12 @@ impl Conversation {
                         }
                         None => command::begin(context, session, request, *hash, turn.replies),
                     };
+                }
+                Step::Refused { reply, .. } if self.session.is_locked() => {
+                    // What is answered in binary; text is admitted elsewhere.
+                    let reply = auth::refuse_wrong(&input[start..], *reply);
+                    command::refuse(&reply, turn.replies);
+                    broken = true;
                 }
                 Step::Refused {
                     reply,

@@ -15,6 +15,9 @@ mod conversation;
 /// One client's socket.
 mod connection;
 
+/// UDP.
+mod datagram;
+
 /// Threads that keep the house.
 mod background;
 
@@ -38,7 +41,7 @@ use listener::{Inbox, Listening, Rules};
 use worker::Worker;
 
 use crate::command::Shared;
-use crate::net::{Keyring, listen};
+use crate::net::{Datagrams, Keyring, listen};
 use crate::observe::board::Activity;
 use crate::settings::Settings;
 use crate::store::Store;
@@ -81,6 +84,7 @@ pub struct Server {
     shared: Arc<Shared>,
     control: Arc<Control>,
     listening: Listening,
+    datagrams: Vec<SocketAddr>,
     inboxes: Vec<Arc<Inbox>>,
     workers: Vec<JoinHandle<()>>,
     others: Vec<JoinHandle<()>>,
@@ -111,7 +115,8 @@ impl Server {
         let mut inboxes = Vec::new();
         let mut workers = Vec::new();
         for number in 0..settings.server.threads.max(1) {
-            let (inbox, worker) = start_worker(number, &shared, &control)?;
+            let datagrams = share(&sockets.datagrams, number, settings)?;
+            let (inbox, worker) = start_worker(number, &shared, &control, datagrams)?;
             inboxes.push(inbox);
             workers.push(worker);
         }
@@ -145,7 +150,13 @@ impl Server {
                 backlog: settings.listen.backlog,
             },
         };
+        let datagrams = sockets
+            .datagrams
+            .iter()
+            .filter_map(|datagrams| datagrams.socket.local_addr().ok())
+            .collect();
         Ok(Server {
+            datagrams,
             shared,
             control,
             listening,
@@ -160,7 +171,12 @@ impl Server {
         self.control.clone()
     }
 
-    /// The network addresses it can be reached by.
+    /// The addresses it answers datagrams at.
+    pub fn datagram_addresses(&self) -> &[SocketAddr] {
+        &self.datagrams
+    }
+
+    /// The network addresses it can be connected to.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.listening
             .listeners
@@ -194,10 +210,23 @@ impl Server {
     }
 }
 
+/// A worker's share of the UDP sockets: of a single address, every worker serves it; of several,
+/// each is served by one, as memcached has it.
+fn share(all: &[Datagrams], worker: usize, settings: &Settings) -> io::Result<Vec<Datagrams>> {
+    let threads = settings.server.threads.max(1);
+    let single = settings.listen.endpoints.len() < 2;
+    all.iter()
+        .enumerate()
+        .filter(|(place, _)| single || place % threads == worker)
+        .map(|(_, datagrams)| datagrams.share())
+        .collect()
+}
+
 fn start_worker(
     number: usize,
     shared: &Arc<Shared>,
     control: &Arc<Control>,
+    datagrams: Vec<Datagrams>,
 ) -> io::Result<(Arc<Inbox>, JoinHandle<()>)> {
     let poll = Poll::new()?;
     let inbox = Arc::new(Inbox::new(Waker::new(poll.registry(), worker::WAKE)?));
@@ -213,6 +242,7 @@ fn start_worker(
             replies: server.reply_limit.min(connection::SEND_AT),
         },
         idle_timeout: server.idle_timeout,
+        datagrams,
     };
     let control = control.clone();
     let thread = Builder::new()

@@ -12,15 +12,19 @@ use slab::Slab;
 use super::connection::{Connection, Outcome, SEND_AT};
 use super::control::Control;
 use super::conversation::{Conversation, Limits, Turn};
+use super::datagram::{self, Door};
 use super::listener::{Arrival, Inbox};
 use crate::command::{Context, Replies, Session, Shared};
-use crate::net::{Input, Stream};
+use crate::net::{Datagrams, Input, Stream};
 use crate::observe::ThreadCounters;
 use crate::observe::board::Activity;
 use crate::observe::events::{self, Peer, Reason};
 
 /// The token of the inbox; connections have their place in the slab.
 pub const WAKE: Token = Token(usize::MAX);
+
+/// The token of the first UDP socket; more follow.
+const DOORS: usize = usize::MAX / 2;
 
 /// Events taken from the kernel at a time.
 const EVENTS: usize = 256;
@@ -41,11 +45,14 @@ pub struct Worker {
     pub limits: Limits,
     /// Seconds; 0 is never.
     pub idle_timeout: u32,
+    /// Its share of the UDP sockets.
+    pub datagrams: Vec<Datagrams>,
 }
 
 /// The part that changes while it runs.
 struct Desk {
     connections: Slab<Connection>,
+    doors: Vec<Door>,
     /// Those that have more to do, in the order of their turns.
     ready: VecDeque<usize>,
     input: Input,
@@ -61,6 +68,7 @@ impl Worker {
         let mut events = Events::with_capacity(EVENTS);
         let mut desk = Desk {
             connections: Slab::new(),
+            doors: self.open_doors()?,
             ready: VecDeque::new(),
             input: Input::new(),
             replies: Replies::with_capacity(OUTPUT),
@@ -84,6 +92,11 @@ impl Worker {
             // after them.
             for _ in 0..desk.ready.len() {
                 if let Some(key) = desk.ready.pop_front() {
+                    if let Some(door) = door(&mut desk, key) {
+                        door.queued = false;
+                        self.turn_of_door(&mut desk, key, now);
+                        continue;
+                    }
                     if let Some(connection) = desk.connections.get_mut(key) {
                         connection.queued = false;
                     }
@@ -97,6 +110,12 @@ impl Worker {
                     continue;
                 }
                 let key = event.token().0;
+                if let Some(door) = door(&mut desk, key) {
+                    if !door.queued {
+                        self.turn_of_door(&mut desk, key, now);
+                    }
+                    continue;
+                }
                 let Some(connection) = desk.connections.get_mut(key) else {
                     continue;
                 };
@@ -121,6 +140,72 @@ impl Worker {
             if self.idle_timeout > 0 && now != swept {
                 swept = now;
                 self.sweep(&mut desk, now);
+            }
+        }
+    }
+
+    /// Takes its share of the UDP sockets into the poll.
+    fn open_doors(&mut self) -> io::Result<Vec<Door>> {
+        let mut doors = Vec::new();
+        for (place, datagrams) in std::mem::take(&mut self.datagrams).into_iter().enumerate() {
+            let (name, number) = (datagrams.name(), datagrams.number());
+            let now = self.shared.clock.now();
+            let row = self
+                .shared
+                .board
+                .enter(number, &name, None, Activity::Read, now);
+            let mut door = Door::new(datagrams, row);
+            self.poll.registry().register(
+                door.source(),
+                Token(DOORS + place),
+                Interest::READABLE,
+            )?;
+            doors.push(door);
+        }
+        Ok(doors)
+    }
+
+    fn turn_of_door(&mut self, desk: &mut Desk, key: usize, now: u32) {
+        let Desk {
+            doors,
+            ready,
+            input,
+            replies,
+            ..
+        } = desk;
+        let Some(door) = key
+            .checked_sub(DOORS)
+            .and_then(|place| doors.get_mut(place))
+        else {
+            return;
+        };
+        let mut turn = Turn {
+            context: Context {
+                shared: &self.shared,
+                counters: &self.counters,
+                now,
+                connection: door.number(),
+            },
+            input,
+            replies,
+            control: &self.control,
+            limits: Limits {
+                replies: datagram::REPLY_MAX,
+                ..self.limits
+            },
+        };
+        if door.advance(&mut turn) == Outcome::Again {
+            door.queued = true;
+            ready.push_back(key);
+        }
+        if door.wants_writable() {
+            let registered = self.poll.registry().reregister(
+                door.source(),
+                Token(key),
+                Interest::READABLE | Interest::WRITABLE,
+            );
+            if let Err(error) = registered {
+                log::warn!("cannot watch a UDP socket: {error}");
             }
         }
     }
@@ -245,6 +330,10 @@ impl Worker {
             self.close(desk, key, Reason::IdleTimeout);
         }
     }
+}
+
+fn door(desk: &mut Desk, key: usize) -> Option<&mut Door> {
+    desk.doors.get_mut(key.checked_sub(DOORS)?)
 }
 
 fn peer(stream: &Stream) -> Peer {

@@ -21,6 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A server in this process; it ends with the value.
 pub struct TestServer {
     addresses: Vec<SocketAddr>,
+    datagrams: Vec<SocketAddr>,
     control: Arc<Control>,
     thread: Option<JoinHandle<Result<Stop, Failure>>>,
 }
@@ -50,6 +51,7 @@ impl TestServer {
         let server = Server::bind(settings).expect("the server starts");
         TestServer {
             addresses: server.addresses(),
+            datagrams: server.datagram_addresses().to_vec(),
             control: server.control(),
             thread: Some(std::thread::spawn(|| server.serve())),
         }
@@ -62,6 +64,11 @@ impl TestServer {
     /// Those of all listeners, in their order.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// Where it answers datagrams.
+    pub fn datagram_address(&self) -> SocketAddr {
+        *self.datagrams.first().expect("a UDP address")
     }
 
     pub fn connect(&self) -> Client<TcpStream> {
@@ -107,12 +114,17 @@ pub struct Program {
 impl Program {
     /// Starts it and waits until it has written down its ports.
     pub fn start(arguments: &[&str]) -> Program {
+        Program::start_with(arguments, |_| {})
+    }
+
+    /// The same, with something of the command changed.
+    pub fn start_with(arguments: &[&str], change: impl FnOnce(&mut Command)) -> Program {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("ports");
-        let mut child = program(arguments)
-            .env("MEMCACHED_PORT_FILENAME", &file)
-            .spawn()
-            .expect("the program starts");
+        let mut command = program(arguments);
+        command.env("MEMCACHED_PORT_FILENAME", &file);
+        change(&mut command);
+        let mut child = command.spawn().expect("the program starts");
         let since = Instant::now();
         let ports = loop {
             if let Ok(ports) = fs::read_to_string(&file) {
@@ -273,5 +285,98 @@ fn show(bytes: &[u8]) -> String {
     match text.char_indices().nth(200) {
         Some((end, _)) => format!("{}… ({} bytes)", &text[..end], bytes.len()),
         None => text.into_owned(),
+    }
+}
+
+/// The binary protocol, as a client writes and reads it.
+pub mod binary {
+    use std::io::{Read, Write};
+
+    use super::Client;
+
+    /// What a client sends.
+    #[derive(Debug, Clone, Copy, Default)]
+    pub struct Packet<'a> {
+        pub opcode: u8,
+        pub extras: &'a [u8],
+        pub key: &'a [u8],
+        pub value: &'a [u8],
+        pub opaque: u32,
+        pub cas: u64,
+    }
+
+    impl Packet<'_> {
+        pub fn bytes(&self) -> Vec<u8> {
+            let body = self.extras.len() + self.key.len() + self.value.len();
+            let mut bytes = vec![0x80, self.opcode];
+            bytes.extend_from_slice(&(self.key.len() as u16).to_be_bytes());
+            bytes.extend_from_slice(&[self.extras.len() as u8, 0, 0, 0]);
+            bytes.extend_from_slice(&(body as u32).to_be_bytes());
+            bytes.extend_from_slice(&self.opaque.to_be_bytes());
+            bytes.extend_from_slice(&self.cas.to_be_bytes());
+            for part in [self.extras, self.key, self.value] {
+                bytes.extend_from_slice(part);
+            }
+            bytes
+        }
+    }
+
+    /// What the server answers.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Answer {
+        pub opcode: u8,
+        pub status: u16,
+        pub extras: Vec<u8>,
+        pub key: Vec<u8>,
+        pub value: Vec<u8>,
+        pub opaque: u32,
+        pub cas: u64,
+    }
+
+    impl Answer {
+        /// Takes the first one off `bytes`.
+        pub fn take(bytes: &mut &[u8]) -> Answer {
+            let (header, rest) = bytes.split_at(24);
+            assert_eq!((header[0], header[5]), (0x81, 0), "{header:?}");
+            let key = usize::from(u16::from_be_bytes([header[2], header[3]]));
+            let extras = usize::from(header[4]);
+            let body = u32::from_be_bytes(header[8..12].try_into().unwrap()) as usize;
+            let (body, rest) = rest.split_at(body);
+            *bytes = rest;
+            Answer {
+                opcode: header[1],
+                status: u16::from_be_bytes([header[6], header[7]]),
+                extras: body[..extras].to_vec(),
+                key: body[extras..extras + key].to_vec(),
+                value: body[extras + key..].to_vec(),
+                opaque: u32::from_be_bytes(header[12..16].try_into().unwrap()),
+                cas: u64::from_be_bytes(header[16..24].try_into().unwrap()),
+            }
+        }
+    }
+
+    impl<S: Read + Write> Client<S> {
+        /// The next answer.
+        #[track_caller]
+        pub fn answer(&mut self) -> Answer {
+            let mut bytes = vec![0; 24];
+            self.stream.read_exact(&mut bytes).expect("a header");
+            let body = u32::from_be_bytes(bytes[8..12].try_into().unwrap()) as usize;
+            bytes.resize(24 + body, 0);
+            self.stream.read_exact(&mut bytes[24..]).expect("a body");
+            Answer::take(&mut &bytes[..])
+        }
+
+        /// Sends one and reads the answer, which has to be its own.
+        #[track_caller]
+        pub fn call(&mut self, packet: Packet<'_>) -> Answer {
+            self.send(packet.bytes());
+            let answer = self.answer();
+            assert_eq!(
+                (answer.opcode, answer.opaque),
+                (packet.opcode, packet.opaque)
+            );
+            answer
+        }
     }
 }
