@@ -10,12 +10,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use crate::protocol::request::{Op, Refusal, Request, Style};
+use crate::protocol::words::words;
 use crate::protocol::{binary, number};
 use crate::settings;
 
 use super::context::{Context, Session};
 use super::replies::Replies;
-use super::{Next, meta, reply};
+use super::{Next, reply};
 
 /// Entries beyond these are not read.
 const USERS_MAX: usize = 64;
@@ -201,7 +202,7 @@ pub fn admit(
     }
     let line = &input[..end];
     let line = line.strip_suffix(b"\r").unwrap_or(line);
-    let length = meta::tokens(line)
+    let length = words(line)
         .nth(4)
         .filter(|_| line.starts_with(b"set"))
         .and_then(number::unsigned)

@@ -5,13 +5,14 @@ use crate::observe::counters::CLASSES;
 use crate::observe::events;
 use crate::protocol::number;
 use crate::protocol::request::{Op, Request, Shutdown, Style};
+use crate::protocol::words;
 use crate::settings::MEMCACHED_VERSION;
 use crate::store::control::{Crawled, Reassigned};
 
 use super::context::{Context, Session};
 use super::dump::{Dump, Format};
 use super::replies::Replies;
-use super::{Next, auth, is_start_of, meta, reply, stats};
+use super::{Next, auth, is_start_of, reply, stats};
 
 const BAD_FORMAT: &[u8] = b"CLIENT_ERROR bad command line format";
 const OK: &[u8] = b"OK";
@@ -181,7 +182,7 @@ fn watch(
         (b"deletions", events::DELETIONS),
     ];
     let mut streams = None;
-    for word in meta::tokens(words) {
+    for word in words::words(words) {
         let (_, stream) = STREAMS
             .iter()
             .find(|(name, _)| is_start_of(word, name))
@@ -203,7 +204,7 @@ fn lru_crawler(
     words: &[u8],
     replies: &mut Replies,
 ) -> Result<Next, Line> {
-    let words: Vec<&[u8]> = meta::tokens(words).take(3).collect();
+    let words: Vec<&[u8]> = words::words(words).take(3).collect();
     let store = cx.store();
     let enabled = store.tuning().crawler;
     Err(match words[..] {
@@ -328,7 +329,7 @@ fn cache_memlimit(cx: &Context<'_>, megabytes: u64) -> Line {
 }
 
 fn lru(cx: &Context<'_>, words: &[u8]) -> Option<Line> {
-    let words: Vec<&[u8]> = meta::tokens(words).take(6).collect();
+    let words: Vec<&[u8]> = words::words(words).take(6).collect();
     let maintained = cx.shared.settings.store.lru_maintainer;
     match words[..] {
         [what, hot, warm, hot_factor, warm_factor, ..] if is_start_of(what, b"tune") => {
@@ -363,7 +364,7 @@ fn lru(cx: &Context<'_>, words: &[u8]) -> Option<Line> {
 }
 
 fn slabs(cx: &Context<'_>, words: &[u8]) -> Line {
-    let words: Vec<&[u8]> = meta::tokens(words).take(4).collect();
+    let words: Vec<&[u8]> = words::words(words).take(4).collect();
     match words[..] {
         [what, from, to] if is_start_of(what, b"reassign") => reassign(cx, from, to),
         [what, ref how @ ..] if !how.is_empty() && is_start_of(what, b"automove") => {
@@ -449,7 +450,7 @@ mod debug {
     /// `debugtime p | r | SECONDS`
     pub fn time(cx: &Context<'_>, words: &[u8]) -> Line {
         let clock = &cx.shared.clock;
-        match meta::tokens(words).next() {
+        match words::words(words).next() {
             Some(b"p") => clock.pause(),
             Some(b"r") => clock.resume(),
             Some(word) => match number::strtol(word) {
@@ -464,7 +465,7 @@ mod debug {
     /// `debugitem ref | unref KEY`: there are no references to leak, so that only the look-up is
     /// left of it.
     pub fn item(cx: &Context<'_>, words: &[u8]) -> Line {
-        let words: Vec<&[u8]> = meta::tokens(words).take(2).collect();
+        let words: Vec<&[u8]> = words::words(words).take(2).collect();
         let [what, key] = words[..] else {
             return ERROR;
         };

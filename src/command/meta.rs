@@ -2,6 +2,7 @@
 //! Meta replies: a two-letter code and the flags the client asked to see, in its own order.
 
 use crate::protocol::base64;
+use crate::protocol::words::words;
 use crate::store::Hit;
 
 use super::replies::{Replies, Room};
@@ -9,13 +10,6 @@ use super::replies::{Replies, Room};
 /// The longest a reply line can be: each of at most 20 flags brings a letter and 20 digits at most,
 /// `O` 32 bytes, `k` a key in base64.
 const LINE: usize = 1024;
-
-/// The tokens of a request's flags.
-pub fn tokens(flags: &[u8]) -> impl Iterator<Item = &[u8]> {
-    flags
-        .split(|&byte| byte == b' ')
-        .filter(|token| !token.is_empty())
-}
 
 fn put_key(room: &mut Room<'_>, key: &[u8], encoded: bool) {
     room.put(b" k");
@@ -52,7 +46,7 @@ fn put_ttl(room: &mut Room<'_>, expires: u32, now: u32) {
 pub fn echo(code: &[u8; 2], flags: &[u8], key: &[u8], encoded: bool, replies: &mut Replies) {
     let mut room = replies.room(LINE);
     room.put(code);
-    for token in tokens(flags) {
+    for token in words(flags) {
         match token[0] {
             b'O' => put_opaque(&mut room, token),
             b'k' => put_key(&mut room, key, encoded),
@@ -74,7 +68,7 @@ pub fn stored(
 ) {
     let mut room = replies.room(LINE);
     room.put(code);
-    for token in tokens(flags) {
+    for token in words(flags) {
         match token[0] {
             b'O' => put_opaque(&mut room, token),
             b'k' => put_key(&mut room, key, encoded),
@@ -108,7 +102,7 @@ pub fn counted(
         }
         None => room.put(b"HD"),
     }
-    for token in tokens(flags) {
+    for token in words(flags) {
         match token[0] {
             b'O' => put_opaque(&mut room, token),
             b'k' => put_key(&mut room, key, encoded),
@@ -144,7 +138,7 @@ pub fn fetched(
     }
     // `t` shows what holds at its place among the flags.
     let mut expires = hit.expires();
-    for token in tokens(flags) {
+    for token in words(flags) {
         match token[0] {
             b'T' => expires = hit.expires_now(),
             b'N' if hit.created() => expires = hit.expires_now(),

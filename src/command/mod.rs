@@ -31,6 +31,7 @@ mod touch;
 use crate::admin::Subscription;
 use crate::protocol::base64;
 use crate::protocol::request::{Key, Op, Refusal, Request};
+use crate::protocol::words::words;
 
 pub use context::{Context, Session, Shared};
 pub use dump::Dump;
@@ -209,7 +210,7 @@ fn is_start_of(word: &[u8], whole: &[u8]) -> bool {
 
 /// Whether a request's meta flags have one that begins with this letter.
 fn asks_for(flags: &[u8], letter: u8) -> bool {
-    meta::tokens(flags).any(|token| token[0] == letter)
+    words(flags).any(|token| token[0] == letter)
 }
 
 #[cfg(test)]

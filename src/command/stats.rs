@@ -7,11 +7,12 @@ use crate::admin::{stats, stats_store};
 use crate::observe::counters::CLASSES;
 use crate::protocol::number;
 use crate::protocol::request::Style;
+use crate::protocol::words;
 use crate::store::Queue;
 
 use super::context::Context;
 use super::replies::Replies;
-use super::{is_start_of, meta, reply};
+use super::{is_start_of, reply};
 
 /// `stats cachedump` shows no more than this.
 const CACHEDUMP_MAX: usize = 2 << 20;
@@ -27,7 +28,7 @@ pub fn stats(cx: &Context<'_>, words: &[u8], style: &Style<'_>, replies: &mut Re
 }
 
 fn text(cx: &Context<'_>, words: &[u8], style: &Style<'_>, replies: &mut Replies) {
-    let mut tokens = meta::tokens(words);
+    let mut tokens = words::words(words);
     let Some(what) = tokens.next() else {
         emit_text(replies, |emit| {
             stats::general(&cx.shared.view(), emit);

@@ -3,6 +3,7 @@
 
 use crate::observe::events::{DETAIL, FETCHERS};
 use crate::protocol::request::{self, Style};
+use crate::protocol::words::words;
 use crate::store::{self, Hit, Miss};
 
 use super::context::Context;
@@ -66,7 +67,7 @@ fn how(cx: &Context<'_>, op: &request::Fetch<'_>, flags: &[u8]) -> store::Fetch 
         touch: op.touch.map(|ttl| cx.expiry(ttl)),
         vivify: op.vivify.map(|ttl| cx.expiry(ttl)),
         recache: op.recache.map(|ttl| cx.expiry(ttl)),
-        recache_first: recache_first(flags),
+        recache_first: op.recache.is_some() && op.touch.is_some() && recache_first(flags),
         new_cas: op.new_cas,
         quiet: !op.bump,
         leases: true,
@@ -76,7 +77,7 @@ fn how(cx: &Context<'_>, op: &request::Fetch<'_>, flags: &[u8]) -> store::Fetch 
 
 /// Flags are heeded in their order: whether `R` stands before `T`.
 fn recache_first(flags: &[u8]) -> bool {
-    meta::tokens(flags)
+    words(flags)
         .find(|token| matches!(token[0], b'R' | b'T'))
         .is_some_and(|token| token[0] == b'R')
 }

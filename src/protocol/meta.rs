@@ -7,6 +7,7 @@ use super::request::{
     Arith, Create, Delete, Fetch, Key, Mode, Op, Parsed, Refusal, Request, Store, Style,
 };
 use super::text::{BAD_FORMAT, KEY_MAX};
+use super::words::{word, words};
 
 /// Words of a request, command and key included.
 const WORDS_MAX: usize = 20;
@@ -29,7 +30,7 @@ pub const STORE_MODE: &str = "CLIENT_ERROR invalid mode for ms M token";
 pub const ARITH_MODE: &str = "CLIENT_ERROR invalid mode for ma M token";
 
 /// Takes a line apart whose first word is a meta command; `rest` is what stands behind that word.
-pub(super) fn parse<'a>(command: u8, rest: &'a [u8], taken: usize) -> Parsed<'a> {
+pub(super) fn parse<'a>(command: u8, mut rest: &'a [u8], taken: usize) -> Parsed<'a> {
     let refuse = |line| Parsed::Refused {
         reply: Refusal::Line(line),
         taken,
@@ -49,7 +50,7 @@ pub(super) fn parse<'a>(command: u8, rest: &'a [u8], taken: usize) -> Parsed<'a>
             },
         );
     }
-    let Some((key, mut rest)) = word(rest) else {
+    let Some(key) = word(&mut rest) else {
         return refuse(BAD_FORMAT);
     };
     if command == b'e' {
@@ -72,14 +73,10 @@ pub(super) fn parse<'a>(command: u8, rest: &'a [u8], taken: usize) -> Parsed<'a>
     }
     let mut length = 0;
     if command == b's' {
-        let Some((digits, flags)) = word(rest) else {
-            return refuse(BAD_FORMAT);
-        };
-        match number::signed32(digits) {
+        match word(&mut rest).and_then(number::signed32) {
             Some(bytes) if (0..=i32::MAX - 2).contains(&bytes) => length = bytes as usize,
             _ => return refuse(BAD_FORMAT),
         }
-        rest = flags;
     }
     let before = if command == b's' { 3 } else { 2 };
     let flags = match Flags::read(key, rest, before) {
@@ -194,22 +191,6 @@ pub(super) fn parse<'a>(command: u8, rest: &'a [u8], taken: usize) -> Parsed<'a>
     }
 }
 
-/// The next word and what follows it.
-fn word(rest: &[u8]) -> Option<(&[u8], &[u8])> {
-    let start = rest.iter().position(|&byte| byte != b' ')?;
-    let rest = &rest[start..];
-    let end = rest
-        .iter()
-        .position(|&byte| byte == b' ')
-        .unwrap_or(rest.len());
-    Some(rest.split_at(end))
-}
-
-fn words(rest: &[u8]) -> impl Iterator<Item = &[u8]> {
-    rest.split(|&byte| byte == b' ')
-        .filter(|word| !word.is_empty())
-}
-
 fn decodes(key: &[u8]) -> bool {
     base64::decode(key, &mut [0; base64::DECODED_MAX]).is_some()
 }
@@ -258,26 +239,28 @@ impl Flags {
         if key.len() > KEY_MAX {
             return Err(BAD_FORMAT);
         }
-        let first = |token: &[u8]| matches!(token[0], b'0'..=b'9' | b'A'..=b'z');
         let mut count = before;
-        for token in words(rest) {
-            count += 1;
-            if !first(token) {
-                return Err(BAD_FORMAT);
-            }
-        }
-        if count > WORDS_MAX {
-            return Err(TOO_MANY_FLAGS);
-        }
-        let mut seen = 0u128;
+        let mut seen = 0u64;
         let mut wrong = None;
+        // An error behind which only the form of the others counts.
+        let mut last = None;
         let mut opaque = 0;
         for token in words(rest) {
             let (letter, argument) = (token[0], &token[1..]);
-            if seen & 1 << letter != 0 {
-                return Err(DUPLICATE_FLAG);
+            if !matches!(letter, b'0'..=b'9' | b'A'..=b'z') {
+                return Err(BAD_FORMAT);
             }
-            seen |= 1 << letter;
+            count += 1;
+            if last.is_some() {
+                continue;
+            }
+            // No two letters share a bit; a digit is no flag anyway.
+            let bit = 1u64 << (letter & 63);
+            if seen & bit != 0 && !letter.is_ascii_digit() {
+                last = Some(DUPLICATE_FLAG);
+                continue;
+            }
+            seen |= bit;
             match letter {
                 b'b' => {
                     flags.base64 = true;
@@ -316,10 +299,13 @@ impl Flags {
                 b'I' => flags.stale = true,
                 b'x' => flags.drop_value = true,
                 b'c' | b'f' | b'h' | b'k' | b'l' | b's' | b't' | b'P' | b'L' => {}
-                _ => return Err(INVALID_FLAG),
+                _ => last = Some(INVALID_FLAG),
             }
         }
-        match wrong {
+        if count > WORDS_MAX {
+            return Err(TOO_MANY_FLAGS);
+        }
+        match last.or(wrong) {
             Some(line) => Err(line),
             None if opaque > OPAQUE_MAX => Err(LONG_OPAQUE),
             None => Ok(flags),
@@ -352,6 +338,9 @@ mod tests {
             ("mg", BAD_FORMAT, 0),
             ("mg a !", BAD_FORMAT, 0),
             ("mg a v v", DUPLICATE_FLAG, 0),
+            ("mg a q 1", INVALID_FLAG, 0),
+            ("mg a v v !", BAD_FORMAT, 0),
+            ("mg a Tx v v", DUPLICATE_FLAG, 0),
             ("mg a z", INVALID_FLAG, 0),
             ("mg a Tx", BAD_TOKEN, 0),
             ("mg a T", BAD_TOKEN, 0),

@@ -22,6 +22,9 @@ pub mod request;
 /// Classic commands.
 pub mod text;
 
+/// What a line is made of.
+pub mod words;
+
 use request::Parsed;
 
 /// What a connection speaks; its first byte says so.

@@ -2,20 +2,41 @@
 //! Decimals as clients write them.
 
 /// Digits only, up to 2^64 - 1.
+#[inline]
 pub fn unsigned(text: &[u8]) -> Option<u64> {
-    if text.is_empty() || text.len() > 20 {
+    short(text).or_else(|| long(text))
+}
+
+/// As [`unsigned`], of 1 to 19 digits: so few cannot overflow.
+#[inline]
+pub fn short(text: &[u8]) -> Option<u64> {
+    if !matches!(text.len(), 1..=19) {
         return None;
     }
-    text.iter().try_fold(0u64, |value, byte| {
+    let mut value = 0;
+    for byte in text {
         let digit = byte.wrapping_sub(b'0');
         if digit > 9 {
             return None;
         }
-        value.checked_mul(10)?.checked_add(u64::from(digit))
-    })
+        value = value * 10 + u64::from(digit);
+    }
+    Some(value)
+}
+
+/// As [`unsigned`], of 20 digits.
+#[cold]
+fn long(text: &[u8]) -> Option<u64> {
+    let (front, [last]) = text.split_last_chunk()?;
+    if front.len() != 19 || !last.is_ascii_digit() {
+        return None;
+    }
+    let value = short(front)?.checked_mul(10)?;
+    value.checked_add(u64::from(last - b'0'))
 }
 
 /// Digits with an optional minus, in the range of an `i32`. A lone minus is 0, as in memcached.
+#[inline]
 pub fn signed32(text: &[u8]) -> Option<i32> {
     let (negative, digits) = match text {
         [b'-', digits @ ..] => (true, digits),
@@ -87,6 +108,11 @@ mod tests {
             ("0", Some(0)),
             ("18446744073709551615", Some(u64::MAX)),
             ("18446744073709551616", None),
+            ("99999999999999999999", None),
+            ("9999999999999999999", Some(9_999_999_999_999_999_999)),
+            ("00000000000000000001", Some(1)),
+            ("1844674407370955161x", None),
+            ("x8446744073709551615", None),
             ("", None),
             ("+1", None),
             ("1a", None),

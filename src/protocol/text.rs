@@ -5,13 +5,11 @@
 //! `\n`, and one `\r` before it does not count.
 
 use memchr::{memchr, memchr2};
-use nom::Parser;
-use nom::bytes::complete::{take_till1, take_while};
-use nom::sequence::preceded;
 
 use super::request::{
     Arith, Delete, Key, Mode, Op, Parsed, Refusal, Request, Shutdown, Store, Style,
 };
+use super::words::{self, word};
 use super::{meta, number};
 
 /// The longest key.
@@ -28,17 +26,6 @@ pub const BAD_FORMAT: &str = "CLIENT_ERROR bad command line format";
 pub const BAD_DELTA: &str = "CLIENT_ERROR invalid numeric delta argument";
 pub const BAD_EXPTIME: &str = "CLIENT_ERROR invalid exptime argument";
 pub const ERROR: &str = "ERROR";
-
-/// The next word of a line.
-fn word<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let mut token = preceded(
-        take_while(|byte| byte == b' '),
-        take_till1::<_, &[u8], nom::error::Error<&[u8]>>(|byte| byte == b' '),
-    );
-    let (left, word) = token.parse(rest).ok()?;
-    *rest = left;
-    Some(word)
-}
 
 /// What the start of `input` asks for.
 pub fn parse(input: &[u8]) -> Parsed<'_> {
@@ -264,21 +251,11 @@ impl<'a> Line<'a> {
         }
     }
 
-    fn last_word(&self) -> &'a [u8] {
-        let end = self
-            .line
-            .iter()
-            .rposition(|&byte| byte != b' ')
-            .map_or(0, |last| last + 1);
-        let start = self.line[..end]
-            .iter()
-            .rposition(|&byte| byte == b' ')
-            .map_or(0, |blank| blank + 1);
-        &self.line[start..end]
-    }
-
     fn noreply(&self) -> bool {
-        self.last_word() == b"noreply"
+        match self.line.strip_suffix(b"noreply") {
+            Some(before) => matches!(before, [] | [.., b' ']),
+            None => self.line.ends_with(b" ") && words::last(self.line) == b"noreply",
+        }
     }
 
     /// A request whose reply `noreply` can suppress.
@@ -326,7 +303,7 @@ impl<'a> Line<'a> {
     fn unknown(self) -> Parsed<'a> {
         let mut rest = self.line;
         let several = word(&mut rest).is_some() && word(&mut rest).is_some();
-        if several && self.last_word().starts_with(b"HTTP/") {
+        if several && words::last(self.line).starts_with(b"HTTP/") {
             return Parsed::Close;
         }
         self.refuse(ERROR)
@@ -339,7 +316,8 @@ impl<'a> Line<'a> {
         let flags = word(&mut rest);
         let exptime_on = rest;
         let exptime = word(&mut rest);
-        let (Some(key), Some(_), Some(_), Some(length)) = (key, flags, exptime, word(&mut rest))
+        let (Some(key), Some(flags), Some(exptime), Some(length)) =
+            (key, flags, exptime, word(&mut rest))
         else {
             return refuse(BAD_FORMAT, self.taken);
         };
@@ -349,8 +327,13 @@ impl<'a> Line<'a> {
             _ => return refuse(BAD_FORMAT, self.taken),
         };
         let skip = length as u64 + 2;
-        let flags = number::strtoul(flags_on).map(|flags| flags as u32);
-        let exptime = number::strtol(exptime_on).map(|time| i64::from(time as i32));
+        let flags = number::short(flags).or_else(|| number::strtoul(flags_on));
+        let flags = flags.map(|flags| flags as u32);
+        let exptime = match number::short(exptime) {
+            Some(exptime) => Some(exptime as i64),
+            None => number::strtol(exptime_on),
+        };
+        let exptime = exptime.map(|time| i64::from(time as i32));
         let (Some(flags), Some(exptime), true) = (flags, exptime, key.len() <= KEY_MAX) else {
             return self.refuse_after(BAD_FORMAT, skip);
         };
