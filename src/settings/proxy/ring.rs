@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! The proxy: servers, and how keys are spread over them.
+//! How keys are spread over the servers of a pool.
 
 /// How keys are spread over the servers of a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
