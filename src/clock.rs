@@ -23,7 +23,9 @@ pub struct Clock {
     now: AtomicU32,
     /// Unix time at which the clock would have read 0.
     epoch: AtomicI64,
+    /// When it was made, and what it read then.
     started: Instant,
+    first: u32,
     /// Seconds by which `debugtime` has moved the clock.
     shift: AtomicI64,
     paused: AtomicBool,
@@ -31,13 +33,22 @@ pub struct Clock {
 
 impl Clock {
     pub fn new() -> Clock {
-        let unix = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |elapsed| elapsed.as_secs() as i64);
+        Clock::reading(START)
+    }
+
+    /// Goes on with a clock that read 0 at `epoch`, a Unix time, and was last seen at `stopped`. Should
+    /// the system's time lie behind that, it goes on from there.
+    pub fn resumed(epoch: i64, stopped: u32) -> Clock {
+        let now = (unix_time() - epoch).clamp(i64::from(stopped), i64::from(u32::MAX));
+        Clock::reading(now as u32)
+    }
+
+    fn reading(now: u32) -> Clock {
         Clock {
-            now: AtomicU32::new(START),
-            epoch: AtomicI64::new(unix - i64::from(START)),
+            now: AtomicU32::new(now),
+            epoch: AtomicI64::new(unix_time() - i64::from(now)),
             started: Instant::now(),
+            first: now,
             shift: AtomicI64::new(0),
             paused: AtomicBool::new(false),
         }
@@ -70,7 +81,7 @@ impl Clock {
             return;
         }
         let elapsed = self.started.elapsed().as_secs() as i64;
-        let now = i64::from(START) + elapsed + self.shift.load(Relaxed);
+        let now = i64::from(self.first) + elapsed + self.shift.load(Relaxed);
         self.now
             .store(now.clamp(1, i64::from(u32::MAX)) as u32, Relaxed);
     }
@@ -114,6 +125,12 @@ impl Clock {
     }
 }
 
+fn unix_time() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs() as i64)
+}
+
 impl Default for Clock {
     fn default() -> Clock {
         Clock::new()
@@ -135,6 +152,17 @@ mod tests {
         assert_eq!(clock.expiry(RELATIVE_MAX + 1), 1, "a date in 1970");
         assert_eq!(clock.expiry(clock.unix_now() + 100), now + 100);
         assert_eq!(clock.expiry(i64::MAX), u32::MAX);
+    }
+
+    #[test]
+    fn a_clock_goes_on_where_it_stopped_and_counts_the_time_between() {
+        let epoch = unix_time() - 1000;
+        assert!((1000..1010).contains(&Clock::resumed(epoch, 990).now()));
+        let clock = Clock::resumed(epoch, 5000);
+        assert_eq!(clock.now(), 5000, "time does not run backwards");
+        clock.tick();
+        assert!((5000..5010).contains(&clock.now()));
+        assert!((clock.unix_now() - unix_time()).abs() < 10);
     }
 
     #[test]

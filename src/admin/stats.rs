@@ -362,6 +362,11 @@ pub fn connections(view: &View<'_>, emit: &mut Emit<'_>) {
 pub fn larder(view: &View<'_>, emit: &mut Emit<'_>) {
     let state = view.store.state();
     stat!(emit, "larder_version", LARDER_VERSION);
+    if let Some(began) = view.store.began() {
+        stat!(emit, "restart", began.how);
+        stat!(emit, "restart_items", began.items);
+        stat!(emit, "restart_milliseconds", began.milliseconds);
+    }
     stat!(emit, "page_bytes", state.page_bytes);
     stat!(emit, "index_bytes", state.hash_bytes);
     stat!(emit, "connections", view.admission.open());

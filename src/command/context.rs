@@ -40,14 +40,19 @@ impl Shared {
     pub fn new(settings: Settings, keyring: Option<Keyring>) -> Result<Shared, String> {
         let credentials = Credentials::load(&settings.security)?;
         let registry = Arc::new(Registry::new(settings.watch.worker_buffer));
+        let (store, age) = Store::open(&settings.store, &registry.register())?;
+        let clock = match age {
+            Some(age) => Clock::resumed(age.epoch, age.stopped),
+            None => Clock::new(),
+        };
         let watchers = Watchers::new(registry.taps().clone(), settings.watch.watcher_buffer);
         let shared = Shared {
             credentials,
             keyring,
             certificates_read: AtomicU32::new(0),
             watchers: Arc::new(watchers),
-            clock: Arc::new(Clock::new()),
-            store: Arc::new(Store::new(&settings.store)?),
+            clock: Arc::new(clock),
+            store: Arc::new(store),
             registry,
             board: Arc::default(),
             admission: Arc::default(),
@@ -60,6 +65,19 @@ impl Shared {
             .taps()
             .want_detail(shared.settings.store.detail);
         Ok(shared)
+    }
+
+    /// Leaves the items to the next server, if there is a memory file; for when nobody uses the store any
+    /// more.
+    ///
+    /// # Errors
+    /// A line for the user: the next server will start with an empty cache.
+    pub fn leave(&self) -> Result<(), String> {
+        let age = store::restart::Age {
+            epoch: self.clock.to_unix(0),
+            stopped: self.clock.now(),
+        };
+        self.store.leave(age, &self.registry.totals().classes)
     }
 
     /// What `stats` looks at.

@@ -3,7 +3,7 @@
 //!
 //! Every factor is a word of the key xor a secret word, or xor what earlier words and secrets gave.
 //! To make a product 0, or to swap two factors, one has to know the secrets; they are drawn at
-//! start and never leave the process. The last product is not folded before it is mixed a second
+//! start and shown to nobody but the owner of a memory file. The last product is not folded before it is mixed a second
 //! time, so nothing is lost on the way and each bit of the key reaches both ends of the result.
 #![forbid(unsafe_code)]
 

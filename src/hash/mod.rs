@@ -44,6 +44,14 @@ impl Hasher {
         Hasher(Kind::Keyed(keyed::Secrets(seed)))
     }
 
+    /// What a keyed hash was made from; see [`from_seed`](Hasher::from_seed).
+    pub fn secrets(&self) -> Option<[u64; 4]> {
+        match &self.0 {
+            Kind::Keyed(secrets) => Some(secrets.0),
+            Kind::Named(_) => None,
+        }
+    }
+
     /// One of memcached's functions, with the seed memcached gives it.
     pub fn named(algorithm: HashAlgorithm) -> Hasher {
         Hasher(Kind::Named(algorithm))

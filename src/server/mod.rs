@@ -102,16 +102,17 @@ impl Server {
             message,
             code: USAGE,
         })?;
-        let shared =
-            Shared::new(settings, keyring).map_err(|message| Failure { message, code: 1 })?;
-        let shared = Arc::new(shared);
-        let settings = &shared.settings;
-
+        // Before the store: what a memory file holds must not be lost on a port in use.
         let sockets = listen::bind(&settings.listen, settings.process.port_file.as_deref())
             .map_err(|error| Failure {
                 message: error.to_string(),
                 code: REFUSED,
             })?;
+        let shared =
+            Shared::new(settings, keyring).map_err(|message| Failure { message, code: 1 })?;
+        let shared = Arc::new(shared);
+        let settings = &shared.settings;
+
         let mut inboxes = Vec::new();
         let mut workers = Vec::new();
         for number in 0..settings.server.threads.max(1) {
@@ -206,7 +207,13 @@ impl Server {
         }
         served?;
         woken?;
-        Ok(self.control.stopping().unwrap_or(Stop::Normal))
+        let stop = self.control.stopping().unwrap_or(Stop::Normal);
+        if stop == Stop::Graceful {
+            self.shared
+                .leave()
+                .map_err(|message| Failure { message, code: 1 })?;
+        }
+        Ok(stop)
     }
 }
 

@@ -38,6 +38,16 @@ pub struct Bin {
     main_ghosts: AtomicU32,
 }
 
+/// What a bin knows beside its pages.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kept {
+    pub hot_share: u32,
+    pub pressed: bool,
+    pub warm: u64,
+    /// The HOT ring, as handles.
+    pub hot: Vec<u32>,
+}
+
 /// What a bin's mutex guards.
 pub struct BinState {
     pub pages: BinPages,
@@ -85,6 +95,31 @@ impl Bin {
             Err(std::sync::TryLockError::Poisoned(broken)) => Some(broken.into_inner()),
             Err(std::sync::TryLockError::WouldBlock) => None,
         }
+    }
+
+    /// What is not in its pages, for when nobody uses it.
+    pub fn keep(&self) -> Kept {
+        let state = self.lock();
+        Kept {
+            hot_share: state.hot_share,
+            pressed: state.pressed,
+            warm: self.warm(),
+            hot: state.hot.iter().map(|handle| handle.raw()).collect(),
+        }
+    }
+
+    /// Goes on with what an earlier process has kept of it; its pages are there already.
+    pub fn resume(&mut self, kept: &Kept) {
+        self.warm.store(kept.warm as i64, Relaxed);
+        let mut state = self.lock();
+        state.hot_share = kept.hot_share.clamp(HOT_SHARE.0, HOT_SHARE.2);
+        state.pressed = kept.pressed;
+        state.hot = kept
+            .hot
+            .iter()
+            .copied()
+            .filter_map(Handle::from_raw)
+            .collect();
     }
 
     /// A key came back whose ghost was still there.
@@ -249,6 +284,20 @@ impl Pool {
         let mut state = self.lock();
         state.used -= 1;
         state.free.push(page);
+    }
+
+    /// The first page that was never used.
+    pub fn fresh(&self) -> u32 {
+        self.lock().fresh
+    }
+
+    /// Goes on with the pages of an earlier process: which of them no bin has, and the first that was
+    /// never used.
+    pub fn resume(&self, free: Vec<u32>, fresh: u32) {
+        let mut state = self.lock();
+        state.used = fresh as usize - 1 - free.len();
+        state.free = free;
+        state.fresh = fresh;
     }
 
     /// Pages in bins, and how many there may be.

@@ -170,11 +170,11 @@ impl Store {
         }
     }
 
-    /// `cache_memlimit`, bytes. False: the memory was taken at start and cannot change, or so much
+    /// `cache_memlimit`, bytes. False: the memory was taken at start or lies in a file, or so much
     /// address space is not to be had.
     pub fn set_max_bytes(&self, bytes: u64) -> bool {
         let inner = &self.inner;
-        let done = !inner.preallocated && inner.pool.set_limit((bytes / PAGE as u64) as usize);
+        let done = !inner.fixed && inner.pool.set_limit((bytes / PAGE as u64) as usize);
         if done {
             inner.max_bytes.store(bytes, Relaxed);
         }

@@ -28,6 +28,9 @@ pub mod control;
 mod edit;
 mod raw;
 mod read;
+mod record;
+/// Leaving memory behind and finding it again.
+pub mod restart;
 mod upkeep;
 mod write;
 
@@ -41,7 +44,8 @@ use crate::settings;
 
 use bins::{Bin, Pool};
 use classes::Classes;
-use raw::{Arena, Handle, Head, Item, PAGE, PageTable, PairGuard, Place, Table};
+use raw::{Arena, Handle, Head, Item, PAGE, PageTable, PairGuard, Place, Source, Table};
+use restart::Age;
 
 pub use raw::Spot;
 pub use read::{Hit, Pin};
@@ -213,8 +217,8 @@ struct Inner {
     hasher: Hasher,
     item_size_max: usize,
     max_bytes: AtomicU64,
-    /// All item memory was taken at start (`-L`).
-    preallocated: bool,
+    /// The limit cannot change: all item memory was taken at start (`-L`), or lies in a file.
+    fixed: bool,
     /// What `hash_power_level` shows at least.
     hash_power: u32,
     /// Items may be given up for new ones (no `-M`).
@@ -233,6 +237,8 @@ struct Inner {
     emptying: AtomicUsize,
     huge: AtomicBool,
     upkeep: upkeep::Upkeep,
+    /// The memory file, if there is one.
+    files: Option<restart::Files>,
 }
 
 /// Which items are dead whatever their expiry.
@@ -329,6 +335,81 @@ impl Flush {
 }
 
 impl Inner {
+    /// A store without items for these settings, or one that is about to take over those in its
+    /// memory.
+    fn build(settings: &settings::Store, source: &mut Source) -> Result<Inner, String> {
+        let hasher = match settings.hash_algorithm {
+            Some(algorithm) => Hasher::named(algorithm),
+            None => Hasher::keyed()
+                .map_err(|error| format!("no random numbers for the hash seed: {error}"))?,
+        };
+        let classes = Classes::new(settings);
+        let mut sizes: Vec<usize> = (0..classes.bin_count())
+            .map(|bin| classes.bin_size(bin as u8))
+            .collect();
+        sizes.push(CHUNK);
+        let limit = settings.max_bytes as usize;
+        // Every bin may take one page beyond the limit, and one value of the largest size must fit.
+        let slack = (sizes.len() + 16) * PAGE;
+        let least = limit + slack;
+        // In a file the limit stays as it is.
+        let most = match source {
+            Source::Anonymous => least.max(LIMIT_RESERVE),
+            Source::File(_) => least,
+        };
+        let arena = Arena::reserve(source, least, most, settings.cas, &sizes)
+            .map_err(|error| error.to_string())?;
+        let pages = PageTable::reserve(source, arena.pages()).map_err(|error| error.to_string())?;
+        let power = if settings.hash_power == 0 {
+            16
+        } else {
+            settings.hash_power
+        };
+        let level = power.saturating_sub(4).max(4);
+        let items = arena.region().bytes() / sizes[0].max(32);
+        let table = Table::reserve(source, level, items, settings.hash_expand)
+            .map_err(|error| error.to_string())?;
+        let bins = (0..arena.bins())
+            .map(|bin| Bin::new(bin as u8, &arena))
+            .collect();
+        let pool = Pool::new(&arena, limit / PAGE);
+        let mut bin_classes = Box::new([CHAINED; 256]);
+        for bin in 0..classes.bin_count() as u8 {
+            bin_classes[usize::from(bin)] = classes.class_of_bin(bin);
+        }
+        let inner = Inner {
+            pages,
+            table,
+            bins,
+            pool,
+            classes,
+            bin_classes,
+            hasher,
+            item_size_max: settings.item_size_max,
+            max_bytes: AtomicU64::new(settings.max_bytes),
+            fixed: settings.large_pages || matches!(source, Source::File(_)),
+            hash_power: power,
+            evicting: settings.evict,
+            segmented: AtomicBool::new(settings.lru_maintainer),
+            temporary_ttl: AtomicU32::new(settings.temporary_ttl.unwrap_or(0)),
+            // memcached's first item gets 2.
+            cas: AtomicU64::new(1),
+            flush: Flush::new(),
+            evicted_age: std::array::from_fn(|_| AtomicU32::new(0)),
+            pages_moved: AtomicU64::new(0),
+            rescues: AtomicU64::new(0),
+            emptying: AtomicUsize::new(0),
+            huge: AtomicBool::new(false),
+            upkeep: upkeep::Upkeep::new(settings),
+            files: None,
+            arena,
+        };
+        if settings.large_pages {
+            inner.preallocate(limit)?;
+        }
+        Ok(inner)
+    }
+
     /// The time that an access now is stamped with.
     #[inline]
     fn stamp(&self, now: u32) -> u32 {
@@ -491,75 +572,29 @@ impl Inner {
 }
 
 impl Store {
-    /// A store for these settings. Fails if the system refuses the address space.
+    /// A store for these settings, in memory of its own. Fails if the system refuses the address space.
     pub fn new(settings: &settings::Store) -> Result<Store, String> {
-        let hasher = match settings.hash_algorithm {
-            Some(algorithm) => Hasher::named(algorithm),
-            None => Hasher::keyed()
-                .map_err(|error| format!("no random numbers for the hash seed: {error}"))?,
-        };
-        let classes = Classes::new(settings);
-        let mut sizes: Vec<usize> = (0..classes.bin_count())
-            .map(|bin| classes.bin_size(bin as u8))
-            .collect();
-        sizes.push(CHUNK);
-        let limit = settings.max_bytes as usize;
-        // Every bin may take one page beyond the limit, and one value of the largest size must fit.
-        let slack = (sizes.len() + 16) * PAGE;
-        let least = limit + slack;
-        let most = least.max(LIMIT_RESERVE);
-        let arena =
-            Arena::reserve(least, most, settings.cas, &sizes).map_err(|error| error.to_string())?;
-        let pages = PageTable::reserve(arena.pages()).map_err(|error| error.to_string())?;
-        let power = if settings.hash_power == 0 {
-            16
-        } else {
-            settings.hash_power
-        };
-        let level = power.saturating_sub(4).max(4);
-        let items = arena.region().bytes() / sizes[0].max(32);
-        let table = Table::reserve(level, items, settings.hash_expand)
-            .map_err(|error| error.to_string())?;
-        let bins = (0..arena.bins())
-            .map(|bin| Bin::new(bin as u8, &arena))
-            .collect();
-        let pool = Pool::new(&arena, limit / PAGE);
-        let mut bin_classes = Box::new([CHAINED; 256]);
-        for bin in 0..classes.bin_count() as u8 {
-            bin_classes[usize::from(bin)] = classes.class_of_bin(bin);
-        }
-        let inner = Inner {
-            pages,
-            table,
-            bins,
-            pool,
-            classes,
-            bin_classes,
-            hasher,
-            item_size_max: settings.item_size_max,
-            max_bytes: AtomicU64::new(settings.max_bytes),
-            preallocated: settings.large_pages,
-            hash_power: power,
-            evicting: settings.evict,
-            segmented: AtomicBool::new(settings.lru_maintainer),
-            temporary_ttl: AtomicU32::new(settings.temporary_ttl.unwrap_or(0)),
-            // memcached's first item gets 2.
-            cas: AtomicU64::new(1),
-            flush: Flush::new(),
-            evicted_age: std::array::from_fn(|_| AtomicU32::new(0)),
-            pages_moved: AtomicU64::new(0),
-            rescues: AtomicU64::new(0),
-            emptying: AtomicUsize::new(0),
-            huge: AtomicBool::new(false),
-            upkeep: upkeep::Upkeep::new(settings),
-            arena,
-        };
-        if settings.large_pages {
-            inner.preallocate(limit)?;
-        }
+        let inner = Inner::build(settings, &mut Source::Anonymous)?;
         Ok(Store {
             inner: Arc::new(inner),
         })
+    }
+
+    /// As [`new`](Store::new), in the memory file if the settings name one: with the items that a server
+    /// before has left there, which are counted in `counters`, and the clock they are stamped by.
+    ///
+    /// # Errors
+    /// Also if the file cannot be used, or there is a record beside it that is none.
+    pub fn open(
+        settings: &settings::Store,
+        counters: &ThreadCounters,
+    ) -> Result<(Store, Option<Age>), String> {
+        let Some(path) = &settings.memory_file else {
+            return Ok((Store::new(settings)?, None));
+        };
+        let (inner, age) = Inner::in_file(settings, path, counters)?;
+        let inner = Arc::new(inner);
+        Ok((Store { inner }, age))
     }
 
     /// The hash of a key; every operation wants it, so that a batch can prefetch.

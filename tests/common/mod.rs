@@ -163,6 +163,15 @@ impl Program {
         Client::to(SocketAddr::from(([127, 0, 0, 1], self.port())))
     }
 
+    /// Sends it a signal, by its name without SIG.
+    pub fn signal(&self, name: &str) {
+        let id = self.id().to_string();
+        let sent = Command::new("kill")
+            .args([&format!("-{name}"), &id])
+            .status();
+        assert!(sent.expect("kill").success());
+    }
+
     /// Waits for its end; returns the exit code.
     pub fn wait(&mut self) -> Option<i32> {
         self.child.wait().unwrap().code()
@@ -254,7 +263,13 @@ impl<S: Read + Write> Client<S> {
     /// The value of one line of `stats`.
     #[track_caller]
     pub fn stat(&mut self, name: &str) -> String {
-        self.send("stats\r\n");
+        self.stat_of("", name)
+    }
+
+    /// The value of one line of `stats WHICH`.
+    #[track_caller]
+    pub fn stat_of(&mut self, which: &str, name: &str) -> String {
+        self.send(format!("stats {which}\r\n"));
         let mut found = None;
         loop {
             let line = self.line();

@@ -6,14 +6,14 @@
 //! that was evicted not long ago.
 
 use std::mem::ManuallyDrop;
-use std::sync::Mutex;
 use std::sync::atomic::{
     AtomicU32, AtomicU64, AtomicUsize,
     Ordering::{Acquire, Relaxed, Release},
 };
+use std::sync::{Mutex, MutexGuard};
 
 use super::item::overwrite;
-use super::{Arena, Handle, Item, Region, ReserveError, Slot, State};
+use super::{Arena, Handle, Item, Region, ReserveError, Slot, Source, State};
 
 /// Entries of a bucket.
 const ENTRIES: usize = 12;
@@ -178,6 +178,17 @@ pub struct Table {
     expand: bool,
 }
 
+/// What a process knows of a table beside its buckets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableState {
+    pub pairs: u64,
+    pub items: u64,
+    /// Extension buckets that were ever used, and the unused one 0.
+    pub extensions: u32,
+    /// Those of them that are free again.
+    pub free: Vec<u32>,
+}
+
 #[derive(Default)]
 struct Growth {
     /// Extension buckets that were used once and are free again.
@@ -188,14 +199,19 @@ struct Growth {
 
 impl Table {
     /// A table that starts with `2^level` pairs and has address space for `items`.
-    pub fn reserve(level: u32, items: usize, expand: bool) -> Result<Table, ReserveError> {
+    pub fn reserve(
+        source: &mut Source,
+        level: u32,
+        items: usize,
+        expand: bool,
+    ) -> Result<Table, ReserveError> {
         let pairs = (items * 4 / QUARTERS_PER_PAIR).max(1 << level) + 1;
         let pairs = pairs.next_power_of_two();
         let bytes = pairs * 2 * size_of::<Bucket>();
         let least = (2 * size_of::<Bucket>()) << (level + 1);
         Ok(Table {
-            pairs: Region::reserve_between(least, bytes)?,
-            extensions: Region::reserve_between(1 << 20, bytes / 4)?,
+            pairs: source.region(least, bytes.max(least))?,
+            extensions: source.region(1 << 20, (bytes / 4).max(1 << 20))?,
             geometry: AtomicU64::new(pack(1 << level)),
             items: AtomicUsize::new(0),
             threshold: AtomicUsize::new(if expand {
@@ -209,6 +225,49 @@ impl Table {
             }),
             expand,
         })
+    }
+
+    /// What is not in its memory, for when nobody uses it.
+    pub fn state(&self) -> TableState {
+        let growth = self.growth();
+        TableState {
+            pairs: self.pairs() as u64,
+            items: self.items.load(Relaxed) as u64,
+            extensions: growth.fresh,
+            free: growth.free.clone(),
+        }
+    }
+
+    /// Goes on with what an earlier process has left in its memory. False if that cannot be.
+    pub fn resume(&mut self, state: &TableState) -> bool {
+        let bucket = size_of::<Bucket>();
+        let pairs = state.pairs as usize;
+        let fits = (1..=self.pairs.bytes() / (2 * bucket)).contains(&pairs)
+            && (1..=self.extensions.bytes() / bucket).contains(&(state.extensions as usize))
+            && state.free.iter().all(|&free| free < state.extensions);
+        if fits {
+            self.geometry.store(pack(pairs), Relaxed);
+            self.items.store(state.items as usize, Relaxed);
+            if self.expand {
+                self.threshold.store(pairs * QUARTERS_PER_PAIR / 4, Relaxed);
+            }
+            let mut growth = self.growth();
+            growth.fresh = state.extensions;
+            growth.free.clone_from(&state.free);
+        }
+        fits
+    }
+
+    /// A checksum over all buckets in use, for when nobody changes them.
+    pub fn digest(&self) -> u64 {
+        let extensions = self.growth().fresh as usize * size_of::<Bucket>();
+        self.pairs.digest(self.bytes()) ^ self.extensions.digest(extensions).rotate_left(1)
+    }
+
+    fn growth(&self) -> MutexGuard<'_, Growth> {
+        self.growth
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
     }
 
     /// Pairs in use.

@@ -7,7 +7,7 @@ use std::sync::atomic::{
     Ordering::{AcqRel, Acquire, Relaxed},
 };
 
-use super::{PAGE, Region, ReserveError};
+use super::{PAGE, Region, ReserveError, Source};
 
 /// A slot, by its place in the arena. Zero is no slot, so page 0 is never used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -226,13 +226,14 @@ impl Arena {
     /// Reserves room for `least` to `most` bytes of pages. `sizes` are the slot sizes of the bins,
     /// which are rounded up to what the range demands.
     pub fn reserve(
+        source: &mut Source,
         least: usize,
         most: usize,
         cas: bool,
         sizes: &[usize],
     ) -> Result<Arena, ReserveError> {
         // Page 0 is not used, so that no handle is 0.
-        let region = Region::reserve_between(least + PAGE, most + PAGE)?;
+        let region = source.region(least + PAGE, most + PAGE)?;
         let mut shift = 3;
         while (region.bytes() >> shift) > u32::MAX as usize {
             shift += 1;

@@ -24,11 +24,13 @@
 //!   is gone; it is handed out again only under its bin's mutex.
 
 mod bucket;
+mod file;
 mod item;
 mod memory;
 mod pages;
 
-pub use bucket::{Ghost, PairGuard, Place, Spot, Table};
+pub use bucket::{Ghost, PairGuard, Place, Spot, Table, TableState};
+pub use file::{MemoryFile, Source};
 pub use item::{Arena, Handle, Head, Item, NewItem, Parked, Pinned, Slot, State, Word, flag};
 pub use memory::{Region, ReserveError};
 pub use pages::{BinPages, PageTable};

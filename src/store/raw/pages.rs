@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use super::{Arena, Handle, PAGE, Region, ReserveError, Slot, State};
+use super::{Arena, Handle, PAGE, Region, ReserveError, Slot, Source, State};
 
 /// What is known of one page. Written under the mutex of the bin it belongs to.
 #[repr(C)]
@@ -59,11 +59,27 @@ pub struct PageTable {
 }
 
 impl PageTable {
-    pub fn reserve(pages: usize) -> Result<PageTable, ReserveError> {
+    pub fn reserve(source: &mut Source, pages: usize) -> Result<PageTable, ReserveError> {
+        let bytes = pages * size_of::<PageEntry>();
         Ok(PageTable {
-            region: Region::reserve(pages * size_of::<PageEntry>())?,
+            region: source.region(bytes, bytes)?,
             pages,
         })
+    }
+
+    /// Pages there are, page 0 included.
+    pub fn len(&self) -> usize {
+        self.pages
+    }
+
+    /// Bytes of the entries of all pages.
+    pub fn bytes(&self) -> usize {
+        self.region.bytes()
+    }
+
+    /// A checksum over all entries, for when nobody changes them.
+    pub fn digest(&self) -> u64 {
+        self.region.digest(self.pages * size_of::<PageEntry>())
     }
 
     /// Gives the memory of a page that no bin has back to the system.
@@ -143,6 +159,24 @@ impl BinPages {
         entry.soonest.store(u32::MAX, Relaxed);
         self.pages.push(page);
         self.push_partial(table, page);
+    }
+
+    /// Takes over a page that was this bin's in an earlier process. False if that cannot be.
+    pub fn adopt_page(&mut self, table: &PageTable, page: u32) -> bool {
+        let entry = table.entry(page);
+        let (carved, free) = (entry.carved(), entry.free_count.load(Relaxed) as usize);
+        if entry.bin() != Some(self.bin) || carved > self.per_page || free > carved {
+            return false;
+        }
+        entry.position.store(self.pages.len() as u32, Relaxed);
+        entry.next.store(0, Relaxed);
+        entry.previous.store(0, Relaxed);
+        self.pages.push(page);
+        self.used += carved - free;
+        if self.has_room(entry) {
+            self.push_partial(table, page);
+        }
+        true
     }
 
     /// Takes a page away all of whose slots are free.
