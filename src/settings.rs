@@ -25,6 +25,8 @@ pub struct Settings {
     pub security: Security,
     pub tls: Tls,
     pub watch: Watch,
+    /// `larder proxy`: serve other servers' items instead of own ones.
+    pub proxy: Option<proxy::Mode>,
     /// Options that are parsed, checked and shown by `stats settings`, and that change nothing.
     pub inert: Inert,
 }

@@ -4,6 +4,7 @@
 mod extended;
 mod listen;
 mod options;
+mod proxy;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -60,7 +61,11 @@ pub(crate) fn settings(
     arguments: impl Iterator<Item = OsString>,
 ) -> Result<(Settings, Vec<String>), Exit> {
     let mut draft = options::Draft::default();
-    options::read(arguments, &mut draft)?;
+    let arguments = proxy::mode(arguments, &mut draft);
+    options::read(arguments.into_iter(), &mut draft)?;
+    if let Some(proxy) = draft.proxy.take() {
+        draft.settings.proxy = Some(proxy.finish()?);
+    }
     draft.settings.process.port_file = std::env::var_os("MEMCACHED_PORT_FILENAME").map(Into::into);
     draft.settings.security.sasl_password_file =
         std::env::var_os("MEMCACHED_SASL_PWDB").map(Into::into);

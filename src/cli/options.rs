@@ -10,8 +10,8 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command};
 
 use super::extended::{self, Effect};
-use super::listen;
 use super::{Exit, USAGE, atof, atoi};
+use super::{listen, proxy};
 use crate::settings::{LARDER_VERSION, MEMCACHED_VERSION, Protocol, Settings};
 
 const ITEM_SIZE_MIN: i64 = 1024;
@@ -27,19 +27,21 @@ pub(super) struct Draft {
     pub warnings: Vec<String>,
     pub slab_sizes: Option<String>,
     pub chunk_max_given: bool,
+    /// Options of `larder proxy`, when it is that.
+    pub proxy: Option<proxy::Draft>,
     protocol_given: bool,
     tcp_given: bool,
     udp_given: bool,
 }
 
 /// One option.
-struct Row {
-    short: Option<char>,
-    long: &'static str,
+pub(super) struct Row {
+    pub short: Option<char>,
+    pub long: &'static str,
     /// What the value is called, for those that take one.
-    value: Option<&'static str>,
-    help: &'static str,
-    apply: fn(&mut Draft, &str) -> Result<(), Exit>,
+    pub value: Option<&'static str>,
+    pub help: &'static str,
+    pub apply: fn(&mut Draft, &str) -> Result<(), Exit>,
 }
 
 fn wrong(message: impl Into<String>) -> Exit {
@@ -243,7 +245,7 @@ const ROWS: &[Row] = rows! {
         *verbosity = verbosity.saturating_add(1);
         Ok(())
     };
-    Some('h'), "help" None, "print this help and exit", |_, _| Err(Exit::Printed(help()));
+    Some('h'), "help" None, "print this help and exit", |draft, _| Err(Exit::Printed(help(draft.proxy.is_some())));
     Some('i'), "license" None, "print the licence and exit", |_, _| {
         Err(Exit::Printed(format!("{}\n{}", first_lines(), include_str!("../../LICENSE"))))
     };
@@ -257,9 +259,15 @@ fn first_lines() -> String {
     format!("memcached {MEMCACHED_VERSION}\nlarder {LARDER_VERSION}\n")
 }
 
-fn help() -> String {
+/// The options of a server, or those of a proxy and a server.
+fn rows(proxy: bool) -> impl Iterator<Item = &'static Row> {
+    let own: &[Row] = if proxy { proxy::ROWS } else { &[] };
+    own.iter().chain(ROWS)
+}
+
+fn help(proxy: bool) -> String {
     let mut text = first_lines();
-    for row in ROWS {
+    for row in rows(proxy) {
         let long = row.long;
         let spelt = match (row.short, row.value) {
             (Some(short), Some(value)) => format!("-{short}, --{long}=<{value}>"),
@@ -285,7 +293,7 @@ fn help() -> String {
     text
 }
 
-fn command() -> Command {
+fn command(proxy: bool) -> Command {
     let mut command = Command::new("larder")
         .disable_help_flag(true)
         .disable_version_flag(true)
@@ -298,7 +306,7 @@ fn command() -> Command {
                 .allow_hyphen_values(false)
                 .hide(true),
         );
-    for row in ROWS {
+    for row in rows(proxy) {
         let mut arg = Arg::new(row.long).long(row.long).help(row.help);
         if let Some(short) = row.short {
             arg = arg.short(short);
@@ -340,11 +348,12 @@ pub(super) fn read(
             Some(text) if text.starts_with("--verbose=") => "--verbose".into(),
             _ => argument,
         });
-    let matches = command()
+    let proxy = draft.proxy.is_some();
+    let matches = command(proxy)
         .try_get_matches_from(arguments)
-        .map_err(|error| unparsable(&program, &error))?;
+        .map_err(|error| unparsable(&program, proxy, &error))?;
     let mut found: Vec<(usize, &Row, String)> = Vec::new();
-    for row in ROWS {
+    for row in rows(proxy) {
         let Some(indices) = matches.indices_of(row.long) else {
             continue;
         };
@@ -360,7 +369,7 @@ pub(super) fn read(
 }
 
 /// What getopt would have said.
-fn unparsable(program: &str, error: &clap::Error) -> Exit {
+fn unparsable(program: &str, proxy: bool, error: &clap::Error) -> Exit {
     let told = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(argument)) => {
             argument.split([' ', '=']).next().unwrap_or("").to_owned()
@@ -369,8 +378,7 @@ fn unparsable(program: &str, error: &clap::Error) -> Exit {
     };
     let reason = match error.kind() {
         ErrorKind::UnknownArgument if told.starts_with("--") => {
-            let wanted: Vec<String> = ROWS
-                .iter()
+            let wanted: Vec<String> = rows(proxy)
                 .filter(|row| row.long.starts_with(told.trim_start_matches('-')))
                 .map(|row| format!("'--{}'", row.long))
                 .collect();
@@ -387,7 +395,7 @@ fn unparsable(program: &str, error: &clap::Error) -> Exit {
         }
         ErrorKind::TooManyValues => format!("option '{told}' doesn't allow an argument"),
         _ => {
-            let row = ROWS.iter().find(|row| told == format!("--{}", row.long));
+            let row = rows(proxy).find(|row| told == format!("--{}", row.long));
             match row.and_then(|row| row.short) {
                 Some(short) => format!("option requires an argument -- '{short}'"),
                 None => format!("option '{told}' requires an argument"),
@@ -669,6 +677,7 @@ mod tests {
 
     #[test]
     fn options_stand_once() {
-        command().debug_assert();
+        command(false).debug_assert();
+        command(true).debug_assert();
     }
 }

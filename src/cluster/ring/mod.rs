@@ -18,14 +18,14 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::hash::hashkit;
-use crate::settings::proxy::{EmptyTag, KeyHash, KeyPart, RingKind, Scheme};
+use crate::settings::proxy::{
+    Address, EmptyTag, KeyHash, KeyPart, POINTS_MAX, RingKind, SERVERS_MAX, Scheme, Server,
+};
 
 use points::Continuum;
 
 /// Servers in a ring. A preference list marks those it has met in this many bits.
-pub const MEMBERS_MAX: usize = 1024;
-/// Points of all servers together.
-pub const POINTS_MAX: usize = 1 << 20;
+pub const MEMBERS_MAX: usize = SERVERS_MAX;
 
 /// What a ring needs to know of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +51,21 @@ impl Member {
             name: None,
             weight: 1,
             address: None,
+        }
+    }
+
+    /// A server of the configuration; `address` is what its name stands for, where that is known.
+    pub fn of(server: &Server, address: Option<IpAddr>) -> Member {
+        let (host, port) = match &server.address {
+            Address::Tcp { host, port } => (host.clone(), *port),
+            Address::Unix(path) => (path.to_string_lossy().into_owned(), 0),
+        };
+        Member {
+            host,
+            port,
+            name: server.name.clone(),
+            weight: server.weight,
+            address,
         }
     }
 

@@ -1,9 +1,9 @@
 //! Rings of points.
 #![forbid(unsafe_code)]
 
-use super::{Member, Met, POINTS_MAX, RingError, labels};
+use super::{Member, Met, RingError, labels};
 use crate::hash::hashkit;
-use crate::settings::proxy::{KeyHash, McproxyLabels, RingKind};
+use crate::settings::proxy::{KeyHash, McproxyLabels, POINTS_MAX, RingKind};
 
 /// Points of a server of average weight, in every program but one.
 const USUAL_POINTS: u32 = 160;

@@ -6,8 +6,8 @@ use toml::de::DeTable;
 use super::reader::{self, Found, Table, Value, unknown};
 use super::routes::Routes;
 use super::{
-    ConfigError, EmptyTag, Health, HotKeys, KeyHash, KeyPart, Limits, Listener, McproxyLabels,
-    Pool, PoolAuth, PoolTls, Proxy, RingKind, Route, RouteId, Scheme, Server, SpyLabels, server,
+    ConfigError, EmptyTag, Health, HotKeys, KeyHash, KeyPart, Limits, Listener, Pool, PoolAuth,
+    PoolTls, Proxy, RingKind, Route, RouteId, Scheme, Server, server,
 };
 use crate::settings::{Endpoint, EndpointTls};
 
@@ -125,21 +125,18 @@ fn pool(name: &str, value: &Value<'_>, defaults: &Pool) -> Found<Pool> {
             pool.servers.len()
         )));
     }
-    // A weight must not be without effect unless the user can see why.
-    if matches!(
-        pool.scheme.kind,
-        RingKind::Jump | RingKind::Ch3 | RingKind::Modula
-    ) && let Some(at) = pool.servers.iter().position(|server| server.weight > 1)
+    pool.scheme.fit(&pool.servers);
+    if let Some((at, text)) = pool.scheme.refusal(&pool.servers)
         && let Some(servers) = table.get("servers")
     {
-        return Err(servers.list()?[at].wrong("this ring has no weights"));
+        return Err(servers.list()?[at].wrong(text));
     }
     table.done()?;
     Ok(pool)
 }
 
 fn pool_fields(table: &Table<'_>, pool: &mut Pool) -> Found<()> {
-    scheme_fields(table, &mut pool.scheme, &pool.servers)?;
+    scheme_fields(table, &mut pool.scheme)?;
     let ms = |value: &Value<'_>| value.duration_ms(1..=DAY_MS);
     table.set("timeout", &mut pool.timeout_ms, ms)?;
     table.set("connect_timeout", &mut pool.connect_timeout_ms, ms)?;
@@ -176,39 +173,10 @@ fn pool_fields(table: &Table<'_>, pool: &mut Pool) -> Found<()> {
     Ok(())
 }
 
-fn scheme_fields(table: &Table<'_>, scheme: &mut Scheme, servers: &[Server]) -> Found<()> {
-    let heavy = servers.iter().any(|server| server.weight > 1);
-    let spy = |labels| RingKind::Spymemcached {
-        labels,
-        weighted: heavy,
-    };
-    let mcproxy = |labels| RingKind::McproxyRing {
-        labels,
-        points: 160,
-    };
-    let rings = [
-        ("libketama", RingKind::Libketama),
-        ("libmemcached", RingKind::LibmemcachedKetama),
-        ("modula", RingKind::Modula),
-        ("twemproxy", RingKind::Twemproxy),
-        ("twemproxy-modula", RingKind::TwemproxyModula),
-        ("mcproxy-ketama", mcproxy(McproxyLabels::Ketama)),
-        ("mcproxy-default", mcproxy(McproxyLabels::Default)),
-        ("mcproxy-twemproxy", mcproxy(McproxyLabels::Twemproxy)),
-        ("mcproxy-evcache", mcproxy(McproxyLabels::Evcache)),
-        ("spymemcached", spy(SpyLabels::Spy)),
-        ("spymemcached-lib", spy(SpyLabels::Libmemcached)),
-        ("rj", RingKind::Rj),
-        ("jump", RingKind::Jump),
-        ("ch3", RingKind::Ch3),
-    ];
+fn scheme_fields(table: &Table<'_>, scheme: &mut Scheme) -> Found<()> {
     table.set("ring", &mut scheme.kind, |value| {
-        value.choice("ring", &rings)
+        value.choice("ring", &RingKind::NAMES)
     })?;
-    // The default may have been said before the servers were known.
-    if let RingKind::Spymemcached { weighted, .. } = &mut scheme.kind {
-        *weighted = heavy;
-    }
     if let Some(value) = table.get("points") {
         let RingKind::McproxyRing { points, .. } = &mut scheme.kind else {
             return Err(value.wrong("only the rings of memcached's proxy take a number of points"));
@@ -227,7 +195,7 @@ fn scheme_fields(table: &Table<'_>, scheme: &mut Scheme, servers: &[Server]) -> 
                 KeyHash::ALL.iter().map(|hash| hash.name()),
             ))
         })?;
-        if matches!(scheme.kind, RingKind::Jump | RingKind::Ch3) {
+        if !scheme.kind.takes_hash() {
             return Err(value.wrong("this ring has a hash of its own"));
         }
         scheme.key_hash = Some(hash);

@@ -1,6 +1,8 @@
 #![forbid(unsafe_code)]
 
-use super::super::{Address, Command, Commands, Failure, Order, Rate, Wait};
+use super::super::{
+    Address, Command, Commands, Failure, McproxyLabels, Order, Rate, SpyLabels, Wait,
+};
 use super::*;
 
 const FULL: &str = r##"

@@ -13,7 +13,10 @@ mod server;
 
 pub use file::parse;
 pub use reader::ConfigError;
-pub use ring::{EmptyTag, JavaHash, KeyHash, KeyPart, McproxyLabels, RingKind, Scheme, SpyLabels};
+pub use ring::{
+    EmptyTag, JavaHash, KeyHash, KeyPart, McproxyLabels, POINTS_MAX, RingKind, SERVERS_MAX, Scheme,
+    SpyLabels,
+};
 pub use route::{
     Command, Commands, Failure, Failures, Order, ROUTES_MAX, Rate, Route, RouteId, Rule, Wait,
 };
@@ -22,6 +25,14 @@ pub use server::{Address, Server};
 use std::path::PathBuf;
 
 use super::Endpoint;
+
+/// Serving as a proxy.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mode {
+    pub proxy: Proxy,
+    /// Where it was read, and is read again on SIGHUP.
+    pub file: Option<PathBuf>,
+}
 
 /// What a proxy is to do. Immutable; a reload makes another.
 #[derive(Debug, Clone, PartialEq)]
@@ -269,6 +280,10 @@ impl Proxy {
             pool.servers.push(Server::parse(entry).map_err(refused)?);
         }
         server::distinct(&pool.servers).map_err(|(_, message)| refused(message))?;
+        pool.scheme.fit(&pool.servers);
+        if let Some((_, message)) = pool.scheme.refusal(&pool.servers) {
+            return Err(refused(message));
+        }
         Ok(Proxy::of_pool(pool))
     }
 }

@@ -1,6 +1,13 @@
 #![forbid(unsafe_code)]
 //! How keys are spread over the servers of a pool.
 
+use super::Server;
+
+/// Servers in a pool.
+pub const SERVERS_MAX: usize = 1024;
+/// Points in a ring, those of all its servers together.
+pub const POINTS_MAX: usize = 1 << 20;
+
 /// How keys are spread over the servers of a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Scheme {
@@ -11,6 +18,41 @@ pub struct Scheme {
     pub part: KeyPart,
     /// Seeds xxh3 with the hash of this text; empty is seed 0.
     pub seed: String,
+}
+
+impl Scheme {
+    /// spymemcached has weights or has none, whatever they are: here, when one is not 1.
+    pub(super) fn fit(&mut self, servers: &[Server]) {
+        if let RingKind::Spymemcached { weighted, .. } = &mut self.kind {
+            *weighted = servers.iter().any(|server| server.weight > 1);
+        }
+    }
+
+    /// Why these servers cannot make this ring: the place of one in the list, and what to say.
+    pub(super) fn refusal(&self, servers: &[Server]) -> Option<(usize, String)> {
+        let last = servers.len().saturating_sub(1);
+        if servers.len() > SERVERS_MAX {
+            return Some((last, format!("there are more than {SERVERS_MAX} servers")));
+        }
+        if !self.kind.takes_weights()
+            && let Some(at) = servers.iter().position(|server| server.weight > 1)
+        {
+            return Some((at, "this ring has no weights".to_owned()));
+        }
+        let points = match self.kind {
+            RingKind::McproxyRing { points, .. } => u64::from(points) * servers.len() as u64,
+            RingKind::TwemproxyModula => {
+                servers.iter().map(|server| u64::from(server.weight)).sum()
+            }
+            _ => 0,
+        };
+        (points > POINTS_MAX as u64).then(|| {
+            (
+                last,
+                format!("{points} points in one ring; at most {POINTS_MAX}"),
+            )
+        })
+    }
 }
 
 /// Which program's placement of keys is followed, to the point.
@@ -42,6 +84,53 @@ pub enum RingKind {
     Jump,
     /// mcrouter, as it comes.
     Ch3,
+}
+
+impl RingKind {
+    /// The names in the configuration, each with the ring in its usual form.
+    pub const NAMES: [(&str, RingKind); 14] = [
+        ("libketama", RingKind::Libketama),
+        ("libmemcached", RingKind::LibmemcachedKetama),
+        ("modula", RingKind::Modula),
+        ("twemproxy", RingKind::Twemproxy),
+        ("twemproxy-modula", RingKind::TwemproxyModula),
+        ("mcproxy-ketama", mcproxy(McproxyLabels::Ketama)),
+        ("mcproxy-default", mcproxy(McproxyLabels::Default)),
+        ("mcproxy-twemproxy", mcproxy(McproxyLabels::Twemproxy)),
+        ("mcproxy-evcache", mcproxy(McproxyLabels::Evcache)),
+        ("spymemcached", spymemcached(SpyLabels::Spy)),
+        ("spymemcached-lib", spymemcached(SpyLabels::Libmemcached)),
+        ("rj", RingKind::Rj),
+        ("jump", RingKind::Jump),
+        ("ch3", RingKind::Ch3),
+    ];
+
+    /// Whether another key hash can be chosen.
+    pub fn takes_hash(self) -> bool {
+        !matches!(self, RingKind::Jump | RingKind::Ch3)
+    }
+
+    /// Whether weights count.
+    pub fn takes_weights(self) -> bool {
+        !matches!(
+            self,
+            RingKind::Jump | RingKind::Ch3 | RingKind::Modula | RingKind::McproxyRing { .. }
+        )
+    }
+}
+
+const fn mcproxy(labels: McproxyLabels) -> RingKind {
+    RingKind::McproxyRing {
+        labels,
+        points: 160,
+    }
+}
+
+const fn spymemcached(labels: SpyLabels) -> RingKind {
+    RingKind::Spymemcached {
+        labels,
+        weighted: false,
+    }
 }
 
 /// What memcached's proxy calls `omode`.
