@@ -94,7 +94,10 @@ fn replies(criterion: &mut Criterion) {
                                 .iter()
                                 .map(|key| get::LookUp::new(cx.store(), key))
                                 .collect();
-                            get::many(&cx, &mut batch, read, usize::MAX, &mut out);
+                            for lookup in &mut batch {
+                                lookup.prefetch(cx.store());
+                            }
+                            get::many(&cx, &batch, read, usize::MAX, &mut out);
                         }
                         get::end(&mut out);
                     }

@@ -34,9 +34,24 @@ impl<'a> LookUp<'a> {
     /// Asks for the memory that the key will be looked for in.
     #[inline]
     pub fn new(store: &'a Store, key: &'a [u8]) -> LookUp<'a> {
-        let hash = store.hash(key);
+        LookUp::with_hash(store, key, store.hash(key))
+    }
+
+    /// As [`new`](LookUp::new), of a key that stands for another one, which has this hash.
+    #[inline]
+    pub fn with_hash(store: &'a Store, key: &'a [u8], hash: u64) -> LookUp<'a> {
         let spot = store.prefetch(hash);
         LookUp { key, hash, spot }
+    }
+
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// Asks for the memory of the items it will be compared with; the table has had time to arrive.
+    #[inline]
+    pub fn prefetch(&mut self, store: &'a Store) {
+        store.prefetch_items(&mut self.spot, self.hash);
     }
 }
 
@@ -44,15 +59,12 @@ impl<'a> LookUp<'a> {
 /// Returns how many keys have been read.
 pub fn many<'a>(
     cx: &Context<'a>,
-    batch: &mut [LookUp<'a>],
+    batch: &[LookUp<'a>],
     read: Read,
     limit: usize,
     replies: &mut Replies,
 ) -> usize {
     let store = cx.store();
-    for LookUp { hash, spot, .. } in batch.iter_mut() {
-        store.prefetch_items(spot, *hash);
-    }
     let plain = read.touch.is_none() && !cx.tapped(FETCHERS | DETAIL);
     for (at, LookUp { key, hash, spot }) in batch.iter().enumerate() {
         if plain {

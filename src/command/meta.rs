@@ -19,7 +19,7 @@ fn put_key(room: &mut Room<'_>, key: &[u8], encoded: bool) {
         room.put(&text[..length]);
         room.put(b" b");
     } else {
-        room.put(key);
+        room.put_key(key);
     }
 }
 

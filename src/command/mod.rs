@@ -35,6 +35,7 @@ use crate::protocol::words::words;
 
 pub use context::{Context, Session, Shared};
 pub use dump::Dump;
+use get::LookUp;
 pub use get::{BATCH, Read};
 pub use replies::{Flushed, Mark, Replies};
 pub use set::Pending;
@@ -75,17 +76,18 @@ pub fn body_length(request: &Request<'_>) -> usize {
     }
 }
 
-/// Hashes the request's key and asks for the memory it will be looked for in. The hash goes to
-/// [`execute`] or [`begin`]; it is 0 for requests without a key.
+/// The look-up that the request begins with, if it has a key. Its hash goes to [`execute`] or
+/// [`begin`].
 #[inline]
-pub fn prepare(cx: &Context<'_>, request: &Request<'_>) -> u64 {
-    let Some(key) = key_of(&request.op) else {
-        return 0;
-    };
-    let mut room = [0; base64::DECODED_MAX];
-    let hash = cx.store().hash(plain(&key, &mut room));
-    let _ = cx.store().prefetch(hash);
-    hash
+pub fn prepare<'a>(cx: &Context<'a>, request: &Request<'a>) -> Option<LookUp<'a>> {
+    let key = key_of(&request.op)?;
+    Some(if key.base64 {
+        let mut room = None;
+        let hash = cx.store().hash(decoded(&key, &mut room));
+        LookUp::with_hash(cx.store(), key.raw, hash)
+    } else {
+        LookUp::new(cx.store(), key.raw)
+    })
 }
 
 fn key_of<'a>(op: &Op<'a>) -> Option<Key<'a>> {
@@ -99,9 +101,12 @@ fn key_of<'a>(op: &Op<'a>) -> Option<Key<'a>> {
     }
 }
 
+/// Where the bytes of a base64 key go.
+type Decoded = [u8; base64::DECODED_MAX];
+
 /// The bytes of a key, whichever way it was written.
 #[inline]
-fn plain<'a>(key: &Key<'a>, room: &'a mut [u8; base64::DECODED_MAX]) -> &'a [u8] {
+fn plain<'a>(key: &Key<'a>, room: &'a mut Option<Decoded>) -> &'a [u8] {
     if key.base64 {
         decoded(key, room)
     } else {
@@ -110,7 +115,8 @@ fn plain<'a>(key: &Key<'a>, room: &'a mut [u8; base64::DECODED_MAX]) -> &'a [u8]
 }
 
 #[cold]
-fn decoded<'a>(key: &Key<'a>, room: &'a mut [u8; base64::DECODED_MAX]) -> &'a [u8] {
+fn decoded<'a>(key: &Key<'a>, room: &'a mut Option<Decoded>) -> &'a [u8] {
+    let room = room.insert([0; base64::DECODED_MAX]);
     match base64::decode(key.raw, room) {
         Some(length) => &room[..length],
         // The parser has refused such keys.
@@ -129,7 +135,7 @@ pub fn execute(
     replies: &mut Replies,
 ) -> Next {
     let style = &request.style;
-    let mut room = [0; base64::DECODED_MAX];
+    let mut room = None;
     if session.is_locked()
         && let Some(next) = auth::refuse_stranger(request, replies)
     {
@@ -188,7 +194,7 @@ pub fn begin(
         };
         return reply::no_room(&request.style, status, body_length(request));
     };
-    let mut room = [0; base64::DECODED_MAX];
+    let mut room = None;
     let key = plain(&op.key, &mut room);
     set::begin(cx, op, &request.style, key, hash)
 }
@@ -256,7 +262,7 @@ mod tests {
             let request = Request { op, style };
             let mut session = self.session;
             let cx = self.cx();
-            let hash = prepare(&cx, &request);
+            let hash = prepare(&cx, &request).map_or(0, |lookup| lookup.hash());
             execute(&cx, &mut session, &request, hash, value, &mut replies);
             self.session = session;
             String::from_utf8(replies.to_vec()).unwrap()
@@ -326,11 +332,11 @@ mod tests {
     }
 
     fn read_all(cx: &Context<'_>, keys: &[&[u8]], read: Read, replies: &mut Replies) {
-        let mut batch: Vec<get::LookUp<'_>> = keys
+        let batch: Vec<get::LookUp<'_>> = keys
             .iter()
             .map(|key| get::LookUp::new(cx.store(), key))
             .collect();
-        let done = get::many(cx, &mut batch, read, usize::MAX, replies);
+        let done = get::many(cx, &batch, read, usize::MAX, replies);
         assert_eq!(done, keys.len());
     }
 
@@ -399,7 +405,7 @@ mod tests {
         for (mode, left) in [(Mode::Add, true), (Mode::Set, false)] {
             let request = too_large(mode);
             let cx = bench.cx();
-            let hash = prepare(&cx, &request);
+            let hash = prepare(&cx, &request).map_or(0, |lookup| lookup.hash());
             match begin(&cx, &bench.session, &request, hash, &mut Replies::default()) {
                 Next::Skip { bytes, then } => {
                     assert_eq!(bytes, (2 << 20) + 2);
@@ -424,7 +430,7 @@ mod tests {
         };
         let value: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
         let cx = bench.cx();
-        let hash = prepare(&cx, &request);
+        let hash = prepare(&cx, &request).map_or(0, |lookup| lookup.hash());
         let Next::Value(mut pending) =
             begin(&cx, &bench.session, &request, hash, &mut Replies::default())
         else {

@@ -337,10 +337,7 @@ impl Room<'_> {
     /// Appends bytes, for which room must have been asked.
     #[inline(always)]
     pub fn put(&mut self, bytes: &[u8]) {
-        let free = std::mem::take(&mut self.free);
-        let (into, rest) = free.split_at_mut(bytes.len());
-        into.copy_from_slice(bytes);
-        self.free = rest;
+        self.free[self.used..][..bytes.len()].copy_from_slice(bytes);
         self.used += bytes.len();
     }
 
@@ -352,11 +349,9 @@ impl Room<'_> {
         else {
             return self.put(key);
         };
-        let free = std::mem::take(&mut self.free);
-        let (into, rest) = free.split_at_mut(key.len());
+        let into = &mut self.free[self.used..][..key.len()];
         into[..16].copy_from_slice(front);
         into[key.len() - 16..].copy_from_slice(back);
-        self.free = rest;
         self.used += key.len();
     }
 
@@ -364,9 +359,7 @@ impl Room<'_> {
     /// than a copy of a length that is not known before.
     #[inline(always)]
     pub fn put_short(&mut self, bytes: [u8; 8], length: usize) {
-        let free = std::mem::take(&mut self.free);
-        free[..8].copy_from_slice(&bytes);
-        self.free = &mut free[length..];
+        self.free[self.used..][..8].copy_from_slice(&bytes);
         self.used += length;
     }
 

@@ -99,7 +99,7 @@ pub enum NextKey<'a> {
 /// The next key of a multiget.
 #[inline]
 pub fn next_key(input: &[u8]) -> NextKey<'_> {
-    // Nearly always: one blank, a key, and a blank or the line end.
+    // Nearly always: one blank, a key, and a blank or the line end; or the line end.
     let blank = usize::from(input.first() == Some(&b' '));
     let rest = &input[blank..];
     if let Some(length @ 1..=KEY_MAX) = word_end(rest)
@@ -109,6 +109,9 @@ pub fn next_key(input: &[u8]) -> NextKey<'_> {
             key: &rest[..length],
             taken: blank + length,
         };
+    }
+    if let [b'\r', b'\n', ..] = input {
+        return NextKey::End { taken: 2 };
     }
     any_key(input)
 }
@@ -166,6 +169,17 @@ fn any_key(input: &[u8]) -> NextKey<'_> {
         key,
         taken: start + key.len(),
     }
+}
+
+/// Bytes of the next `count` keys of a multiget, which are known to stand there.
+pub fn keys_length(input: &[u8], count: usize) -> usize {
+    let mut at = 0;
+    for _ in 0..count {
+        if let NextKey::Key { taken, .. } = next_key(&input[at..]) {
+            at += taken;
+        }
+    }
+    at
 }
 
 /// Bytes up to and including the line end, if it is there.

@@ -10,6 +10,10 @@ use nom::{IResult, Parser};
 #[inline(always)]
 pub fn until_blank(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::from_le_bytes([1; 8]);
+    // Flags and zeroes are the most usual words.
+    if let [b'!'..=b'z', b' ', ..] = bytes {
+        return 1;
+    }
     let mut at = 0;
     while let Some(eight) = bytes[at..].first_chunk() {
         // Where the lowest blank stands the top bit is set, and below it none is.

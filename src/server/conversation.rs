@@ -5,26 +5,21 @@
 //! are built in the worker's [`Replies`]. Values longer than [`WHOLE_MAX`] need not pass through a
 //! buffer at all: [`spare`](Conversation::spare) says where to read them to.
 
-use arrayvec::ArrayVec;
-
 use super::control::{Control, Stop};
+use super::plan::{Plan, Step, Then};
 use crate::admin::Subscription;
 use crate::command::auth::{self, Admission};
-use crate::command::get::LookUp;
 use crate::command::{
-    self, BATCH, Context, Dump, Mark, Next, Pending, Read as Keys, Replies, Session, WHOLE_MAX, get,
+    self, Context, Dump, Mark, Next, Pending, Read as Keys, Replies, Session, get,
 };
 use crate::net::Input;
 use crate::observe::board::Activity;
 use crate::observe::events::Reason;
-use crate::protocol::request::{Op, Parsed, Refusal, Request};
-use crate::protocol::text::{self, NextKey};
-use crate::protocol::{self, Dialect};
+use crate::protocol::Dialect;
+use crate::protocol::request::Refusal;
+use crate::protocol::text;
 use crate::settings::Protocol;
 use crate::store::Upload;
-
-/// A get with so many bytes of keys, or more, is worth a batch of its own.
-const MANY: usize = 160;
 
 /// What a key of a get that is too long is answered with.
 const BAD_KEY: Refusal = Refusal::Line("CLIENT_ERROR bad command line format");
@@ -288,10 +283,10 @@ impl Conversation {
         }
     }
 
-    /// Runs up to [`BATCH`] requests or keys: all are looked at first, so that the memory they
-    /// need is on its way when the first of them is run. `None`: go on.
+    /// Runs up to [`BATCH`](command::BATCH) requests or keys: all are looked at first, so that the
+    /// memory they need is on its way when the first of them is run. `None`: go on.
     fn batch(&mut self, turn: &mut Turn<'_>, requests: &mut usize) -> Option<Ran> {
-        let (keys, mut mark) = match &self.state {
+        let (mut keys, mut mark) = match &self.state {
             State::Keys { how, mark } => (Some(*how), *mark),
             _ => (None, None),
         };
@@ -303,66 +298,54 @@ impl Conversation {
         if self.session.is_locked() && dialect == Dialect::Text {
             return self.admit(turn);
         }
-        if let Some(how) = keys {
-            return self.keys(turn, how, mark);
-        }
         let mut plan = Plan::empty();
-        if let Some(how) = plan.fill(dialect, input, context) {
-            *requests += 1;
-            let taken = plan.taken;
-            drop(plan);
-            turn.input.take(taken);
-            let mark = turn.replies.mark();
-            return self.keys(turn, how, Some(mark));
-        }
-        // A single look-up has nothing to overlap with.
-        if plan.steps.len() > 2 {
-            for (step, _) in &plan.steps {
-                if let Step::Key { hash, .. } | Step::Request { hash, .. } = step
-                    && *hash != 0
-                {
-                    let store = context.store();
-                    store.prefetch_items(&mut store.prefetch(*hash), *hash);
-                }
-            }
-        }
-        let mut keys = None;
+        plan.fill(context, dialect, keys, input);
+        plan.prefetch(context);
         let mut end = 0;
         let mut next = Next::Done;
         let mut enough = false;
         let mut broken = false;
         let mut skip = None;
         for (step, step_end) in &plan.steps {
-            let start = std::mem::replace(&mut end, *step_end);
-            if !matches!(step, Step::Key { first: false, .. } | Step::End) {
+            let begin = std::mem::replace(&mut end, *step_end);
+            if !matches!(step, Step::Keys { first: false, .. }) {
                 *requests += 1;
             }
             match step {
-                Step::Key {
-                    key,
-                    hash,
+                Step::Keys {
                     how,
+                    lookups,
                     first,
+                    then,
                 } => {
                     if *first {
                         mark = Some(turn.replies.mark());
                     }
-                    keys = Some(*how);
-                    get::one(context, key, *hash, *how, turn.replies);
-                }
-                Step::End => {
-                    keys = None;
-                    get::end(turn.replies);
-                }
-                Step::BadKey { line_ends } => {
-                    keys = None;
-                    if let Some(mark) = mark {
-                        turn.replies.rewind(mark);
-                    }
-                    command::refuse(&BAD_KEY, turn.replies);
-                    if !line_ends {
-                        skip = Some(State::SkipLine);
-                    }
+                    let batch = &plan.lookups[lookups.clone()];
+                    let limit = turn.limits.replies;
+                    let read = get::many(context, batch, *how, limit, turn.replies);
+                    keys = match then {
+                        _ if read < batch.len() => {
+                            // The others wait until replies have been sent.
+                            end = begin + text::keys_length(&input[begin..], read);
+                            Some(*how)
+                        }
+                        Then::More => Some(*how),
+                        Then::End => {
+                            get::end(turn.replies);
+                            None
+                        }
+                        Then::BadKey { line_ends } => {
+                            if let Some(mark) = mark {
+                                turn.replies.rewind(mark);
+                            }
+                            command::refuse(&BAD_KEY, turn.replies);
+                            if !line_ends {
+                                skip = Some(State::SkipLine);
+                            }
+                            None
+                        }
+                    };
                 }
                 Step::Request {
                     request,
@@ -379,7 +362,7 @@ impl Conversation {
                 }
                 Step::Refused { reply, .. } if self.session.is_locked() => {
                     // What is answered in binary; text is admitted elsewhere.
-                    let reply = auth::refuse_wrong(&input[start..], *reply);
+                    let reply = auth::refuse_wrong(&input[begin..], *reply);
                     command::refuse(&reply, turn.replies);
                     broken = true;
                 }
@@ -428,70 +411,6 @@ impl Conversation {
         } else {
             None
         }
-    }
-
-    /// Runs up to [`BATCH`] keys of one get. `None`: go on.
-    fn keys(&mut self, turn: &mut Turn<'_>, how: Keys, mark: Option<Mark>) -> Option<Ran> {
-        let context = &turn.context;
-        let store = context.store();
-        let input = turn.input.unread();
-        let mut batch: ArrayVec<LookUp<'_>, BATCH> = ArrayVec::new();
-        let mut at = 0;
-        // What ended the batch, if it is not full.
-        let mut last = None;
-        while !batch.is_full() {
-            let NextKey::Key { key, taken } = text::next_key(&input[at..]) else {
-                last = Some(text::next_key(&input[at..]));
-                break;
-            };
-            at += taken;
-            batch.push(LookUp::new(store, key));
-        }
-        let limit = turn.limits.replies;
-        let read = get::many(context, &mut batch, how, limit, turn.replies);
-        let mut taken = if read < batch.len() { 0 } else { at };
-        if read < batch.len() {
-            for _ in 0..read {
-                if let NextKey::Key { taken: more, .. } = text::next_key(&input[taken..]) {
-                    taken += more;
-                }
-            }
-        }
-        self.state = State::Keys { how, mark };
-        let mut ran = None;
-        if taken < at {
-            // The rest waits until replies have been sent.
-            ran = Some(Ran::Enough);
-        } else {
-            match last {
-                None | Some(NextKey::Key { .. }) => {}
-                Some(NextKey::End { taken: end }) => {
-                    taken += end;
-                    get::end(turn.replies);
-                    self.state = State::Commands;
-                }
-                Some(NextKey::TooLong) => {
-                    if let Some(mark) = mark {
-                        turn.replies.rewind(mark);
-                    }
-                    command::refuse(&BAD_KEY, turn.replies);
-                    let line = text::skip_line(&input[at..]);
-                    taken += line.unwrap_or(input.len() - at);
-                    self.state = match line {
-                        Some(_) => State::Commands,
-                        None => State::SkipLine,
-                    };
-                }
-                Some(NextKey::Incomplete) => ran = Some(Ran::Starved),
-            }
-            if turn.replies.waiting() >= turn.limits.replies {
-                ran = Some(Ran::Enough);
-            }
-        }
-        self.active = context.now;
-        drop(batch);
-        turn.input.take(taken);
-        ran
     }
 
     /// Does what a command asks of its connection. `None`: go on.
@@ -551,172 +470,5 @@ fn copy(mut from: &[u8], to: &mut Upload) -> usize {
         spare[..n].copy_from_slice(&from[..n]);
         from = &from[n..];
         to.advance(n);
-    }
-}
-
-/// A part of the input that has been understood.
-enum Step<'i> {
-    Key {
-        key: &'i [u8],
-        hash: u64,
-        how: Keys,
-        /// The first of its request.
-        first: bool,
-    },
-    /// All keys of a get are through.
-    End,
-    /// A key of a get is too long; the get is over.
-    BadKey {
-        line_ends: bool,
-    },
-    Request {
-        request: Request<'i>,
-        hash: u64,
-        /// With its terminator, empty if the request has none. `None`: it is too long to be
-        /// waited for here.
-        value: Option<&'i [u8]>,
-    },
-    Refused {
-        reply: Refusal,
-        /// Bytes that have to pass before the reply is given.
-        skip: u64,
-        close: bool,
-    },
-    HangUp,
-}
-
-/// What lies ahead in the input.
-struct Plan<'i> {
-    /// Each with where it ends in the input.
-    steps: ArrayVec<(Step<'i>, usize), BATCH>,
-    /// The steps are all there is before more input arrives.
-    starved: bool,
-    /// Bytes of the input that were understood.
-    taken: usize,
-}
-
-impl<'i> Plan<'i> {
-    fn empty() -> Plan<'i> {
-        Plan {
-            steps: ArrayVec::new(),
-            starved: false,
-            taken: 0,
-        }
-    }
-
-    /// Understands the input as far as it goes, for at most [`BATCH`] steps. A get of many keys that
-    /// stands in front is a batch of its own: how to read its keys is returned, and they follow.
-    fn fill(&mut self, dialect: Dialect, input: &'i [u8], context: &Context<'_>) -> Option<Keys> {
-        let mut keys = None;
-        let mut at = 0;
-        let mut first = false;
-        while !self.steps.is_full() {
-            let rest = &input[at..];
-            if let Some(how) = keys {
-                let (step, taken) = match text::next_key(rest) {
-                    NextKey::Key { key, taken } => {
-                        let hash = context.store().hash(key);
-                        let _ = context.store().prefetch(hash);
-                        let step = Step::Key {
-                            key,
-                            hash,
-                            how,
-                            first: std::mem::take(&mut first),
-                        };
-                        (step, taken)
-                    }
-                    NextKey::End { taken } => {
-                        keys = None;
-                        (Step::End, taken)
-                    }
-                    NextKey::TooLong => {
-                        keys = None;
-                        let line = text::skip_line(rest);
-                        let line_ends = line.is_some();
-                        (Step::BadKey { line_ends }, line.unwrap_or(rest.len()))
-                    }
-                    NextKey::Incomplete => {
-                        self.starved = true;
-                        break;
-                    }
-                };
-                at += taken;
-                let over = matches!(step, Step::BadKey { line_ends: false });
-                self.steps.push((step, at));
-                if over {
-                    break;
-                }
-                continue;
-            }
-            match protocol::parse(dialect, rest) {
-                Parsed::Request { request, taken } => {
-                    if let Op::Get { cas, touch } = request.op {
-                        keys = Some(Keys {
-                            cas,
-                            touch: touch.map(|exptime| context.expiry(exptime)),
-                        });
-                        first = true;
-                        at += taken;
-                        let many = input
-                            .get(at..at + MANY)
-                            .is_some_and(|line| memchr::memchr(b'\n', line).is_none());
-                        if many && self.steps.is_empty() {
-                            self.taken = at;
-                            return keys;
-                        }
-                        continue;
-                    }
-                    at += taken;
-                    let length = command::body_length(&request);
-                    let value = match input[at..].get(..length) {
-                        Some(value) => Some(value),
-                        None if length > WHOLE_MAX => None,
-                        None => {
-                            self.starved = true;
-                            break;
-                        }
-                    };
-                    at += value.map_or(0, <[u8]>::len);
-                    let hash = command::prepare(context, &request);
-                    self.steps.push((
-                        Step::Request {
-                            request,
-                            hash,
-                            value,
-                        },
-                        at,
-                    ));
-                    if value.is_none() {
-                        break;
-                    }
-                }
-                Parsed::Incomplete => {
-                    self.starved = true;
-                    break;
-                }
-                Parsed::Refused {
-                    reply,
-                    taken,
-                    skip,
-                    close,
-                } => {
-                    at += taken;
-                    let here = usize::try_from(skip)
-                        .map_or(usize::MAX, |skip| skip)
-                        .min(input.len() - at);
-                    at += here;
-                    let skip = skip - here as u64;
-                    self.steps.push((Step::Refused { reply, skip, close }, at));
-                    if skip > 0 || close {
-                        break;
-                    }
-                }
-                Parsed::Close => {
-                    self.steps.push((Step::HangUp, at));
-                    break;
-                }
-            }
-        }
-        None
     }
 }

@@ -12,6 +12,9 @@ mod worker;
 /// What one client says, as a state machine over bytes.
 mod conversation;
 
+/// What lies ahead in a client's input.
+mod plan;
+
 /// One client's socket.
 mod connection;
 

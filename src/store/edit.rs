@@ -172,8 +172,8 @@ impl Store {
                 vivify: None,
                 binary_key: false,
             };
-            if inner.overwrite(cx, &mut guard, &place, &put, 0, &parts) {
-                inner.renew(cx, &guard.item(&place), &put, cas, put.expires);
+            if inner.overwrite(cx, &mut guard, &place, put.flags, 0, &parts) {
+                inner.renew(cx, &guard.item(&place), cas, put.expires, 0);
                 return number(&guard, &place);
             }
             // It needs another slot: it is linked only over the item it was counted from.

@@ -499,7 +499,7 @@ impl Inner {
         self.look_up(cx, key, hash, true)
     }
 
-    #[inline]
+    #[inline(always)]
     fn look_up<'s>(
         &'s self,
         cx: Cx<'_>,

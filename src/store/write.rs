@@ -289,32 +289,33 @@ impl Inner {
         }
     }
 
-    /// Overwrites an item where it stands, if its slot is of the right size for the new one.
+    /// Overwrites an item where it stands, if its slot is of the right size for the new one. Its first
+    /// `keep` bytes stay, if the client flags stay too.
+    #[inline]
     pub(super) fn overwrite<'s>(
         &'s self,
         cx: Cx<'_>,
         guard: &mut PairGuard<'s>,
         place: &Place<'s>,
-        put: &Put<'_>,
+        client_flags: u32,
         keep: usize,
         parts: &[&[u8]],
     ) -> bool {
         let item = guard.item(place);
         let (word, old_length, old_total) = (item.word(), item.length(), item.total());
-        let flags = if keep > 0 || put.mode != Mode::Set {
-            item.client_flags()
-        } else {
-            put.flags
-        };
         let length = keep + parts.iter().map(|part| part.len()).sum::<usize>();
         if length > COPY_MAX || word.has(flag::LARGE) {
             return false;
         }
-        let total = self.arena.overhead(word.key_length(), flags != 0, false) + length;
+        let total = self
+            .arena
+            .overhead(word.key_length(), client_flags != 0, false)
+            + length;
         if old_length > COPY_MAX || self.fit(total) != Fit::Slot(word.bin()) {
             return false;
         }
-        guard.overwrite(place, self.arena.slot_size(word.bin()), flags, keep, parts);
+        let slot = self.arena.slot_size(word.bin());
+        guard.overwrite(place, slot, client_flags, keep, parts);
         let counters = &cx.counters.classes[usize::from(self.classes.class_of_bin(word.bin()))];
         counters.bytes.add(total as u64);
         counters.bytes.sub(old_total as u64);
@@ -322,16 +323,16 @@ impl Inner {
         true
     }
 
-    /// Marks an item as just stored.
-    pub(super) fn renew(&self, cx: Cx<'_>, item: &Item<'_>, put: &Put<'_>, cas: u64, expires: u32) {
+    /// Marks an item as just stored. `marks` are flags of its own.
+    #[inline]
+    pub(super) fn renew(&self, cx: Cx<'_>, item: &Item<'_>, cas: u64, expires: u32, marks: u8) {
         let head = item.head();
         head.expires.store(expires, Relaxed);
         self.note_expiry(item.handle(), expires);
         head.accessed.store(self.stamp(cx.now), Relaxed);
         self.arena.set_cas(item.handle(), cas);
-        let binary = if put.binary_key { flag::BINARY_KEY } else { 0 };
         let word = head.word();
-        let flags = word.flags() & (flag::CLIENT | flag::LARGE) | binary;
+        let flags = word.flags() & (flag::CLIENT | flag::LARGE) | marks;
         if flags != word.flags() {
             head.update(|word| word.with_flags(flags));
         }
@@ -359,50 +360,10 @@ impl Inner {
             }
         };
         let (mut guard, found) = self.find_to_store(cx, put.key, put.hash);
-        if let Ok(place) = found {
-            let item = guard.item(&place);
-            if item.word().bin() == bin
-                && !item.word().has(flag::LARGE)
-                && !self.is_temporary(cx.now, put.expires)
-            {
-                let class = self.classes.class_of_bin(bin);
-                match self.judge(cx, put, Some(&item)) {
-                    Verdict::Refuse(stored) => return stored,
-                    Verdict::Store => {
-                        let mut as_set = *put;
-                        as_set.mode = Mode::Set;
-                        if self.overwrite(cx, &mut guard, &place, &as_set, 0, &[value]) {
-                            self.renew(cx, &guard.item(&place), put, cas, put.expires);
-                            let cas = if self.arena.has_cas() { cas } else { 0 };
-                            return Stored::Stored {
-                                cas,
-                                class,
-                                length: value.len(),
-                            };
-                        }
-                    }
-                    Verdict::StoreStale {
-                        token_sent,
-                        expires,
-                    } => {
-                        let mut as_set = *put;
-                        as_set.mode = Mode::Set;
-                        if self.overwrite(cx, &mut guard, &place, &as_set, 0, &[value]) {
-                            let item = guard.item(&place);
-                            self.renew(cx, &item, put, cas, expires);
-                            let token = if token_sent { flag::TOKEN_SENT } else { 0 };
-                            item.head()
-                                .update(|word| word.with_flags(word.flags() | flag::STALE | token));
-                            let cas = if self.arena.has_cas() { cas } else { 0 };
-                            return Stored::Stored {
-                                cas,
-                                class,
-                                length: value.len(),
-                            };
-                        }
-                    }
-                }
-            }
+        if let Ok(place) = found
+            && let Some(stored) = self.put_over(cx, &mut guard, &place, put, value, bin, cas)
+        {
+            return stored;
         }
         drop(guard);
         let class = self.classes.class_of_bin(bin);
@@ -420,6 +381,48 @@ impl Inner {
         });
         slot.bytes_mut(at, value.len()).copy_from_slice(value);
         self.link(cx, put, slot, cas)
+    }
+
+    /// Stores over the item that is there, in the slot it has. `None` if it needs one of bin `bin`, or
+    /// one that is sorted elsewhere.
+    #[inline]
+    #[allow(clippy::too_many_arguments)]
+    fn put_over<'s>(
+        &'s self,
+        cx: Cx<'_>,
+        guard: &mut PairGuard<'s>,
+        place: &Place<'s>,
+        put: &Put<'_>,
+        value: &[u8],
+        bin: u8,
+        cas: u64,
+    ) -> Option<Stored> {
+        let item = guard.item(place);
+        let word = item.word();
+        if word.bin() != bin || word.has(flag::LARGE) || self.is_temporary(cx.now, put.expires) {
+            return None;
+        }
+        let mut marks = if put.binary_key { flag::BINARY_KEY } else { 0 };
+        let expires = match self.judge(cx, put, Some(&item)) {
+            Verdict::Refuse(stored) => return Some(stored),
+            Verdict::Store => put.expires,
+            Verdict::StoreStale {
+                token_sent,
+                expires,
+            } => {
+                marks |= flag::STALE | if token_sent { flag::TOKEN_SENT } else { 0 };
+                expires
+            }
+        };
+        if !self.overwrite(cx, guard, place, put.flags, 0, &[value]) {
+            return None;
+        }
+        self.renew(cx, &guard.item(place), cas, expires, marks);
+        Some(Stored::Stored {
+            cas: if self.arena.has_cas() { cas } else { 0 },
+            class: self.classes.class_of_bin(bin),
+            length: value.len(),
+        })
     }
 
     /// `append` and `prepend`. `value` calls its argument with the pieces of the new bytes.
@@ -494,8 +497,8 @@ impl Inner {
                         filled += piece.len();
                     });
                 }
-                if self.overwrite(cx, &mut guard, &place, put, keep, &[&scratch[..filled]]) {
-                    self.renew(cx, &guard.item(&place), &plain, cas, expires);
+                if self.overwrite(cx, &mut guard, &place, flags, keep, &[&scratch[..filled]]) {
+                    self.renew(cx, &guard.item(&place), cas, expires, 0);
                     let class = self.classes.class_of_bin(word.bin());
                     return Stored::Stored {
                         cas: if self.arena.has_cas() { cas } else { 0 },

@@ -1,0 +1,217 @@
+#![forbid(unsafe_code)]
+//! What lies ahead in the input: requests and keys that are understood before the first of them is
+//! run, so that the memory they need is on its way by then.
+
+use std::ops::Range;
+
+use arrayvec::ArrayVec;
+
+use crate::command::get::LookUp;
+use crate::command::{self, BATCH, Context, Read as Keys, WHOLE_MAX};
+use crate::protocol::request::{Op, Parsed, Refusal, Request};
+use crate::protocol::text::{self, NextKey};
+use crate::protocol::{self, Dialect};
+
+/// A part of the input that has been understood.
+pub enum Step<'i> {
+    /// Keys of a get.
+    Keys {
+        how: Keys,
+        /// Which of the look-ups they are.
+        lookups: Range<usize>,
+        /// The get begins with them.
+        first: bool,
+        then: Then,
+    },
+    Request {
+        request: Request<'i>,
+        /// Of its key; 0 if it has none.
+        hash: u64,
+        /// With its terminator, empty if the request has none. `None`: it is too long to be
+        /// waited for here.
+        value: Option<&'i [u8]>,
+    },
+    Refused {
+        reply: Refusal,
+        /// Bytes that have to pass before the reply is given.
+        skip: u64,
+        close: bool,
+    },
+    HangUp,
+}
+
+/// What follows the keys of a get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// More keys, which are not understood yet.
+    More,
+    /// The line is over.
+    End,
+    /// A key that is too long; the get is over, and its line too if `line_ends`.
+    BadKey { line_ends: bool },
+}
+
+/// Up to [`BATCH`] requests and keys.
+pub struct Plan<'i> {
+    /// What will be looked up, in order. Those who store look up as well.
+    pub lookups: ArrayVec<LookUp<'i>, BATCH>,
+    /// Each with where it ends in the input.
+    pub steps: ArrayVec<(Step<'i>, usize), BATCH>,
+    /// The steps are all there is before more input arrives.
+    pub starved: bool,
+}
+
+impl<'i> Plan<'i> {
+    pub fn empty() -> Plan<'i> {
+        Plan {
+            lookups: ArrayVec::new(),
+            steps: ArrayVec::new(),
+            starved: false,
+        }
+    }
+
+    /// Understands the input as far as it goes. `keys`: it begins amid a get's.
+    pub fn fill(
+        &mut self,
+        context: &Context<'i>,
+        dialect: Dialect,
+        keys: Option<Keys>,
+        input: &'i [u8],
+    ) {
+        let mut next = match keys {
+            Some(how) => self.keys(context, how, false, input, 0),
+            None => Some(0),
+        };
+        while let Some(at) = next {
+            if self.steps.is_full() || self.lookups.is_full() {
+                break;
+            }
+            next = match protocol::parse(dialect, &input[at..]) {
+                Parsed::Request {
+                    request:
+                        Request {
+                            op: Op::Get { cas, touch },
+                            ..
+                        },
+                    taken,
+                } => {
+                    let how = Keys {
+                        cas,
+                        touch: touch.map(|exptime| context.expiry(exptime)),
+                    };
+                    self.keys(context, how, true, input, at + taken)
+                }
+                Parsed::Request { request, taken } => {
+                    self.request(context, request, input, at + taken)
+                }
+                Parsed::Incomplete => {
+                    self.starved = true;
+                    None
+                }
+                Parsed::Refused {
+                    reply,
+                    taken,
+                    skip,
+                    close,
+                } => {
+                    let at = at + taken;
+                    let here = (input.len() - at).min(skip.try_into().unwrap_or(usize::MAX));
+                    let skip = skip - here as u64;
+                    self.steps
+                        .push((Step::Refused { reply, skip, close }, at + here));
+                    (skip == 0 && !close).then_some(at + here)
+                }
+                Parsed::Close => {
+                    self.steps.push((Step::HangUp, at));
+                    None
+                }
+            };
+        }
+    }
+
+    /// Asks for the items that will be looked at, when there are several to wait for at once.
+    pub fn prefetch(&mut self, context: &Context<'i>) {
+        if self.lookups.len() > 1 {
+            for lookup in &mut self.lookups {
+                lookup.prefetch(context.store());
+            }
+        }
+    }
+
+    /// Takes the keys that stand at `at`. Returns where the next request stands if that is known.
+    fn keys(
+        &mut self,
+        context: &Context<'i>,
+        how: Keys,
+        first: bool,
+        input: &'i [u8],
+        mut at: usize,
+    ) -> Option<usize> {
+        let before = self.lookups.len();
+        let then = loop {
+            match text::next_key(&input[at..]) {
+                NextKey::Key { .. } if self.lookups.is_full() => break Then::More,
+                NextKey::Key { key, taken } => {
+                    self.lookups.push(LookUp::new(context.store(), key));
+                    at += taken;
+                }
+                NextKey::End { taken } => {
+                    at += taken;
+                    break Then::End;
+                }
+                NextKey::TooLong => {
+                    let line = text::skip_line(&input[at..]);
+                    at += line.unwrap_or(input.len() - at);
+                    let line_ends = line.is_some();
+                    break Then::BadKey { line_ends };
+                }
+                NextKey::Incomplete => {
+                    self.starved = true;
+                    break Then::More;
+                }
+            }
+        };
+        let step = Step::Keys {
+            how,
+            lookups: before..self.lookups.len(),
+            first,
+            then,
+        };
+        self.steps.push((step, at));
+        match then {
+            Then::End | Then::BadKey { line_ends: true } => Some(at),
+            Then::More | Then::BadKey { line_ends: false } => None,
+        }
+    }
+
+    /// Takes a request whose line ends at `at`, with its value if it has one.
+    fn request(
+        &mut self,
+        context: &Context<'i>,
+        request: Request<'i>,
+        input: &'i [u8],
+        at: usize,
+    ) -> Option<usize> {
+        let length = command::body_length(&request);
+        let value = input[at..].get(..length);
+        if value.is_none() && length <= WHOLE_MAX {
+            self.starved = true;
+            return None;
+        }
+        let mut hash = 0;
+        if let Some(lookup) = command::prepare(context, &request) {
+            hash = lookup.hash();
+            self.lookups.push(lookup);
+        }
+        let end = at + value.map_or(0, <[u8]>::len);
+        self.steps.push((
+            Step::Request {
+                request,
+                hash,
+                value,
+            },
+            end,
+        ));
+        value.map(|_| end)
+    }
+}
