@@ -146,7 +146,11 @@ pub fn fetched(
             b't' => put_ttl(&mut room, expires, now),
             b'c' => put_number(&mut room, b'c', hit.cas()),
             b'f' => put_number(&mut room, b'f', u64::from(hit.flags())),
-            b'l' => put_number(&mut room, b'l', u64::from(now.wrapping_sub(hit.accessed()))),
+            b'l' => put_number(
+                &mut room,
+                b'l',
+                u64::from(now.saturating_sub(hit.accessed())),
+            ),
             b'h' => put_number(&mut room, b'h', u64::from(hit.fetched())),
             b'O' => put_opaque(&mut room, token),
             b'k' => put_key(&mut room, key, hit.binary_key()),
@@ -196,7 +200,7 @@ pub fn described(hit: &Hit<'_>, key: &[u8], now: u32, replies: &mut Replies) {
     };
     replies.format(format_args!(
         " exp={expires} la={} cas={} fetch={} cls={} size={}\r\n",
-        now.wrapping_sub(hit.accessed()),
+        now.saturating_sub(hit.accessed()),
         hit.cas(),
         if hit.fetched() { "yes" } else { "no" },
         hit.class(),

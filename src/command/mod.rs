@@ -395,6 +395,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_stored_in_the_second_of_a_flush_was_accessed_now() {
+        let mut bench = Bench::new();
+        let flush = Op::FlushAll { exptime: Some(0) };
+        assert_eq!(bench.run(flush, TEXT, b""), "OK\r\n");
+        bench.set(Mode::Set, "a", "one");
+        let meta = Style::Meta {
+            flags: b"",
+            quiet: false,
+        };
+        let said = bench.run(Op::Describe { key: key("a") }, meta, b"");
+        assert!(said.contains(" la=0 "), "{said}");
+    }
+
+    #[test]
     fn a_value_too_large_takes_the_old_one_with_it() {
         let mut bench = Bench::new();
         bench.set(Mode::Set, "a", "old");

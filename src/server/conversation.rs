@@ -472,3 +472,6 @@ fn copy(mut from: &[u8], to: &mut Upload) -> usize {
         to.advance(n);
     }
 }
+
+#[cfg(test)]
+mod tests;
