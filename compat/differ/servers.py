@@ -20,7 +20,7 @@ class Silence(Exception):
 class Server:
     """One server process on a loopback port of its own."""
 
-    def __init__(self, program, options=(), wrap=None):
+    def __init__(self, program, options=(), wrap=None, environment=None):
         self.program = program
         self.directory = tempfile.TemporaryDirectory(prefix="differ")
         self.log = open(os.path.join(self.directory.name, "log"), "w+b")
@@ -32,11 +32,12 @@ class Server:
         if os.geteuid() == 0:
             command += ["-u", "root"]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
+            command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, env={**os.environ, **(environment or {})}
         )
         self.wrap = wrap(self.port) if wrap else None
         self._wait()
-        self.version = self._version()
+        # One that speaks binary only is not asked in text.
+        self.version = b"" if "-S" in options else self._version()
         self.marker = b"VERSION " + self.version + b"\r\n"
         self.connections = {}
 

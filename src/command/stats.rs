@@ -8,7 +8,6 @@ use crate::observe::counters::CLASSES;
 use crate::protocol::number;
 use crate::protocol::request::Style;
 use crate::protocol::words;
-use crate::store::Queue;
 
 use super::context::Context;
 use super::replies::Replies;
@@ -191,15 +190,12 @@ fn cachedump(
     }
     let mut left = if limit == 0 { u32::MAX } else { limit };
     let before = replies.waiting();
-    // memcached shows its queue of items that nobody has read lately.
-    let segmented = cx.store().tuning().segmented;
     if let Ok(mut dump) = cx.store().dump(1 << class) {
         let mut more = true;
         while more {
             let mut full = false;
             more = cx.store().dump_step(cx.caller(), &mut dump, STEP, |hit| {
-                if hit.binary_key() || segmented && matches!(hit.queue(), Queue::Warm | Queue::Temp)
-                {
+                if hit.binary_key() {
                     return true;
                 }
                 if left == 0 || replies.waiting() - before > CACHEDUMP_MAX {

@@ -1,0 +1,27 @@
+"""The suites of compat/run. Each module has `name`, `about` and `run(setting)`, which gives Cases."""
+
+from typing import NamedTuple
+
+
+class Setting(NamedTuple):
+    """What compat/run was asked for.
+
+    subject, subject_debug: the program under test, and the one with the test-only commands
+    reference: a memcached to compare with, or None for Debian's
+    source: a built memcached source tree, or None for Debian's
+    """
+
+    subject: str
+    subject_debug: str
+    reference: str | None
+    source: str | None
+    skip_reference: bool
+    files: list
+    jobs: int
+    commands: int
+    seed: str
+
+
+from . import clients, differential, libmemcached, testapp, tools, upstream  # noqa: E402
+
+ALL = [upstream, testapp, tools, libmemcached, *clients.ALL, differential]

@@ -1,0 +1,61 @@
+"""memcached's test files by class, and where they must not pass as they stand, with the reason."""
+
+# What each group asks of a server.
+FILES = {
+    # Answers of the protocols, and nothing else.
+    "protocol": """
+        ascii-auth ascii-auth2 binary-get bogus-commands cas chunked-items daemonize dash-M flags flush-all getandtouch
+        getset incrdecr issue_108 issue_152 issue_192 issue_3 issue_41 issue_50 issue_68 issue_70 malicious-commands
+        maxconns metaget multiversioning noreply quit shutdown stats-detail strtol-testing touch udp unixsocket
+    """.split(),
+    # Certain statistics, settings or options besides.
+    "statistics": """
+        00-startup binary binary-sasl expirations idle-timeout issue_104 issue_183 issue_61 issue_67 item_size_max
+        stats-conns watcher watcher_connid ssl_cert_refresh ssl_ports ssl_proto_version ssl_session_resumption
+        ssl_settings ssl_verify_modes
+    """.split(),
+    # Figures of memcached's slab allocator and LRU to the byte.
+    "figures": """
+        64bit conn-limits dyn-maxbytes evictions issue_14 issue_163 issue_22 issue_29 issue_42 lru lru-crawler
+        lru-maintainer restart slabs-cas slabs-mover slabs-reassign-chunked slabs-reassign2 slabs_reassign stats
+    """.split(),
+    # Skip themselves, or look at the source tree.
+    "none": "issue_140 issue_260 refhang slabhang line-lengths misbehave".split(),
+}
+
+# Not run: (pattern, reason).
+OUT = [
+    (r".*extstore.*", "extstore: Larder keeps items in memory only"),
+    (r"proxy.*", "memcached's own proxy, configured in Lua; `larder proxy` is another one"),
+    (r"whitespace", "looks at memcached's source files"),
+]
+
+# These disturb others: fixed ports, a thousand connections, seconds that are counted.
+SLOW = {"issue_67", "maxconns"}
+
+# Subtests (by description or number; None: all; "ends": the file stops early) in which 1.6.45 itself answers
+# differently from what the suite of that version wants.
+NEWER = {
+    "1.6.18": {
+        "cas": ({"cas empty, throw error", "ends"}, "a cas line without its number: 1.6.45 answers once and skips the value, the test waits for a second error"),
+        "flush-all": ({"failed to set value after flush with no CAS at least once"}, "1.6.45 always keeps what is set after a flush, without CAS ids, too"),
+        "issue_3": ({"invalid delete", "Failed to add after failed silent delete."}, "1.6.45 takes and ignores words behind `delete KEY 0`"),
+        "lru-crawler": ({"metadump all returns all items", "metadump hash returns all items"}, "since 1.6.43 a dump begins with OK"),
+        "metaget": ({"error from blank command"}, "since 1.6.40 a line that is too short is a CLIENT_ERROR"),
+        "stats": ({"expected count of stats values"}, "1.6.45 has one statistic more"),
+        "shutdown": ({"error when shutdown is not enabled"}, "1.6.45 says SERVER_ERROR: where 1.6.18 said ERROR:"),
+    },
+}
+
+_ROOM = "Larder holds more items in the same memory, so that nothing has to be evicted yet"
+_CLOCK = "the LRU is kept as a clock: what was read once outlives what was never read"
+
+# Deliberate or harmless differences of Larder's own, whatever the version of the suite.
+OURS = {
+    "64bit": ({3, 5, 6}, "pretends to have allocated 4 GiB; Larder's memory is one range and cannot be pretended"),
+    "binary-sasl": ({6}, "PLAIN is the one mechanism; CRAM-MD5 would need the passwords in the clear"),
+    "conn-limits": ({1, 2, 3, 4}, "memcached refuses 500 answers at once within 32 KiB of response objects; Larder has none, and answers"),
+    "dyn-maxbytes": ({41}, _ROOM),
+    "issue_22": ({41, 84}, _ROOM),
+    "lru": ({107, 108, 146, 150, "ends"}, f"{_ROOM}; {_CLOCK}"),
+}
