@@ -1,4 +1,7 @@
-"""The suites of compat/run. Each module has `name`, `about` and `run(setting)`, which gives Cases."""
+"""The suites of compat/run. Each has `name`, `about` and `run(setting)`, which gives Cases.
+
+Where cases fail the whole suite is run once more, unless it says `tries_again`.
+"""
 
 from typing import NamedTuple
 

@@ -10,6 +10,8 @@ from .report import FAILED, PASSED, Case
 
 name = "differential"
 about = "random commands, valid and not, in text, meta and binary: the same answers byte for byte"
+# What it finds it has played twice.
+tries_again = True
 
 SHARES = {"text": 1.0}
 

@@ -54,6 +54,19 @@ def close(cases, seconds):
     return 1 if failed or not passed else 0
 
 
+def second(first, again):
+    """The cases of a suite that was run again because some failed: what passes now did fail by chance."""
+    failed = {case.name: case for case in first if case.outcome == FAILED}
+    if len(again) < len(first):
+        again = [*again, *(case for case in first if case.name not in {case.name for case in again})]
+    return [
+        case._replace(note=f"at the second try; at first: {failed[case.name].note}")
+        if case.name in failed and case.outcome == PASSED
+        else case
+        for case in again
+    ]
+
+
 def compare(suite, reference, subject, newer=None, strict=False):
     """Cases from two runs of the same tests, each a dict of name to None or what failed.
 

@@ -13,6 +13,8 @@ from .upstream_files import FILES, NEWER, OUT, OURS, SLOW
 
 name = "t"
 about = "memcached's own t/*.t"
+# Fails by itself only for good: it has second tries of its own.
+tries_again = True
 
 SECONDS = 100
 USERS = os.path.join(peers.WORK, "users-of-t")

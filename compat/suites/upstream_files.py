@@ -42,6 +42,8 @@ NEWER = {
         "issue_3": ({"invalid delete", "Failed to add after failed silent delete."}, "1.6.45 takes and ignores words behind `delete KEY 0`"),
         "lru-crawler": ({"metadump all returns all items", "metadump hash returns all items"}, "since 1.6.43 a dump begins with OK"),
         "metaget": ({"error from blank command"}, "since 1.6.40 a line that is too short is a CLIENT_ERROR"),
+        "slabs-reassign-chunked": ({"some reassign evictions happened"}, "1.6.45 counts no evictions for want of memory while a page moves"),
+        "slabs-reassign2": ({2, 3, 4, 5}, "1.6.45 moves pages back to the pool at another pace, and counts no evictions meanwhile"),
         "stats": ({"expected count of stats values"}, "1.6.45 has one statistic more"),
         "shutdown": ({"error when shutdown is not enabled"}, "1.6.45 says SERVER_ERROR: where 1.6.18 said ERROR:"),
     },
