@@ -160,3 +160,26 @@ fn a_value_may_be_cut_anywhere() {
         }
     }
 }
+
+/// After the first value that filled the replies the get went on with the same key again.
+#[test]
+fn a_get_of_many_long_values_tells_each_once() {
+    let server = TestServer::start();
+    let mut client = server.connect();
+    let mut get = "get".to_owned();
+    let mut answer = Vec::new();
+    for n in 0..8usize {
+        let length = n * 40_000;
+        let value = vec![b'a' + n as u8; length];
+        client.send(format!("set v{n} 0 0 {length}\r\n"));
+        client.send(&value);
+        client.ask("\r\n", "STORED\r\n");
+        get.push_str(&format!(" v{n}"));
+        answer.extend_from_slice(format!("VALUE v{n} 0 {length}\r\n").as_bytes());
+        answer.extend_from_slice(&value);
+        answer.extend_from_slice(b"\r\n");
+    }
+    answer.extend_from_slice(b"END\r\n");
+    client.ask(format!("{get}\r\n"), &answer);
+    client.ask(format!("{get}\r\n").repeat(3), answer.repeat(3));
+}

@@ -314,6 +314,7 @@ impl Conversation {
             match step {
                 Step::Keys {
                     how,
+                    start,
                     lookups,
                     first,
                     then,
@@ -327,7 +328,7 @@ impl Conversation {
                     keys = match then {
                         _ if read < batch.len() => {
                             // The others wait until replies have been sent.
-                            end = begin + text::keys_length(&input[begin..], read);
+                            end = start + text::keys_length(&input[*start..], read);
                             Some(*how)
                         }
                         Then::More => Some(*how),

@@ -17,6 +17,8 @@ pub enum Step<'i> {
     /// Keys of a get.
     Keys {
         how: Keys,
+        /// Where they begin in the input.
+        start: usize,
         /// Which of the look-ups they are.
         lookups: Range<usize>,
         /// The get begins with them.
@@ -147,7 +149,7 @@ impl<'i> Plan<'i> {
         input: &'i [u8],
         mut at: usize,
     ) -> Option<usize> {
-        let before = self.lookups.len();
+        let (before, start) = (self.lookups.len(), at);
         let then = loop {
             match text::next_key(&input[at..]) {
                 NextKey::Key { .. } if self.lookups.is_full() => break Then::More,
@@ -173,6 +175,7 @@ impl<'i> Plan<'i> {
         };
         let step = Step::Keys {
             how,
+            start,
             lookups: before..self.lookups.len(),
             first,
             then,
