@@ -1,4 +1,37 @@
-//! Other servers: which of them has a key ([`ring`]), and how they fare.
+//! Other servers: which of them has a key ([`ring`]), how they fare, and what passes between them
+//! and clients ([`proxy`]).
 #![forbid(unsafe_code)]
 
 pub mod ring;
+
+/// A server as all workers know it.
+pub mod target;
+
+/// What one client is owed, in order.
+pub mod slots;
+
+/// One connection to a server.
+pub mod upstream;
+
+/// Where answers go.
+pub mod front;
+
+/// The pools of one configuration.
+pub mod plan;
+
+/// Requests on their way to servers and back.
+pub mod proxy;
+
+pub use plan::Cluster;
+
+/// A hash of a key for uses inside one process: matching answers with keys, choosing a share of them.
+#[inline]
+pub fn key_hash(key: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(key)
+}
+
+/// The part of it that a key is matched by.
+#[inline]
+fn tag(key: &[u8]) -> u32 {
+    key_hash(key) as u32
+}

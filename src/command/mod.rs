@@ -39,6 +39,7 @@ use get::LookUp;
 pub use get::{BATCH, Read};
 pub use replies::{Flushed, Mark, Replies};
 pub use set::Pending;
+pub use stats::emitted;
 
 /// Longer values are not waited for: [`begin`] takes memory for them at once.
 pub const WHOLE_MAX: usize = 16 << 10;

@@ -26,6 +26,29 @@ pub fn stats(cx: &Context<'_>, words: &[u8], style: &Style<'_>, replies: &mut Re
     }
 }
 
+/// Appends numbers that somebody else emits, as `style` has it.
+pub fn emitted(
+    style: &Style<'_>,
+    replies: &mut Replies,
+    run: impl FnOnce(&mut crate::admin::Emit<'_>),
+) {
+    let Style::Binary { opcode, opaque, .. } = *style else {
+        return emit_text(replies, run);
+    };
+    let mut packet = |name: &[u8], value: &[u8]| {
+        let body = name.len() + value.len();
+        let mut room = replies.room(reply::HEADER + body);
+        let status = reply::STATUS_OK;
+        reply::header(&mut room, opcode, opaque, status, name.len(), 0, body, 0);
+        room.put(name);
+        room.put(value);
+    };
+    run(&mut |name: Arguments<'_>, value: Arguments<'_>| {
+        packet(name.to_string().as_bytes(), value.to_string().as_bytes());
+    });
+    packet(b"", b"");
+}
+
 fn text(cx: &Context<'_>, words: &[u8], style: &Style<'_>, replies: &mut Replies) {
     let mut tokens = words::words(words);
     let Some(what) = tokens.next() else {

@@ -3,6 +3,7 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::SocketAddr;
+use std::path::Path;
 
 use mio::event::Source;
 use mio::net::{TcpStream, UnixStream};
@@ -30,6 +31,47 @@ pub enum Stream {
 }
 
 impl Stream {
+    /// Begins to connect to a server; [`connected`](Stream::connected) tells the outcome.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn connect(address: SocketAddr) -> io::Result<Stream> {
+        let socket = TcpStream::connect(address)?;
+        // What is not sent at once should not wait for an acknowledgement.
+        socket.set_nodelay(true)?;
+        Ok(Stream::Tcp(socket))
+    }
+
+    /// As [`connect`](Stream::connect), through a Unix socket.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn connect_local(path: &Path) -> io::Result<Stream> {
+        Ok(Stream::Unix(UnixStream::connect(path)?))
+    }
+
+    /// Whether connecting has come to its end.
+    ///
+    /// # Errors
+    /// The reason why it has failed.
+    pub fn connected(&self) -> io::Result<bool> {
+        let error = match self {
+            Stream::Unix(socket) => socket.take_error()?,
+            Stream::Tcp(_) | Stream::Tls(_) => match self.tcp() {
+                Some(socket) => socket.take_error()?,
+                None => None,
+            },
+        };
+        if let Some(error) = error {
+            return Err(error);
+        }
+        match self.tcp().map(TcpStream::peer_addr) {
+            Some(Err(error)) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
+            Some(Err(error)) => Err(error),
+            Some(Ok(_)) | None => Ok(true),
+        }
+    }
+
     /// Puts it under TLS as its listener asks, if it came over a network.
     ///
     /// # Errors

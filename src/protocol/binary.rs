@@ -62,6 +62,11 @@ fn plain(code: u8) -> (u8, bool) {
     }
 }
 
+/// The opcode that asks for the same and is answered in any case.
+pub fn loud(code: u8) -> u8 {
+    plain(code).0
+}
+
 /// A header, as far as it is looked at.
 struct Header {
     opcode: u8,

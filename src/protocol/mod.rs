@@ -1,6 +1,9 @@
 #![forbid(unsafe_code)]
 //! Bytes to requests and responses to bytes. Knows no socket, no item and no option.
 
+/// Where the answers of servers end.
+pub mod answer;
+
 /// Keys that are not text.
 pub mod base64;
 

@@ -252,7 +252,7 @@ impl Connection {
 
 /// Counts and tells what TLS has to say of a connection; true if it has failed.
 #[cold]
-fn tell(context: &Context<'_>, news: &News) -> bool {
+pub(super) fn tell(context: &Context<'_>, news: &News) -> bool {
     let (general, log) = (&context.counters.general, &context.counters.log);
     let News::Failed { handshake, reason } = news else {
         general.ssl_new_sessions.add(1);

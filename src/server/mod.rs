@@ -1,5 +1,8 @@
 //! Threads, sockets, who runs what: builds everything, runs it, joins everything.
 
+/// What runs in place of the workers if it is a proxy.
+mod proxy;
+
 /// How the server is told to stop.
 pub mod control;
 
@@ -43,6 +46,7 @@ use conversation::Limits;
 use listener::{Inbox, Listening, Rules};
 use worker::Worker;
 
+use crate::cluster::Cluster;
 use crate::command::Shared;
 use crate::net::{Datagrams, Keyring, listen};
 use crate::observe::board::Activity;
@@ -116,11 +120,26 @@ impl Server {
         let shared = Arc::new(shared);
         let settings = &shared.settings;
 
+        let cluster = match &settings.proxy {
+            Some(mode) => {
+                let refused = |message| Failure {
+                    message,
+                    code: USAGE,
+                };
+                Some(Arc::new(Cluster::new(mode.proxy.clone()).map_err(refused)?))
+            }
+            None => None,
+        };
         let mut inboxes = Vec::new();
         let mut workers = Vec::new();
         for number in 0..settings.server.threads.max(1) {
-            let datagrams = share(&sockets.datagrams, number, settings)?;
-            let (inbox, worker) = start_worker(number, &shared, &control, datagrams)?;
+            let (inbox, worker) = match &cluster {
+                Some(cluster) => start_proxy(number, &shared, &control, cluster)?,
+                None => {
+                    let datagrams = share(&sockets.datagrams, number, settings)?;
+                    start_worker(number, &shared, &control, datagrams)?
+                }
+            };
             inboxes.push(inbox);
             workers.push(worker);
         }
@@ -254,17 +273,46 @@ fn start_worker(
         idle_timeout: server.idle_timeout,
         datagrams,
     };
+    let thread = run_worker(number, control, move || worker.run())?;
+    Ok((inbox, thread))
+}
+
+fn start_proxy(
+    number: usize,
+    shared: &Arc<Shared>,
+    control: &Arc<Control>,
+    cluster: &Arc<Cluster>,
+) -> io::Result<(Arc<Inbox>, JoinHandle<()>)> {
+    let poll = Poll::new()?;
+    let inbox = Arc::new(Inbox::new(Waker::new(poll.registry(), worker::WAKE)?));
+    let worker = proxy::Worker {
+        poll,
+        inbox: inbox.clone(),
+        control: control.clone(),
+        shared: shared.clone(),
+        cluster: cluster.clone(),
+        counters: shared.registry.register(),
+        idle_timeout: shared.settings.server.idle_timeout,
+    };
+    let thread = run_worker(number, control, move || worker.run())?;
+    Ok((inbox, thread))
+}
+
+fn run_worker(
+    number: usize,
+    control: &Arc<Control>,
+    run: impl FnOnce() -> io::Result<()> + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
     let control = control.clone();
-    let thread = Builder::new()
+    Builder::new()
         .name(format!("worker-{number}"))
         .spawn(move || {
-            if let Err(error) = worker.run() {
+            if let Err(error) = run() {
                 log::error!("worker {number}: {error}");
                 // Nobody would serve its clients: better to end than to look alive.
                 let _ = control.stop(Stop::Normal);
             }
-        })?;
-    Ok((inbox, thread))
+        })
 }
 
 fn serve(settings: Settings) -> Result<Stop, Failure> {

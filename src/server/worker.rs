@@ -336,7 +336,7 @@ fn door(desk: &mut Desk, key: usize) -> Option<&mut Door> {
     desk.doors.get_mut(key.checked_sub(DOORS)?)
 }
 
-fn peer(stream: &Stream) -> Peer {
+pub(super) fn peer(stream: &Stream) -> Peer {
     match stream.peer_address() {
         Some(address) => Peer::Tcp(address.ip(), address.port()),
         None => Peer::Local,

@@ -229,7 +229,7 @@ impl<S: Read + Write> Client<S> {
             match self.stream.read(&mut found[have..]) {
                 Ok(n) if n > 0 => have += n,
                 end => {
-                    let found = String::from_utf8_lossy(&found[..have]);
+                    let found = show(&found[..have]);
                     panic!("{end:?} after {found:?}, expected {:?}", show(expected));
                 }
             }

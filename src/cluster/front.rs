@@ -1,0 +1,444 @@
+#![forbid(unsafe_code)]
+//! The side of the proxy that faces clients: a seat for each, with what it is owed, and where answers
+//! that come from servers go.
+
+use slab::Slab;
+
+use super::slots::Slots;
+use super::upstream::{Fault, KeyTicket, Quiet, Sink, Ticket, To};
+use crate::protocol::answer::{HEADER, Shape, Verdict};
+
+/// How many times its limit a client may be owed, if its answers come in an order that calls for it.
+const EXTRA_MAX: usize = 64;
+
+/// Buffers kept for clients to come.
+const SPARE: usize = 64;
+
+/// The binary status of what a server could not do, at least not now.
+const TEMPORARY_FAILURE: u16 = 0x86;
+
+/// One client.
+#[derive(Debug)]
+pub struct Seat {
+    pub slots: Slots,
+    /// Tells it from whoever had the seat before.
+    pub generation: u32,
+    /// What the server calls it.
+    pub owner: usize,
+    /// It is in the list of those that may have something to send.
+    touched: bool,
+    /// It has been sent half an answer whose rest will not come.
+    pub broken: bool,
+    /// Bytes it may be owed beyond the limit, until it is owed nothing.
+    pub extra: usize,
+}
+
+/// What has come of a request that was not a client's own.
+#[derive(Debug)]
+pub enum Event {
+    Answer {
+        task: u32,
+        generation: u32,
+        bytes: Vec<u8>,
+        verdict: Verdict,
+    },
+    Failed {
+        task: u32,
+        generation: u32,
+        server: usize,
+        fault: Fault,
+    },
+    /// A server has been asked whether it is alive.
+    Probed { server: usize, good: bool },
+}
+
+/// Everything on the clients' side.
+pub struct Front {
+    pub seats: Slab<Seat>,
+    generation: u32,
+    /// Seats that may have something to send.
+    touched: Vec<usize>,
+    /// Seats whose long values can go on.
+    called: Vec<usize>,
+    spare: Vec<Vec<u8>>,
+    /// Bytes that may be kept for one client before its servers have to wait.
+    pub limit: usize,
+    /// What tasks and probes have to be told.
+    pub events: Vec<Event>,
+    /// Long answers to tasks, as far as they have come.
+    gathering: Vec<(u32, Vec<u8>)>,
+    /// The names of servers, as failures are told, by their place in the worker's list.
+    names: Vec<String>,
+    /// Bytes of answers that were dropped because nobody takes them any more.
+    pub orphans: u64,
+}
+
+impl Front {
+    pub fn new(limit: usize) -> Front {
+        Front {
+            seats: Slab::new(),
+            generation: 0,
+            touched: Vec::new(),
+            called: Vec::new(),
+            spare: Vec::new(),
+            limit,
+            events: Vec::new(),
+            gathering: Vec::new(),
+            names: Vec::new(),
+            orphans: 0,
+        }
+    }
+
+    /// A seat for a new client.
+    pub fn sit(&mut self, owner: usize) -> usize {
+        self.generation = self.generation.wrapping_add(1);
+        self.seats.insert(Seat {
+            slots: Slots::default(),
+            generation: self.generation,
+            owner,
+            touched: false,
+            broken: false,
+            extra: 0,
+        })
+    }
+
+    /// The client has gone; answers that are on their way to it are dropped.
+    pub fn leave(&mut self, seat: usize) {
+        if let Some(mut seat) = self.seats.try_remove(seat) {
+            seat.slots.advance(usize::MAX / 2);
+            seat.slots.relax(&mut self.spare, SPARE);
+        }
+    }
+
+    #[inline]
+    pub fn seat(&mut self, seat: usize) -> Option<&mut Seat> {
+        self.seats.get_mut(seat)
+    }
+
+    /// The seat has something to send, or may have.
+    #[inline]
+    pub fn touch(&mut self, number: usize) {
+        if let Some(seat) = self.seats.get_mut(number)
+            && !seat.touched
+        {
+            seat.touched = true;
+            seat.slots.lend(&mut self.spare);
+            self.touched.push(number);
+        }
+    }
+
+    /// Takes a seat off the list of those that may have something to send.
+    pub fn next_touched(&mut self) -> Option<usize> {
+        loop {
+            let number = self.touched.pop()?;
+            if let Some(seat) = self.seats.get_mut(number) {
+                seat.touched = false;
+                return Some(number);
+            }
+        }
+    }
+
+    /// The client's long value can go on, or will not.
+    pub fn call(&mut self, seat: usize) {
+        if !self.called.contains(&seat) {
+            self.called.push(seat);
+        }
+    }
+
+    /// Takes a seat off the list of those that are called.
+    pub fn next_called(&mut self) -> Option<usize> {
+        self.called.pop()
+    }
+
+    /// What a server is called where its failures are told.
+    pub fn name(&mut self, server: usize, name: String) {
+        if self.names.len() <= server {
+            self.names.resize(server + 1, String::new());
+        }
+        self.names[server] = name;
+    }
+
+    /// Whether a seat that is full may be given more: it is not its client that keeps the others
+    /// waiting but a server, perhaps one that waits for another client like this.
+    pub fn grant(&mut self, seat: usize) -> bool {
+        let limit = self.limit;
+        let Some(seat) = self.seats.get_mut(seat) else {
+            return true;
+        };
+        if !seat.slots.ready().is_empty() || seat.extra >= EXTRA_MAX * limit {
+            return false;
+        }
+        seat.extra += limit;
+        true
+    }
+
+    /// Gives back the memory that a client does not need now.
+    pub fn relax(&mut self, seat: usize) {
+        if let Some(seat) = self.seats.get_mut(seat) {
+            seat.slots.relax(&mut self.spare, SPARE);
+            if seat.slots.is_empty() {
+                seat.extra = 0;
+            }
+        }
+    }
+
+    #[inline]
+    fn client(&mut self, seat: u32, generation: u32) -> Option<&mut Seat> {
+        let found = self.seats.get_mut(seat as usize)?;
+        if found.generation != generation {
+            return None;
+        }
+        if !found.touched {
+            found.touched = true;
+            found.slots.lend(&mut self.spare);
+            self.touched.push(seat as usize);
+        }
+        Some(found)
+    }
+
+    /// What a client is told that a server has failed.
+    pub fn failure(&self, server: usize, fault: Fault) -> String {
+        let name = self.names.get(server).map_or("a server", String::as_str);
+        format!("{name} {}", fault.text())
+    }
+}
+
+/// An answer of the proxy's own, in the shape that the request calls for.
+pub fn refusal(ticket: &Ticket, why: &str) -> Vec<u8> {
+    match ticket.shape {
+        Shape::Binary(_) => {
+            let mut packet = vec![0; HEADER];
+            packet[0] = 0x81;
+            packet[1] = ticket.opcode;
+            packet[6..8].copy_from_slice(&TEMPORARY_FAILURE.to_be_bytes());
+            packet[8..12].copy_from_slice(&(why.len() as u32).to_be_bytes());
+            packet[12..16].copy_from_slice(&ticket.opaque.to_be_bytes());
+            packet.extend_from_slice(why.as_bytes());
+            packet
+        }
+        _ => format!("SERVER_ERROR {why}\r\n").into_bytes(),
+    }
+}
+
+impl Sink for Front {
+    #[inline]
+    fn whole(&mut self, ticket: &Ticket, answer: &[u8], verdict: Verdict) -> bool {
+        let limit = self.limit;
+        match ticket.to {
+            To::Client {
+                seat,
+                generation,
+                slot,
+            } => {
+                let Some(seat) = self.client(seat, generation) else {
+                    self.orphans += answer.len() as u64;
+                    return false;
+                };
+                if ticket.quiet.swallows(verdict) {
+                    seat.slots.silence(slot);
+                } else if let Shape::Binary(opcode) = ticket.shape
+                    && opcode != ticket.opcode
+                    && let Some((head, rest)) = answer.split_first_chunk::<HEADER>()
+                {
+                    let mut head = *head;
+                    head[1] = ticket.opcode;
+                    seat.slots.fill_two(slot, &head, rest);
+                } else {
+                    seat.slots.fill(slot, answer);
+                }
+                seat.slots.bytes() > limit
+            }
+            To::Task { task, generation } => {
+                self.events.push(Event::Answer {
+                    task,
+                    generation,
+                    bytes: answer.to_vec(),
+                    verdict,
+                });
+                false
+            }
+            To::Probe => {
+                self.events.push(Event::Probed {
+                    server: ticket.opaque as usize,
+                    good: verdict == Verdict::Done,
+                });
+                false
+            }
+            To::Greeting | To::Nobody => false,
+        }
+    }
+
+    #[inline]
+    fn value(&mut self, ticket: &Ticket, key: KeyTicket, value: &[u8]) -> bool {
+        let limit = self.limit;
+        let To::Client {
+            seat, generation, ..
+        } = ticket.to
+        else {
+            return false;
+        };
+        let Some(seat) = self.client(seat, generation) else {
+            self.orphans += value.len() as u64;
+            return false;
+        };
+        seat.slots.fill(key.slot, value);
+        seat.slots.bytes() > limit
+    }
+
+    #[inline]
+    fn missing(&mut self, ticket: &Ticket, key: KeyTicket) {
+        if let To::Client {
+            seat, generation, ..
+        } = ticket.to
+            && let Some(seat) = self.client(seat, generation)
+        {
+            seat.slots.silence(key.slot);
+        }
+    }
+
+    fn end(&mut self, _: &Ticket) {}
+
+    fn refused(&mut self, ticket: &Ticket, key: KeyTicket, line: &[u8]) {
+        if let To::Client {
+            seat, generation, ..
+        } = ticket.to
+            && let Some(seat) = self.client(seat, generation)
+        {
+            seat.slots.fail_key(key.slot, line);
+        }
+    }
+
+    fn part(&mut self, ticket: &Ticket, key: Option<KeyTicket>, bytes: &[u8]) -> bool {
+        let limit = self.limit;
+        match ticket.to {
+            To::Client {
+                seat,
+                generation,
+                slot,
+            } => {
+                let Some(seat) = self.client(seat, generation) else {
+                    self.orphans += bytes.len() as u64;
+                    return false;
+                };
+                if ticket.quiet == Quiet::All {
+                    return false;
+                }
+                let slot = key.map_or(slot, |key| key.slot);
+                if let Shape::Binary(opcode) = ticket.shape
+                    && opcode != ticket.opcode
+                    && seat.slots.is_untold(slot)
+                    && let Some((head, rest)) = bytes.split_first_chunk::<HEADER>()
+                {
+                    let mut head = *head;
+                    head[1] = ticket.opcode;
+                    seat.slots.part(slot, &head);
+                    seat.slots.part(slot, rest);
+                } else {
+                    seat.slots.part(slot, bytes);
+                }
+                seat.slots.bytes() > limit
+            }
+            To::Task { task, .. } => {
+                match self.gathering.iter_mut().find(|(of, _)| *of == task) {
+                    Some((_, all)) => all.extend_from_slice(bytes),
+                    None => self.gathering.push((task, bytes.to_vec())),
+                }
+                false
+            }
+            To::Probe | To::Greeting | To::Nobody => false,
+        }
+    }
+
+    fn done(&mut self, ticket: &Ticket, key: Option<KeyTicket>) {
+        match ticket.to {
+            To::Client {
+                seat,
+                generation,
+                slot,
+            } => {
+                let slot = key.map_or(slot, |key| key.slot);
+                if let Some(seat) = self.client(seat, generation) {
+                    seat.slots.done(slot);
+                }
+            }
+            To::Task { task, generation } => {
+                let Some(place) = self.gathering.iter().position(|(of, _)| *of == task) else {
+                    return;
+                };
+                let (_, bytes) = self.gathering.swap_remove(place);
+                self.events.push(Event::Answer {
+                    task,
+                    generation,
+                    bytes,
+                    verdict: Verdict::Hit,
+                });
+            }
+            To::Probe | To::Greeting | To::Nobody => {}
+        }
+    }
+
+    fn failed(&mut self, ticket: &Ticket, key: Option<KeyTicket>, server: usize, fault: Fault) {
+        match ticket.to {
+            To::Client {
+                seat,
+                generation,
+                slot,
+            } => {
+                let line = refusal(ticket, &self.failure(server, fault));
+                let Some(seat) = self.client(seat, generation) else {
+                    return;
+                };
+                let slot = key.map_or(slot, |key| key.slot);
+                if seat.slots.is_flowing(slot) {
+                    seat.broken = true;
+                } else if key.is_some() {
+                    seat.slots.fail_key(slot, &line);
+                } else if ticket.quiet == Quiet::All {
+                    seat.slots.silence(slot);
+                } else {
+                    seat.slots.cut(slot);
+                    seat.slots.fill(slot, &line);
+                }
+            }
+            To::Task { task, generation } => {
+                self.gathering.retain(|(of, _)| *of != task);
+                self.events.push(Event::Failed {
+                    task,
+                    generation,
+                    server,
+                    fault,
+                });
+            }
+            To::Probe => self.events.push(Event::Probed {
+                server: ticket.opaque as usize,
+                good: false,
+            }),
+            To::Greeting | To::Nobody => {}
+        }
+    }
+
+    fn is_full(&self, ticket: &Ticket, key: Option<KeyTicket>) -> bool {
+        let To::Client {
+            seat,
+            generation,
+            slot,
+        } = ticket.to
+        else {
+            return false;
+        };
+        let Some(seat) = self.seats.get(seat as usize) else {
+            return false;
+        };
+        if seat.generation != generation {
+            return false;
+        }
+        // What all the others wait for is never held back for their sake.
+        let next = seat.slots.is_next(key.map_or(slot, |key| key.slot));
+        let bytes = if next {
+            seat.slots.ready().len()
+        } else {
+            seat.slots.bytes()
+        };
+        bytes > self.limit + seat.extra
+    }
+}

@@ -1,0 +1,8 @@
+//! `larder proxy`, in front of real servers and of some that misbehave.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod fleet;
+mod forwarding;
+mod misbehaviour;
