@@ -106,8 +106,8 @@ pub fn policy(
     outcome
 }
 
-/// Requests between two turns of the maintainer: what a busy server does in a tenth of a second.
-const UPKEEP_EVERY: usize = 10_000;
+/// Requests between two turns of the maintainer: what a busy server does in a hundredth of a second.
+const UPKEEP_EVERY: usize = 1_000;
 
 /// Replays a trace to our store, in this process, without a socket between.
 ///

@@ -32,6 +32,7 @@ use crate::admin::Subscription;
 use crate::protocol::base64;
 use crate::protocol::request::{Key, Op, Refusal, Request};
 use crate::protocol::words::words;
+use crate::store::Refused;
 
 pub use context::{Context, Session, Shared};
 pub use dump::Dump;
@@ -203,6 +204,11 @@ pub fn begin(
 /// Ends a store whose value has arrived; `terminator` is what came behind it.
 pub fn finish(cx: &Context<'_>, pending: Pending, terminator: &[u8], replies: &mut Replies) {
     set::finish(cx, pending, terminator, replies);
+}
+
+/// Lets go a value for whose rest there is no memory: the bytes still to be skipped, and the answer.
+pub fn give_up(cx: &Context<'_>, pending: Pending, why: Refused) -> (u64, Refusal) {
+    set::give_up(cx, pending, why)
 }
 
 /// Answers a request that was refused.
@@ -453,7 +459,7 @@ mod tests {
         };
         let mut rest = &value[..];
         while pending.upload.missing() > 0 {
-            let spare = pending.upload.spare();
+            let spare = pending.upload.spare(cx.caller()).expect("memory");
             let n = spare.len().min(rest.len()).min(1000);
             spare[..n].copy_from_slice(&rest[..n]);
             pending.upload.advance(n);

@@ -14,6 +14,7 @@ use super::{Next, reply};
 
 const TOO_LARGE: &str = "SERVER_ERROR object too large for cache";
 const NO_MEMORY: &str = "SERVER_ERROR out of memory storing object";
+const NO_MEMORY_LATE: &str = "SERVER_ERROR Out of memory during read";
 const BAD_CHUNK: &[u8] = b"CLIENT_ERROR bad data chunk";
 
 /// Everything about a store but the key and the value.
@@ -213,6 +214,36 @@ pub fn begin(
             then: refused(cx, &plan, style, key, why),
         },
     }
+}
+
+/// Lets go a value for whose rest there is no memory. Returns how many bytes of it, and behind it, are
+/// still to come, and the answer.
+pub fn give_up(cx: &Context<'_>, pending: Pending, why: Refused) -> (u64, Refusal) {
+    let Pending {
+        upload,
+        plan,
+        key,
+        style,
+    } = pending;
+    let style = style.style();
+    let rest = upload.missing() + terminator_length(&style);
+    drop(upload);
+    let refusal = match refused(cx, &plan, &style, &key, why) {
+        Refusal::Line(_) => Refusal::Line(NO_MEMORY_LATE),
+        Refusal::Binary {
+            opcode,
+            opaque,
+            status,
+            ..
+        } => Refusal::Binary {
+            opcode,
+            opaque,
+            status,
+            text: NO_MEMORY_LATE.trim_start_matches("SERVER_ERROR "),
+        },
+        silent => silent,
+    };
+    (rest as u64, refusal)
 }
 
 /// Links a value that has arrived; `terminator` is what followed it.

@@ -195,7 +195,7 @@ impl Connection {
 
     fn read(&mut self, turn: &mut Turn<'_>) -> Read {
         let straight = if turn.input.is_empty() {
-            self.conversation.spare()
+            self.conversation.spare(&turn.context)
         } else {
             None
         };

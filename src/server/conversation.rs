@@ -19,7 +19,7 @@ use crate::protocol::Dialect;
 use crate::protocol::request::Refusal;
 use crate::protocol::text;
 use crate::settings::Protocol;
-use crate::store::Upload;
+use crate::store::{Refused, Upload};
 
 /// What a key of a get that is too long is answered with.
 const BAD_KEY: Refusal = Refusal::Line("CLIENT_ERROR bad command line format");
@@ -173,10 +173,27 @@ impl Conversation {
     }
 
     /// Where the next bytes belong if no input waits, and they are part of a long value.
-    pub fn spare(&mut self) -> Option<&mut [u8]> {
+    pub fn spare(&mut self, context: &Context<'_>) -> Option<&mut [u8]> {
+        if let State::Value(pending) = &mut self.state
+            && pending.upload.missing() > 0
+            && let Err(why) = pending.upload.spare(context.caller())
+        {
+            self.give_up(context, why);
+        }
         match &mut self.state {
-            State::Value(pending) if pending.upload.missing() > 0 => Some(pending.upload.spare()),
+            State::Value(pending) if pending.upload.missing() > 0 => {
+                pending.upload.spare(context.caller()).ok()
+            }
             _ => None,
+        }
+    }
+
+    /// There is no memory for the rest of a value: it is skipped.
+    #[cold]
+    fn give_up(&mut self, context: &Context<'_>, why: Refused) {
+        if let State::Value(pending) = std::mem::replace(&mut self.state, State::Commands) {
+            let (bytes, reply) = command::give_up(context, *pending, why);
+            self.state = State::Skip { bytes, reply };
         }
     }
 
@@ -210,8 +227,12 @@ impl Conversation {
                     }
                 }
                 State::Value(pending) => {
-                    let taken = copy(input, &mut pending.upload);
+                    let (taken, copied) = copy(input, &mut pending.upload, &turn.context);
                     turn.input.take(taken);
+                    if let Err(why) = copied {
+                        self.give_up(&turn.context, why);
+                        continue;
+                    }
                     if pending.upload.missing() > 0 {
                         return Ran::Starved;
                     }
@@ -459,19 +480,23 @@ impl Conversation {
     }
 }
 
-/// Moves what fits from the input into a value; returns how much that was.
-fn copy(mut from: &[u8], to: &mut Upload) -> usize {
+/// Moves what fits from the input into a value; says how much that was, and whether there was memory.
+fn copy(mut from: &[u8], to: &mut Upload, context: &Context<'_>) -> (usize, Result<(), Refused>) {
     let before = from.len();
-    loop {
-        let spare = to.spare();
+    while !from.is_empty() {
+        let spare = match to.spare(context.caller()) {
+            Ok(spare) => spare,
+            Err(why) => return (before - from.len(), Err(why)),
+        };
         let n = spare.len().min(from.len());
         if n == 0 {
-            return before - from.len();
+            break;
         }
         spare[..n].copy_from_slice(&from[..n]);
         from = &from[n..];
         to.advance(n);
     }
+    (before - from.len(), Ok(()))
 }
 
 #[cfg(test)]

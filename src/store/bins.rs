@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard};
 
-use super::raw::{Arena, BinPages, Handle, PageTable};
+use super::raw::{Arena, BinPages, Handle, PageTable, State};
 
 /// Slots the hand looks at before it takes the best it has seen.
 pub const HAND_STEPS: usize = 128;
@@ -26,8 +26,8 @@ const HOT_SHARE: (u32, u32, u32) = (51, 102, 512);
 /// One bin.
 pub struct Bin {
     state: Mutex<BinState>,
-    /// MAIN items hit since the hand last came by.
-    warm: AtomicI64,
+    /// What its items are. Those of chunks are counted by class.
+    pub census: Census,
     /// Hits that found their item's counter at 0: what a bin of this size would have lost had it
     /// been smaller. The page mover goes by it.
     pub cold_hits: AtomicU64,
@@ -43,9 +43,89 @@ pub struct Bin {
 pub struct Kept {
     pub hot_share: u32,
     pub pressed: bool,
-    pub warm: u64,
+    pub census: [u64; 4],
     /// The HOT ring, as handles.
     pub hot: Vec<u32>,
+}
+
+/// How many items there are of each kind, roughly: the hand and a client may be at the same item.
+#[derive(Default)]
+pub struct Census {
+    linked: AtomicI64,
+    hot: AtomicI64,
+    /// MAIN items hit since the hand last came by.
+    warm: AtomicI64,
+    temporary: AtomicI64,
+}
+
+impl Census {
+    fn kind(&self, state: State, counter: u32) -> Option<&AtomicI64> {
+        match state {
+            State::Hot => Some(&self.hot),
+            State::Temp => Some(&self.temporary),
+            State::Main if counter > 0 => Some(&self.warm),
+            _ => None,
+        }
+    }
+
+    pub fn enter(&self, state: State, counter: u32) {
+        self.linked.fetch_add(1, Relaxed);
+        if let Some(kind) = self.kind(state, counter) {
+            kind.fetch_add(1, Relaxed);
+        }
+    }
+
+    pub fn leave(&self, state: State, counter: u32) {
+        self.linked.fetch_sub(1, Relaxed);
+        if let Some(kind) = self.kind(state, counter) {
+            kind.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// An item that stays has changed its state or counter.
+    pub fn change(&self, from: (State, u32), to: (State, u32)) {
+        if let Some(kind) = self.kind(from.0, from.1) {
+            kind.fetch_sub(1, Relaxed);
+        }
+        if let Some(kind) = self.kind(to.0, to.1) {
+            kind.fetch_add(1, Relaxed);
+        }
+    }
+
+    pub fn linked(&self) -> u64 {
+        self.linked.load(Relaxed).max(0) as u64
+    }
+
+    pub fn hot(&self) -> u64 {
+        self.hot.load(Relaxed).max(0) as u64
+    }
+
+    pub fn warm(&self) -> u64 {
+        self.warm.load(Relaxed).max(0) as u64
+    }
+
+    pub fn temporary(&self) -> u64 {
+        self.temporary.load(Relaxed).max(0) as u64
+    }
+
+    /// MAIN items that were not hit since the hand last came by.
+    pub fn cold(&self) -> u64 {
+        self.linked()
+            .saturating_sub(self.hot() + self.warm() + self.temporary())
+    }
+
+    /// Its four numbers, for who keeps them.
+    pub fn keep(&self) -> [u64; 4] {
+        [self.linked(), self.hot(), self.warm(), self.temporary()]
+    }
+
+    /// Goes on with what [`keep`](Census::keep) gave.
+    pub fn resume(&self, kept: [u64; 4]) {
+        let cells = [&self.linked, &self.hot, &self.warm, &self.temporary];
+        for (cell, kept) in cells.into_iter().zip(kept) {
+            cell.store(kept as i64, Relaxed);
+        }
+    }
 }
 
 /// What a bin's mutex guards.
@@ -75,7 +155,7 @@ impl Bin {
                 hand: Hand::default(),
                 pressed: false,
             }),
-            warm: AtomicI64::new(0),
+            census: Census::default(),
             cold_hits: AtomicU64::new(0),
             evictions: AtomicU64::new(0),
             hot_ghosts: AtomicU32::new(0),
@@ -103,14 +183,14 @@ impl Bin {
         Kept {
             hot_share: state.hot_share,
             pressed: state.pressed,
-            warm: self.warm(),
+            census: self.census.keep(),
             hot: state.hot.iter().map(|handle| handle.raw()).collect(),
         }
     }
 
     /// Goes on with what an earlier process has kept of it; its pages are there already.
     pub fn resume(&mut self, kept: &Kept) {
-        self.warm.store(kept.warm as i64, Relaxed);
+        self.census.resume(kept.census);
         let mut state = self.lock();
         state.hot_share = kept.hot_share.clamp(HOT_SHARE.0, HOT_SHARE.2);
         state.pressed = kept.pressed;
@@ -130,19 +210,6 @@ impl Bin {
             &self.main_ghosts
         };
         seen.fetch_add(1, Relaxed);
-    }
-
-    /// MAIN items with a counter of 1 or more, roughly.
-    pub fn warm(&self) -> u64 {
-        self.warm.load(Relaxed).max(0) as u64
-    }
-
-    pub fn warmed(&self) {
-        self.warm.fetch_add(1, Relaxed);
-    }
-
-    pub fn cooled(&self) {
-        self.warm.fetch_sub(1, Relaxed);
     }
 
     /// Moves the ring's share after what the ghosts have told: a key that came back to the ring says
@@ -168,9 +235,9 @@ impl Bin {
 }
 
 impl BinState {
-    /// How long the ring should be.
-    pub fn hot_target(&self) -> usize {
-        self.pages.used() * self.hot_share as usize / 1024
+    /// How long the ring should be, with so many items in the bin.
+    pub fn hot_target(&self, items: u64) -> usize {
+        items as usize * self.hot_share as usize / 1024
     }
 
     /// The next slot for the hand; nothing if the bin has no pages.
@@ -225,7 +292,10 @@ pub struct Pool {
 }
 
 struct PoolState {
+    /// Pages with memory.
     free: Vec<u32>,
+    /// Pages whose memory has been given back.
+    bare: Vec<u32>,
     /// The first page that was never used.
     fresh: u32,
     /// Pages that exist: 1 up to this.
@@ -247,6 +317,7 @@ impl Pool {
         Pool {
             state: Mutex::new(PoolState {
                 free: Vec::new(),
+                bare: Vec::new(),
                 fresh: 1,
                 end: arena.pages() as u32,
                 used: 0,
@@ -268,7 +339,7 @@ impl Pool {
         if state.used >= state.limit && !first {
             return Page::Full;
         }
-        let page = match state.free.pop() {
+        let page = match state.free.pop().or_else(|| state.bare.pop()) {
             Some(page) => page,
             None if state.fresh < state.end => {
                 state.fresh += 1;
@@ -298,6 +369,25 @@ impl Pool {
         state.used = fresh as usize - 1 - free.len();
         state.free = free;
         state.fresh = fresh;
+    }
+
+    /// A free page, if more pages have memory than there may be.
+    pub fn take_over_limit(&self) -> Option<u32> {
+        let mut state = self.lock();
+        if state.used + state.free.len() <= state.limit {
+            return None;
+        }
+        state.free.pop()
+    }
+
+    /// Takes back a page that [`take_over_limit`](Pool::take_over_limit) gave, without its memory.
+    pub fn bury(&self, page: u32) {
+        self.lock().bare.push(page);
+    }
+
+    /// Pages with memory that no bin has.
+    pub fn free(&self) -> usize {
+        self.lock().free.len()
     }
 
     /// Pages in bins, and how many there may be.

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::bins::Census;
 use super::classes::MEMCACHED_EXTRA;
 use super::raw::State as SlotState;
 use super::upkeep::{Walk, lock};
@@ -60,16 +61,16 @@ pub struct Dump {
     walk: Walk,
 }
 
-/// Shares and factors of the LRU queues, and the automover's knobs: shown and changed, of no effect
-/// on the clock, which finds its own shares.
+/// Shares and factors of the LRU queues, which are shown and changed and of no effect on the clock (it
+/// finds its own), and the automover's knobs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LruTuning {
     hot_pct: u32,
     warm_pct: u32,
     hot_factor: f64,
     warm_factor: f64,
-    automove_ratio: f64,
-    automove_window: u32,
+    pub(super) automove_ratio: f64,
+    pub(super) automove_window: u32,
 }
 
 impl LruTuning {
@@ -108,6 +109,15 @@ pub struct ClassState {
     pub temp: QueueState,
     /// Seconds the item evicted last had not been accessed.
     pub evicted_time: u32,
+}
+
+impl ClassState {
+    fn count(&mut self, census: &Census) {
+        self.hot.items += census.hot();
+        self.warm.items += census.warm();
+        self.cold.items += census.cold();
+        self.temp.items += census.temporary();
+    }
 }
 
 /// The store as it is now.
@@ -183,7 +193,10 @@ impl Store {
 
     /// `lru mode`
     pub fn set_segmented(&self, segmented: bool) {
-        self.inner.segmented.store(segmented, Relaxed);
+        let inner = &self.inner;
+        inner.segmented.store(segmented, Relaxed);
+        let most = super::read::counter_max(segmented);
+        inner.counter_max.store(most, Relaxed);
     }
 
     /// `lru tune`; checked by the caller.
@@ -293,7 +306,8 @@ impl Store {
     pub fn state(&self) -> State {
         let inner = &self.inner;
         let upkeep = &inner.upkeep;
-        let (used, limit) = inner.pool.usage();
+        let (used, free) = (inner.pool.usage().0, inner.pool.free());
+        let moves = &inner.moves;
         // What memcached's table would be at this number of items.
         let mut power = inner.hash_power;
         while power < 32 && inner.table.pairs() as f64 * 17.25 > 1.5 * (1u64 << power) as f64 {
@@ -303,14 +317,18 @@ impl Store {
             hash_power: power,
             hash_bytes: inner.table.bytes() as u64,
             hash_expanding: false,
-            free_pages: limit.saturating_sub(used) as u64 * PAGE as u64 / FOREIGN_PAGE,
-            page_bytes: used as u64 * PAGE as u64,
+            free_pages: free as u64 * PAGE as u64 / FOREIGN_PAGE,
+            page_bytes: (used + free) as u64 * PAGE as u64,
             crawler_running: upkeep.crawler_running.load(Relaxed),
             crawler_starts: upkeep.crawler_starts.load(Relaxed),
             maintainer_juggles: upkeep.juggles.load(Relaxed),
             reassign_running: upkeep.reassigning.load(Relaxed),
-            reassign_rescues: inner.rescues.load(Relaxed),
-            slabs_moved: inner.pages_moved.load(Relaxed) * PAGE as u64 / FOREIGN_PAGE,
+            reassign_rescues: moves.rescues.load(Relaxed),
+            reassign_chunk_rescues: moves.chunk_rescues.load(Relaxed),
+            reassign_inline_reclaim: moves.reclaims.load(Relaxed),
+            reassign_busy_items: moves.busy.load(Relaxed),
+            reassign_busy_nomem: moves.no_room.load(Relaxed),
+            slabs_moved: moves.pages.load(Relaxed) * PAGE as u64 / FOREIGN_PAGE,
             ..State::default()
         }
     }
@@ -335,16 +353,15 @@ impl Store {
             bytes += guard.pages.pages().len() as u64 * PAGE as u64;
             state.chunks += guard.pages.capacity() as u64;
             state.used_chunks += used;
-            let hot = (guard.hot.len() as u64).min(used);
-            let warm = shared.warm().min(used - hot);
-            state.hot.items += hot;
-            state.warm.items += warm;
-            state.cold.items += used - hot - warm;
+            if bin != inner.bins.len() - 1 {
+                state.count(&shared.census);
+            }
             let (hot_age, cold_age) = inner.ages(&guard, now);
             state.hot.age = state.hot.age.max(hot_age);
             state.warm.age = state.warm.age.max(cold_age);
             state.cold.age = state.cold.age.max(cold_age);
         }
+        state.count(&inner.chained[usize::from(class)]);
         state.pages = bytes.div_ceil(FOREIGN_PAGE);
         state.free_chunks = state.chunks - state.used_chunks;
         Some(state)

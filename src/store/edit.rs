@@ -3,6 +3,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::chain::Version;
 use super::raw::{PairGuard, Place, flag};
 use super::{Arith, COUNT_MAX, Counted, Cx, Delete, Deleted, Inner, Mode, Put, Store, Stored};
 
@@ -58,11 +59,12 @@ impl Store {
                     .set_cas(slot.handle(), how.new_cas.unwrap_or(old_cas));
                 inner.count_in(cx, &new);
                 inner.count_out(cx, &item);
-                inner.note_unlinked(item.word());
+                inner.leave_census(&item);
                 inner.note_expiry(slot.handle(), head.expires.load(Relaxed));
                 let handle = slot.handle();
                 old = guard.replace(&place, slot, super::raw::State::Main, 0);
                 debug_assert_eq!(place.handle(), handle);
+                inner.enter_census(&guard.item(&place));
                 true
             }
             None => false,
@@ -177,14 +179,18 @@ impl Store {
                 return number(&guard, &place);
             }
             // It needs another slot: it is linked only over the item it was counted from.
-            let version = (handle, old_length, old_cas);
+            let version = Version {
+                handle,
+                length: old_length,
+                cas: old_cas,
+            };
             drop(guard);
             let length = digits.len() + padding;
             let Some(mut upload) = inner.allocate(cx, &put, length) else {
                 return Counted::NoMemory;
             };
-            for part in parts {
-                upload.write(part);
+            if parts.iter().any(|part| upload.write(cx, part).is_err()) {
+                return Counted::NoMemory;
             }
             let Some(slot) = upload.into_slot(inner) else {
                 return Counted::NoMemory;
@@ -251,11 +257,9 @@ impl Inner {
         head.accessed.store(self.stamp(now), Relaxed);
         let word = head.word();
         let counter = word.counter();
-        if counter == 0
-            && head.change(word, word.with_counter(1))
-            && word.state() == super::raw::State::Main
-        {
-            self.bins[usize::from(word.bin())].warmed();
+        if counter == 0 && head.change(word, word.with_counter(1)) {
+            let state = word.state();
+            self.census_of(item.handle()).change((state, 0), (state, 1));
         }
     }
 }

@@ -7,7 +7,7 @@
 //! * [`raw`] is the memory: arena, slots, buckets, and all unsafe code.
 //! * `classes` maps sizes to memcached's slab classes and to our bins.
 //! * `bins` says which slot is free and which item goes next.
-//! * `alloc` gets a slot, `read`, `write` and `edit` do what requests ask, `upkeep` is what
+//! * `alloc` gets a slot, `mover` moves pages, `read`, `write`, `chain` and `edit` do what requests ask, `upkeep` is what
 //!   background threads call, `control` what administrators ask for.
 //!
 //! # Locks
@@ -22,10 +22,12 @@
 
 mod alloc;
 mod bins;
+mod chain;
 mod classes;
 /// Limits, tuning, pages, the crawler, dumps, numbers.
 pub mod control;
 mod edit;
+mod mover;
 mod raw;
 mod read;
 mod record;
@@ -35,14 +37,14 @@ mod upkeep;
 mod write;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::hash::Hasher;
 use crate::observe::ThreadCounters;
 use crate::observe::counters::CLASSES;
 use crate::settings;
 
-use bins::{Bin, Pool};
+use bins::{Bin, Census, Pool};
 use classes::Classes;
 use raw::{Arena, Handle, Head, Item, PAGE, PageTable, PairGuard, Place, Source, Table};
 use restart::Age;
@@ -210,6 +212,8 @@ struct Inner {
     pages: PageTable,
     table: Table,
     bins: Vec<Bin>,
+    /// What the items of chunks are, by class.
+    chained: Box<[Census; CLASSES]>,
     pool: Pool,
     classes: Classes,
     /// Slab class by bin; [`CHAINED`] for the bin of chunks.
@@ -225,16 +229,15 @@ struct Inner {
     evicting: bool,
     /// New items are put to the test (`lru mode segmented`).
     segmented: AtomicBool,
+    /// Where hit counters end: 3, or 1 in flat mode.
+    counter_max: AtomicU32,
     /// TTLs up to this make an item temporary; 0 is off.
     temporary_ttl: AtomicU32,
     cas: AtomicU64,
     flush: Flush,
     /// Seconds since last access of the last item evicted, by class.
     evicted_age: [AtomicU32; CLASSES],
-    pages_moved: AtomicU64,
-    rescues: AtomicU64,
-    /// Whose turn it is when a page has to be emptied.
-    emptying: AtomicUsize,
+    moves: mover::Moves,
     huge: AtomicBool,
     upkeep: upkeep::Upkeep,
     /// The memory file, if there is one.
@@ -381,6 +384,7 @@ impl Inner {
             pages,
             table,
             bins,
+            chained: Box::new(std::array::from_fn(|_| Census::default())),
             pool,
             classes,
             bin_classes,
@@ -391,14 +395,13 @@ impl Inner {
             hash_power: power,
             evicting: settings.evict,
             segmented: AtomicBool::new(settings.lru_maintainer),
+            counter_max: AtomicU32::new(read::counter_max(settings.lru_maintainer)),
             temporary_ttl: AtomicU32::new(settings.temporary_ttl.unwrap_or(0)),
             // memcached's first item gets 2.
             cas: AtomicU64::new(1),
             flush: Flush::new(),
             evicted_age: std::array::from_fn(|_| AtomicU32::new(0)),
-            pages_moved: AtomicU64::new(0),
-            rescues: AtomicU64::new(0),
-            emptying: AtomicUsize::new(0),
+            moves: mover::Moves::default(),
             huge: AtomicBool::new(false),
             upkeep: upkeep::Upkeep::new(settings),
             files: None,
@@ -556,7 +559,7 @@ impl Inner {
     fn unlink<'s>(&'s self, cx: Cx<'_>, mut guard: PairGuard<'s>, place: Place<'s>, hash: u64) {
         let item = guard.item(&place);
         self.count_out(cx, &item);
-        self.note_unlinked(item.word());
+        self.leave_census(&item);
         let slot = guard.remove(place, hash, None);
         drop(guard);
         if let Some(slot) = slot {
@@ -564,9 +567,43 @@ impl Inner {
         }
     }
 
-    fn note_unlinked(&self, word: raw::Word) {
-        if word.state() == raw::State::Main && word.counter() > 0 {
-            self.bins[usize::from(word.bin())].cooled();
+    /// Where an item is counted by its kind.
+    fn census_of(&self, handle: Handle) -> &Census {
+        let bin = self.arena.head(handle).word().bin();
+        if bin == self.arena.chunk_bin() {
+            &self.chained[usize::from(self.class_of_slot(handle))]
+        } else {
+            &self.bins[usize::from(bin)].census
+        }
+    }
+
+    fn enter_census(&self, item: &Item<'_>) {
+        let word = item.word();
+        self.census_of(item.handle())
+            .enter(word.state(), word.counter());
+    }
+
+    fn leave_census(&self, item: &Item<'_>) {
+        let word = item.word();
+        self.census_of(item.handle())
+            .leave(word.state(), word.counter());
+    }
+
+    /// Items of a bin.
+    fn items_in(&self, bin: u8) -> u64 {
+        if bin == self.arena.chunk_bin() {
+            self.chained.iter().map(Census::linked).sum()
+        } else {
+            self.bins[usize::from(bin)].census.linked()
+        }
+    }
+
+    /// Of these, MAIN ones that were not hit lately.
+    fn cold_in(&self, bin: u8) -> u64 {
+        if bin == self.arena.chunk_bin() {
+            self.chained.iter().map(Census::cold).sum()
+        } else {
+            self.bins[usize::from(bin)].census.cold()
         }
     }
 }

@@ -5,11 +5,16 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::raw::{Item, Pinned, Spot, State, Word, flag};
+use super::raw::{Chain, ChainEdit, Item, PairGuard, Pinned, Place, Slot, Spot, State, Word, flag};
 use super::{Cx, Fetch, Inner, Miss, Mode, Put, Queue, Store, Stored};
 
 /// The hit counter saturates here.
 const COUNTER_MAX: u32 = 3;
+
+/// Where it does in one mode or the other.
+pub(super) fn counter_max(segmented: bool) -> u32 {
+    if segmented { COUNTER_MAX } else { 1 }
+}
 
 /// An item found, seen under its lock: what it held before this request touched it.
 #[derive(Clone, Copy)]
@@ -163,6 +168,26 @@ impl Pin {
         self.pinned.as_ref().map_or(0, Pinned::length)
     }
 
+    /// The chunks of the value; nothing if it stands in one slot.
+    pub(super) fn chain(&self) -> Option<Chain> {
+        self.pinned.as_ref()?.chain(&self.inner.arena)
+    }
+
+    /// Changes the chain of the value; see [`PairGuard::edit_chain`].
+    pub(super) fn edit<'t>(
+        &mut self,
+        guard: &mut PairGuard<'t>,
+        place: &Place<'t>,
+        edit: ChainEdit<'_>,
+        chunks: Vec<Slot<'t>>,
+        length: usize,
+    ) -> Result<Option<Slot<'t>>, Vec<Slot<'t>>> {
+        match self.pinned.as_mut() {
+            Some(pinned) => guard.edit_chain(place, pinned, edit, chunks, length),
+            None => Err(chunks),
+        }
+    }
+
     /// The longest contiguous run of value bytes that begins at `offset`; empty at the end.
     pub fn slice(&self, offset: usize) -> &[u8] {
         match &self.pinned {
@@ -204,12 +229,12 @@ impl std::fmt::Debug for Pin {
 impl Inner {
     /// Counts an access: time, hit counter, fetched mark.
     #[inline]
-    pub(super) fn bump(&self, item: &Item<'_>, now: u32) {
-        self.bump_at(item, self.stamp(now));
+    pub(super) fn bump(&self, cx: Cx<'_>, item: &Item<'_>) {
+        self.bump_at(cx, item, self.stamp(cx.now));
     }
 
     #[inline]
-    fn bump_at(&self, item: &Item<'_>, stamp: u32) {
+    fn bump_at(&self, cx: Cx<'_>, item: &Item<'_>, stamp: u32) {
         let head = item.head();
         if head.accessed.load(Relaxed) != stamp {
             head.accessed.store(stamp, Relaxed);
@@ -217,15 +242,26 @@ impl Inner {
         let word = head.word();
         let counter = word.counter();
         if counter < COUNTER_MAX || !word.has(flag::FETCHED) {
+            let most = self.counter_max.load(Relaxed);
             let new = word
-                .with_counter((counter + 1).min(COUNTER_MAX))
+                .with_counter((counter + 1).min(most).max(counter))
                 .with_flags(word.flags() | flag::FETCHED);
             if head.change(word, new) && counter == 0 && word.state() == State::Main {
-                let bin = &self.bins[usize::from(word.bin())];
-                bin.warmed();
-                bin.cold_hits.fetch_add(1, Relaxed);
+                self.warmed(cx, item, word);
             }
         }
+    }
+
+    /// A hit has found an item that the hand would have taken.
+    fn warmed(&self, cx: Cx<'_>, item: &Item<'_>, word: Word) {
+        self.census_of(item.handle())
+            .change((State::Main, 0), (State::Main, 1));
+        self.bins[usize::from(word.bin())]
+            .cold_hits
+            .fetch_add(1, Relaxed);
+        cx.counters.classes[usize::from(self.class_of(item))]
+            .moves_to_warm
+            .add(1);
     }
 }
 
@@ -263,7 +299,7 @@ impl Store {
             return Err(inner.bury(cx, guard, place, hash, false));
         }
         let result = read(&hit);
-        inner.bump_at(&item, moment.stamp);
+        inner.bump_at(cx, &item, moment.stamp);
         Ok(result)
     }
 
@@ -334,7 +370,7 @@ impl Store {
                 head.update(|word| word.with_flags(word.flags() | flag::TOKEN_SENT));
             }
             if !how.quiet {
-                inner.bump(&item, cx.now);
+                inner.bump(cx, &item);
             }
             return Ok(result);
         }

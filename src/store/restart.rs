@@ -221,10 +221,13 @@ impl Inner {
         }
         self.pool.resume(free, fresh);
         for (number, bin) in self.bins.iter_mut().enumerate() {
-            let [hot_share, pressed, warm, hot] = *read.words::<u64>(&format!("bin_{number}"))?
+            let [hot_share, pressed, hot, census @ ..] =
+                &read.words::<u64>(&format!("bin_{number}"))?[..]
             else {
                 return None;
             };
+            let (&hot_share, &pressed, &hot) = (hot_share, pressed, hot);
+            let census = census.try_into().ok()?;
             let hot: Vec<u32> = numbers.by_ref().take(usize::try_from(hot).ok()?).collect();
             let known = |&raw: &u32| {
                 Handle::from_raw(raw).is_some_and(|handle| self.arena.page_of(handle) < fresh)
@@ -235,9 +238,13 @@ impl Inner {
             bin.resume(&Kept {
                 hot_share: hot_share as u32,
                 pressed: pressed != 0,
-                warm,
+                census,
                 hot,
             });
+        }
+        for (number, census) in self.chained.iter().enumerate() {
+            let kept = read.words::<u64>(&format!("chained_{number}"))?;
+            census.resume(kept.try_into().ok()?);
         }
         if self.hasher.secrets().is_some() {
             let secrets = read.words::<u64>("hash_secrets")?;
@@ -329,14 +336,13 @@ impl Store {
         for (number, bin) in inner.bins.iter().enumerate() {
             let kept = bin.keep();
             let hot = kept.hot.len() as u64;
-            let shown = [
-                u64::from(kept.hot_share),
-                u64::from(kept.pressed),
-                kept.warm,
-                hot,
-            ];
+            let mut shown = vec![u64::from(kept.hot_share), u64::from(kept.pressed), hot];
+            shown.extend(kept.census);
             record.put(format!("bin_{number}"), words(&shown));
             record.numbers.extend(kept.hot);
+        }
+        for (number, census) in inner.chained.iter().enumerate() {
+            record.put(format!("chained_{number}"), words(&census.keep()));
         }
         record.put("pages", inner.pool.fresh());
         record.put("page_sum", inner.pages.digest());

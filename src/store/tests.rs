@@ -325,7 +325,7 @@ fn an_upload_is_seen_when_it_is_whole() {
         .unwrap();
     let mut sent = 0;
     while upload.missing() > 0 {
-        let spare = upload.spare();
+        let spare = upload.spare(fixture.cx(100)).expect("memory");
         let n = spare.len().min(1000);
         spare[..n].copy_from_slice(&value[sent..sent + n]);
         upload.advance(n);
@@ -485,5 +485,130 @@ fn slots_are_as_fine_as_their_classes_say() {
     let inner = &fixture.store.inner;
     for bin in 0..inner.classes.bin_count() as u8 {
         assert_eq!(inner.arena.slot_size(bin), inner.classes.bin_size(bin));
+    }
+}
+
+/// A value that grows at both ends, among pages that move and readers that hold it.
+#[test]
+fn a_value_grows_where_it_stands() {
+    let fixture = Fixture::new(settings::Store {
+        max_bytes: 64 << 20,
+        item_size_max: 8 << 20,
+        ..settings::Store::default()
+    });
+    let mut value = pattern(1, 30_000);
+    fixture.set(b"key", &value);
+    let bins = fixture.store.inner.bins.len() as u8;
+    let mut held: Vec<(Pin, Vec<u8>)> = Vec::new();
+    for round in 0..400usize {
+        let added = pattern(round, [1, 10, 200, 4000, 15_000, 20_000, 40_000][round % 7]);
+        let front = round % 3 == 0;
+        let mode = if front { Mode::Prepend } else { Mode::Append };
+        let stored = fixture
+            .store
+            .put(fixture.cx(100), &fixture.put(b"key", mode), &added);
+        if front {
+            value.splice(0..0, added);
+        } else {
+            value.extend(added);
+        }
+        let length = value.len();
+        assert!(
+            matches!(stored, Stored::Stored { length: now, .. } if now == length),
+            "{stored:?} in round {round}"
+        );
+        assert!(
+            fixture.value(100, b"key").as_ref() == Some(&value),
+            "round {round}"
+        );
+        match round % 10 {
+            3 => {
+                let hash = fixture.store.hash(b"key");
+                let pin = fixture
+                    .store
+                    .get(fixture.cx(100), b"key", hash, |hit| hit.pin())
+                    .unwrap();
+                held.push((pin.expect("a large value"), value.clone()));
+            }
+            6 => {
+                for (pin, value) in held.drain(..) {
+                    assert!(Reading::Held(pin).whole() == value);
+                }
+            }
+            8 => {
+                let bin = (round % usize::from(bins)) as u8;
+                for bin in [bin, bins - 1] {
+                    if let Some(page) = fixture.store.inner.empty_page(fixture.cx(100), bin) {
+                        fixture.store.inner.pool.give(page);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    drop(held);
+    fixture.store.delete(
+        fixture.cx(100),
+        b"key",
+        fixture.store.hash(b"key"),
+        &Delete::default(),
+    );
+    assert_no_slot_used(&fixture);
+}
+
+/// Many small additions do not leave a chain of small chunks, and do not take a new one each.
+#[test]
+fn small_additions_share_chunks() {
+    let fixture = Fixture::small(64);
+    fixture.set(b"key", &pattern(1, 20_000));
+    for round in 0..6000usize {
+        let mode = if round % 2 == 0 {
+            Mode::Append
+        } else {
+            Mode::Prepend
+        };
+        fixture
+            .store
+            .put(fixture.cx(100), &fixture.put(b"key", mode), &[b'x'; 100]);
+    }
+    let used: usize = (0..fixture.store.inner.bins.len())
+        .map(|bin| fixture.store.inner.bins[bin].lock().pages.used())
+        .sum();
+    // 620,000 bytes in chunks that are at least half full.
+    assert!(used < 80, "{used} slots");
+}
+
+/// A value for the rest of which there is no memory gives back what it had.
+#[test]
+fn an_upload_without_memory_gives_back_what_it_had() {
+    let fixture = Fixture::new(settings::Store {
+        max_bytes: 4 << 20,
+        item_size_max: 64 << 20,
+        evict: false,
+        ..settings::Store::default()
+    });
+    let put = fixture.put(b"key", Mode::Set);
+    let mut upload = fixture
+        .store
+        .begin(fixture.cx(100), &put, 8 << 20)
+        .expect("the beginning has room");
+    let refused = loop {
+        match upload.spare(fixture.cx(100)) {
+            Ok(spare) => {
+                let n = spare.len();
+                upload.advance(n);
+            }
+            Err(refused) => break refused,
+        }
+    };
+    assert_eq!(refused, Refused::NoMemory);
+    assert!(upload.missing() < 5 << 20, "{} missing", upload.missing());
+    drop(upload);
+    assert_no_slot_used(&fixture);
+}
+
+fn assert_no_slot_used(fixture: &Fixture) {
+    for bin in &fixture.store.inner.bins {
+        assert_eq!(bin.lock().pages.used(), 0);
     }
 }

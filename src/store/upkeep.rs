@@ -9,24 +9,32 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::bins::Page;
-use super::raw::{Handle, State};
+use super::bins::BinState;
+use super::mover::Mover;
+use super::raw::{Handle, Slot, State};
 use super::read::Hit;
-use super::{Cx, Inner, PAGE, Store};
+use super::{Cx, Inner, Store};
 use crate::settings;
 
 /// Pages of the arena in use at which huge pages begin to pay; below, an idle server stays small.
 const HUGE_FROM: usize = 512;
 /// How often the maintainer looks.
 const MAINTAIN_EVERY: Duration = Duration::from_millis(100);
+/// And while items are being evicted.
+const MAINTAIN_BUSY: Duration = Duration::from_millis(10);
+/// In every so many steps, bins that have pages to spare give them up.
+const RELEASE_EVERY: u64 = 8;
+/// Pages whose expiry the maintainer looks at in one step, and those it reaps at most.
+const DUE: (u32, usize) = (4096, 16);
 /// Pairs that the maintainer splits at most in one step.
 const SPLITS: usize = 4096;
-/// A bin gets a page if it makes this much more of it than the one that loses it.
-const WORTH_MOVING: f64 = 4.0;
-/// What a bin remembers of its cold hits from one round of the mover to the next.
-const DECAY: f64 = 0.97;
-/// Seconds between two walks of the crawler, at first and at most.
+/// Seconds after which the crawler looks again whether a run would pay, and after which it runs if it
+/// would find anything at all.
 const CRAWL_EVERY: (u32, u32) = (60, 3600);
+/// A run pays if one in so many pages holds something that is expired.
+const CRAWL_PAYS: usize = 100;
+/// How long it waits for work.
+const CRAWL_IDLE: Duration = Duration::from_millis(200);
 /// Seconds for which a crawl that was asked for keeps the automatic one away.
 const CRAWL_REST: u32 = 60;
 
@@ -42,6 +50,10 @@ pub(super) struct Upkeep {
     maintained: bool,
     pub(super) juggles: AtomicU64,
     pub(super) mover: Mutex<Mover>,
+    /// Evictions when the maintainer last looked.
+    evictions: AtomicU64,
+    /// The page whose expiry it looks at next.
+    due: AtomicU32,
     pub(super) automove: AtomicU32,
     pub(super) reassigning: AtomicBool,
     pub(super) tuning: Mutex<super::control::LruTuning>,
@@ -53,25 +65,11 @@ pub(super) struct Crawler {
     walk: Option<Walk>,
     /// Items that may still be looked at in this run.
     budget: u64,
-    next_run: u32,
-    /// What the run has found so far.
-    reclaimed: u64,
-    interval: u32,
-}
-
-#[derive(Default)]
-pub(super) struct Mover {
-    /// By bin: decayed cold hits, and the counts when it was last looked at.
-    bins: Vec<Seen>,
-    /// Classes of a `slabs reassign`; the source may be any.
-    pub(super) request: Option<(Option<u8>, u8)>,
-}
-
-#[derive(Default, Clone, Copy)]
-struct Seen {
-    worth: f64,
-    cold_hits: u64,
-    evictions: u64,
+    /// When to look again whether a run would pay.
+    next_look: u32,
+    last_run: u32,
+    /// The mark of the last flush that a run began behind.
+    flushed: u32,
 }
 
 /// A walk over the items of some classes, page by page.
@@ -98,10 +96,7 @@ impl Walk {
 impl Upkeep {
     pub(super) fn new(settings: &settings::Store) -> Upkeep {
         Upkeep {
-            crawler: Mutex::new(Crawler {
-                interval: CRAWL_EVERY.0,
-                ..Crawler::default()
-            }),
+            crawler: Mutex::default(),
             crawler_on: AtomicBool::new(settings.lru_crawler),
             crawler_running: AtomicBool::new(false),
             crawler_starts: AtomicU64::new(0),
@@ -109,7 +104,9 @@ impl Upkeep {
             crawler_tocrawl: AtomicU32::new(settings.lru_crawler_tocrawl),
             maintained: settings.lru_maintainer,
             juggles: AtomicU64::new(0),
-            mover: Mutex::new(Mover::default()),
+            mover: Mutex::default(),
+            evictions: AtomicU64::new(0),
+            due: AtomicU32::new(0),
             automove: AtomicU32::new(if settings.slab_reassign {
                 settings.slab_automove
             } else {
@@ -126,7 +123,7 @@ impl Store {
     /// One step of the maintainer. Returns how long to wait before the next.
     pub fn maintain(&self, cx: Cx<'_>) -> Duration {
         let inner = &self.inner;
-        inner.upkeep.juggles.fetch_add(1, Relaxed);
+        let juggles = inner.upkeep.juggles.fetch_add(1, Relaxed);
         inner.flush.mark(cx.now);
         inner
             .table
@@ -137,12 +134,27 @@ impl Store {
             inner.table.advise_huge();
         }
         inner.serve_reassign(cx);
-        if used > limit + inner.bins.len() {
-            inner.shrink(cx, used - limit);
-        } else if inner.upkeep.automove.load(Relaxed) > 0 && inner.evicting && used >= limit {
-            inner.move_pages(cx);
+        if !inner.fixed {
+            inner.shrink(cx);
         }
-        MAINTAIN_EVERY
+        let automove = inner.upkeep.automove.load(Relaxed);
+        if automove > 0 {
+            if juggles.is_multiple_of(RELEASE_EVERY) {
+                inner.release_pages(cx);
+            }
+            if inner.evicting && used >= limit {
+                inner.move_pages(cx, automove > 1);
+            }
+        }
+        if inner.upkeep.maintained {
+            inner.reap_due(cx);
+        }
+        let evictions = inner.evictions();
+        if inner.upkeep.evictions.swap(evictions, Relaxed) == evictions {
+            MAINTAIN_EVERY
+        } else {
+            MAINTAIN_BUSY
+        }
     }
 
     /// One step of the crawler: at most a page. Returns how long to wait before the next.
@@ -151,34 +163,28 @@ impl Store {
         let upkeep = &inner.upkeep;
         let mut crawler = lock(&upkeep.crawler);
         if crawler.walk.is_none() {
-            let due = cx.now >= crawler.next_run;
-            if !(due && upkeep.maintained && upkeep.crawler_on.load(Relaxed)) {
-                return Duration::from_millis(200);
+            let may = upkeep.maintained && upkeep.crawler_on.load(Relaxed);
+            if !(may && inner.crawl_is_due(&mut crawler, cx.now)) {
+                return CRAWL_IDLE;
             }
             inner.start_crawl(&mut crawler, u64::MAX);
         }
         let Some(mut walk) = crawler.walk else {
-            return Duration::from_millis(200);
+            return CRAWL_IDLE;
         };
         let mut seen = 0;
-        let more = inner.crawl_page(cx, &mut walk, &mut crawler, &mut seen);
+        let more = inner.crawl_page(cx, &mut walk, &mut seen);
         crawler.budget = crawler.budget.saturating_sub(seen);
         if more && crawler.budget > 0 && upkeep.crawler_on.load(Relaxed) {
             crawler.walk = Some(walk);
             let pause = u64::from(upkeep.crawler_sleep.load(Relaxed));
             return Duration::from_micros(if seen == 0 { 0 } else { pause });
         }
-        // A walk that found much comes again soon, one that found nothing takes its time.
-        let step = CRAWL_EVERY.0;
-        crawler.interval = if crawler.reclaimed * 100 > seen.max(1) {
-            crawler.interval.saturating_sub(step).max(step)
-        } else {
-            (crawler.interval + step).min(CRAWL_EVERY.1)
-        };
-        crawler.next_run = cx.now + crawler.interval;
+        crawler.last_run = cx.now;
+        crawler.next_look = crawler.next_look.max(cx.now + CRAWL_EVERY.0);
         crawler.walk = None;
         upkeep.crawler_running.store(false, Relaxed);
-        Duration::from_millis(200)
+        CRAWL_IDLE
     }
 }
 
@@ -191,7 +197,6 @@ impl Inner {
         let most = u64::from(self.upkeep.crawler_tocrawl.load(Relaxed));
         crawler.walk = Some(Walk::new(classes));
         crawler.budget = if most == 0 { u64::MAX } else { most };
-        crawler.reclaimed = 0;
         self.upkeep.crawler_running.store(true, Relaxed);
         self.upkeep.crawler_starts.fetch_add(1, Relaxed);
     }
@@ -203,7 +208,7 @@ impl Inner {
             return false;
         }
         self.start_crawl(&mut crawler, classes);
-        crawler.next_run = now + CRAWL_REST;
+        crawler.next_look = now + CRAWL_REST;
         true
     }
 
@@ -230,14 +235,31 @@ impl Inner {
         false
     }
 
+    /// Whether a run would pay: what is expired says the earliest expiry of each page, and a flush
+    /// leaves nothing that would not have to go.
+    fn crawl_is_due(&self, crawler: &mut Crawler, now: u32) -> bool {
+        let mark = self.flush.mark(now);
+        if mark != crawler.flushed {
+            crawler.flushed = mark;
+            return true;
+        }
+        if now < crawler.next_look {
+            return false;
+        }
+        crawler.next_look = now + CRAWL_EVERY.0;
+        let (mut all, mut due) = (0, 0);
+        for page in 1..self.pool.fresh() {
+            let entry = self.pages.entry(page);
+            if entry.bin().is_some() {
+                all += 1;
+                due += usize::from(entry.soonest_expiry() <= now);
+            }
+        }
+        due * CRAWL_PAYS > all || due > 0 && now >= crawler.last_run + CRAWL_EVERY.1
+    }
+
     /// Reaps what is dead on one page. False when the walk is over.
-    fn crawl_page(
-        &self,
-        cx: Cx<'_>,
-        walk: &mut Walk,
-        crawler: &mut Crawler,
-        seen: &mut u64,
-    ) -> bool {
+    fn crawl_page(&self, cx: Cx<'_>, walk: &mut Walk, seen: &mut u64) -> bool {
         if !self.next_page(walk) {
             return false;
         }
@@ -247,49 +269,108 @@ impl Inner {
             let Some(&page) = state.pages.pages().get(walk.page) else {
                 return true;
             };
-            let entry = self.pages.entry(page);
             walk.page += 1;
-            if entry.soonest_expiry() > cx.now && self.flush.mark(cx.now) == 0 {
+            if self.pages.entry(page).soonest_expiry() > cx.now && self.flush.mark(cx.now) == 0 {
                 return true;
             }
-            // Reset first: what is noted from here on, by those who store meanwhile, is kept.
-            entry.set_soonest_expiry(u32::MAX);
-            let mut soonest = u32::MAX;
-            for slot in 0..entry.carved() {
-                let handle = self.arena.handle(page, slot, state.pages.size());
-                let head = self.arena.head(handle);
-                let word = head.word();
-                if !(word.linked() || word.state() == State::Busy) {
-                    continue;
-                }
-                let expires = head.expires.load(Relaxed);
-                if expires > cx.now {
-                    soonest = soonest.min(expires);
-                }
-                if !word.linked() {
-                    continue;
-                }
+            self.reap_page(cx, &state, page, walk.classes, |class, slot| {
                 *seen += 1;
-                let class = self.class_of_slot(handle);
                 let counters = &cx.counters.classes[usize::from(class)];
                 counters.crawler_items_checked.add(1);
-                if walk.classes & 1 << class != 0 && self.is_dead(cx.now, head) {
-                    match self.reap_dead(cx, &state, handle) {
-                        Some(slot) => {
-                            counters.crawler_reclaimed.add(1);
-                            crawler.reclaimed += 1;
-                            gone.push(slot);
-                        }
-                        None => soonest = soonest.min(cx.now),
-                    }
+                if let Some(slot) = slot {
+                    counters.crawler_reclaimed.add(1);
+                    gone.push(slot);
                 }
-            }
-            entry.expires_at(soonest);
+            });
         }
         for slot in gone {
             self.give(slot);
         }
         true
+    }
+
+    /// Reaps what is expired on pages that are due, a few pages in one call: so memory comes back
+    /// within a second or so while there is little of it, and the crawler is for the rest.
+    fn reap_due(&self, cx: Cx<'_>) {
+        let end = self.pool.fresh();
+        let mut page = self.upkeep.due.load(Relaxed);
+        let mut reaped = 0;
+        for _ in 0..DUE.0.min(end) {
+            page = if page + 1 < end { page + 1 } else { 1 };
+            let entry = self.pages.entry(page);
+            if page >= end || entry.soonest_expiry() > cx.now {
+                continue;
+            }
+            let Some(bin) = entry.bin() else { continue };
+            let mut gone = Vec::new();
+            {
+                let state = self.bins[usize::from(bin)].lock();
+                // It may have moved meanwhile.
+                if entry.bin() == Some(bin) {
+                    self.reap_page(cx, &state, page, u64::MAX, |_, slot| gone.extend(slot));
+                }
+            }
+            for slot in gone {
+                self.give(slot);
+            }
+            reaped += 1;
+            if reaped == DUE.1 {
+                break;
+            }
+        }
+        self.upkeep.due.store(page, Relaxed);
+    }
+
+    /// Reaps what is dead on a page, of some classes, and notes when the next will be. `each` is told
+    /// every item's class, and its slot if it went.
+    fn reap_page<'s>(
+        &'s self,
+        cx: Cx<'_>,
+        state: &BinState,
+        page: u32,
+        classes: u64,
+        mut each: impl FnMut(u8, Option<Slot<'s>>),
+    ) {
+        let entry = self.pages.entry(page);
+        // Reset first: what is noted from here on, by those who store meanwhile, is kept.
+        entry.set_soonest_expiry(u32::MAX);
+        let mut soonest = u32::MAX;
+        for slot in 0..entry.carved() {
+            let handle = self.arena.handle(page, slot, state.pages.size());
+            let head = self.arena.head(handle);
+            let word = head.word();
+            if !(word.linked() || word.state() == State::Busy) {
+                continue;
+            }
+            let expires = head.expires.load(Relaxed);
+            if !word.linked() {
+                // It may be linked in a moment, or be on its way out.
+                if expires != 0 {
+                    soonest = soonest.min(expires.max(cx.now + 1));
+                }
+                continue;
+            }
+            let class = self.class_of_slot(handle);
+            let wanted = classes & 1 << class != 0;
+            let slot = if wanted && self.is_dead(cx.now, head) {
+                self.reap_dead(cx, state, handle)
+            } else {
+                None
+            };
+            if slot.is_none() && expires != 0 {
+                // What could not be reaped now has another turn in a second.
+                soonest = soonest.min(expires.max(cx.now + u32::from(wanted)));
+            }
+            each(class, slot);
+        }
+        entry.expires_at(soonest);
+    }
+
+    fn evictions(&self) -> u64 {
+        self.bins
+            .iter()
+            .map(|bin| bin.evictions.load(Relaxed))
+            .sum()
     }
 
     /// Shows the living items of a walk, about `limit` of them. False when it is over.
@@ -344,129 +425,19 @@ impl Inner {
         true
     }
 
-    fn class_of_slot(&self, handle: Handle) -> u8 {
+    pub(super) fn class_of_slot(&self, handle: Handle) -> u8 {
         let head = self.arena.head(handle);
         let bin = head.word().bin();
         if bin == self.arena.chunk_bin() {
-            let total = self.arena.overhead(head.word().key_length(), false, false)
+            let word = head.word();
+            let flags = word.has(super::raw::flag::CLIENT);
+            let total = self.arena.overhead(word.key_length(), flags, false)
                 + head.length.load(Relaxed) as usize;
             self.classes
                 .class_of_total(total + super::classes::MEMCACHED_EXTRA)
         } else {
             self.classes.class_of_bin(bin)
         }
-    }
-
-    /// Takes the most useful page moves of one round.
-    fn move_pages(&self, cx: Cx<'_>) {
-        let mut mover = lock(&self.upkeep.mover);
-        mover.bins.resize(self.bins.len(), Seen::default());
-        let mut evicted = 0;
-        let mut rich: Option<(f64, usize)> = None;
-        let mut poor: Option<(f64, usize)> = None;
-        for (number, bin) in self.bins.iter().enumerate() {
-            let (pages, used, size) = {
-                let state = bin.lock();
-                (
-                    state.pages.pages().len(),
-                    state.pages.used(),
-                    state.pages.size(),
-                )
-            };
-            let seen = &mut mover.bins[number];
-            let (cold_hits, evictions) = (bin.cold_hits.load(Relaxed), bin.evictions.load(Relaxed));
-            let lost = evictions - seen.evictions;
-            seen.worth = seen.worth * DECAY + (cold_hits - seen.cold_hits) as f64;
-            (seen.cold_hits, seen.evictions) = (cold_hits, evictions);
-            evicted += lost;
-            if pages == 0 {
-                continue;
-            }
-            let cold = (used as u64).saturating_sub(bin.warm()).max(1) as f64;
-            let worth = (seen.worth + 1.0) * (size as f64).sqrt() / (cold * size as f64);
-            // A bin keeps a page, and more while it is rare: a fiftieth of what there is.
-            if pages > 1 && rich.is_none_or(|(least, _)| worth < least) {
-                rich = Some((worth, number));
-            }
-            if lost > 0 && poor.is_none_or(|(most, _)| worth > most) {
-                poor = Some((worth, number));
-            }
-        }
-        drop(mover);
-        let (Some((least, from)), Some((most, to))) = (rich, poor) else {
-            return;
-        };
-        if from == to || most < WORTH_MOVING * least {
-            return;
-        }
-        let (used, _) = self.pool.usage();
-        let rounds = (evicted as usize / 64).clamp(1, (used / 256).clamp(1, 16));
-        for _ in 0..rounds {
-            if !self.move_page(cx, from as u8, to as u8) {
-                break;
-            }
-        }
-    }
-
-    fn move_page(&self, cx: Cx<'_>, from: u8, to: u8) -> bool {
-        if self.bins[usize::from(from)].lock().pages.pages().len() < 2 {
-            return false;
-        }
-        let Some(page) = self.empty_page(cx, from) else {
-            return false;
-        };
-        self.pool.give(page);
-        let mut state = self.bins[usize::from(to)].lock();
-        if let Page::Granted(page) = self.pool.take(false) {
-            state.pages.add_page(&self.pages, page);
-        }
-        true
-    }
-
-    /// Gives pages back that are over a limit that was lowered, from the bins that have most.
-    fn shrink(&self, cx: Cx<'_>, over: usize) {
-        for _ in 0..over.min(64) {
-            let most = (0..self.bins.len())
-                .map(|bin| (self.bins[bin].lock().pages.pages().len(), bin))
-                .max();
-            match most {
-                Some((pages, bin)) if pages > 1 => {
-                    let Some(page) = self.empty_page(cx, bin as u8) else {
-                        return;
-                    };
-                    self.pages.discard(&self.arena, page);
-                    self.pool.give(page);
-                }
-                _ => return,
-            }
-        }
-    }
-
-    /// Carries out a `slabs reassign`: one of memcached's pages is 16 of ours.
-    fn serve_reassign(&self, cx: Cx<'_>) {
-        let Some((from, to)) = lock(&self.upkeep.mover).request.take() else {
-            return;
-        };
-        for _ in 0..(1 << 20) / PAGE {
-            let source = self
-                .bins_of(from)
-                .max_by_key(|&bin| self.bins[bin].lock().pages.pages().len());
-            let Some(source) = source else { break };
-            if self.bins[source].lock().pages.pages().is_empty() {
-                break;
-            }
-            let Some(page) = self.empty_page(cx, source as u8) else {
-                break;
-            };
-            self.pool.give(page);
-            let target = self
-                .bins_of(Some(to))
-                .max_by_key(|&bin| self.bins[bin].lock().pages.used());
-            if let (Some(target), Page::Granted(page)) = (target, self.pool.take(false)) {
-                self.bins[target].lock().pages.add_page(&self.pages, page);
-            }
-        }
-        self.upkeep.reassigning.store(false, Relaxed);
     }
 
     /// The bins whose items count under a class; all of them for none.

@@ -5,90 +5,89 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::alloc::Fit;
+use super::chain::Version;
 use super::classes::MEMCACHED_EXTRA;
-use super::raw::{Item, NewItem, PairGuard, Parked, Place, Slot, State, flag};
+use super::raw::{Handle, Item, NewItem, PairGuard, Parked, Place, Slot, State, flag};
+use super::read::Pin;
 use super::{COPY_MAX, Cx, Inner, Mode, Put, Refused, Store, Stored};
 
-/// Memory for a value that is still arriving; nobody sees it before [`Store::finish`], and
-/// dropping it gives the memory back.
+/// A value that is still arriving, in memory that is taken as it comes; nobody sees it before
+/// [`Store::finish`], and dropping it gives the memory back.
 pub struct Upload {
     inner: Arc<Inner>,
     /// The item's own slot, with the chunks hanging off it. Taken when it is linked or dropped.
     head: Option<Parked>,
-    parts: Vec<Part>,
-    current: usize,
-    filled: usize,
-    length: usize,
-    arrived: usize,
-}
-
-/// One stretch of memory of an upload: the first is in its head, the others are chunks.
-struct Part {
+    /// The chunk that is being filled; `None` while it is the item's own slot.
     chunk: Option<Parked>,
+    /// What that holds begins here, has room for so much, and so much of it is filled.
     at: usize,
     room: usize,
+    filled: usize,
+    owner: Handle,
+    length: usize,
+    arrived: usize,
+    /// The slab class that is charged if there is no memory.
+    class: u8,
 }
 
 impl Upload {
     pub(super) fn new(
         inner: Arc<Inner>,
-        head: Parked,
+        head: Slot<'_>,
         at: usize,
-        room: usize,
         length: usize,
+        class: u8,
     ) -> Upload {
-        let parts = vec![Part {
-            chunk: None,
-            at,
-            room,
-        }];
         Upload {
             inner,
-            head: Some(head),
-            parts,
-            current: 0,
+            room: (head.size() - at).min(length),
+            owner: head.handle(),
+            head: Some(head.park()),
+            chunk: None,
+            at,
             filled: 0,
             length,
             arrived: 0,
+            class,
         }
-    }
-
-    pub(super) fn push_chunk(&mut self, chunk: Slot<'_>, at: usize, room: usize) {
-        let chunk = chunk.park();
-        let last = match self.parts.last_mut().and_then(|part| part.chunk.as_mut()) {
-            Some(chunk) => Some(chunk),
-            None => self.head.as_mut(),
-        };
-        if let Some(last) = last {
-            // The head's state is BUSY, a chunk's is CHUNK: `hang` tells them apart by that.
-            last.hang(&Arc::clone(&self.inner).arena, &chunk);
-        }
-        self.parts.push(Part {
-            chunk: Some(chunk),
-            at,
-            room,
-        });
     }
 
     /// Where the next bytes go; empty when the value is whole.
-    pub fn spare(&mut self) -> &mut [u8] {
-        while self.current + 1 < self.parts.len() && self.filled == self.parts[self.current].room {
-            self.current += 1;
-            self.filled = 0;
+    ///
+    /// # Errors
+    /// There is no memory for them. What has arrived is still there, for whoever wants to try again.
+    pub fn spare(&mut self, cx: Cx<'_>) -> Result<&mut [u8], Refused> {
+        if self.filled == self.room && self.arrived < self.length {
+            self.add_chunk(cx)?;
         }
-        let part = &mut self.parts[self.current];
-        let (at, room) = (part.at + self.filled, part.room - self.filled);
-        match part.chunk.as_mut().or(self.head.as_mut()) {
+        let (at, room) = (self.at + self.filled, self.room - self.filled);
+        Ok(match self.chunk.as_mut().or(self.head.as_mut()) {
             Some(slot) => slot.bytes_mut(&self.inner.arena, at, room),
             None => &mut [],
+        })
+    }
+
+    #[cold]
+    fn add_chunk(&mut self, cx: Cx<'_>) -> Result<(), Refused> {
+        let missing = self.length - self.arrived;
+        let Some((mut chunk, room)) = self.inner.take_chunk(cx, missing, self.class) else {
+            return Err(Refused::NoMemory);
+        };
+        let at = chunk.write_chunk(self.owner, room);
+        let chunk = chunk.park();
+        // The head's state is BUSY, a chunk's is CHUNK: `hang` tells them apart by that.
+        if let Some(last) = self.chunk.as_mut().or(self.head.as_mut()) {
+            last.hang(&self.inner.arena, &chunk);
         }
+        self.chunk = Some(chunk);
+        (self.at, self.room, self.filled) = (at, room, 0);
+        Ok(())
     }
 
     /// `n` bytes of [`spare`](Upload::spare) have been filled.
     pub fn advance(&mut self, n: usize) {
-        let part = &self.parts[self.current];
         assert!(
-            self.filled + n <= part.room,
+            self.filled + n <= self.room,
             "more bytes than there was room for"
         );
         self.filled += n;
@@ -101,15 +100,53 @@ impl Upload {
     }
 
     /// Appends bytes that are at hand.
-    pub(super) fn write(&mut self, mut bytes: &[u8]) {
+    pub(super) fn write(&mut self, cx: Cx<'_>, mut bytes: &[u8]) -> Result<(), Refused> {
         while !bytes.is_empty() {
-            let spare = self.spare();
+            let spare = self.spare(cx)?;
             let n = spare.len().min(bytes.len());
             assert!(n > 0, "more bytes than the value was to have");
             spare[..n].copy_from_slice(&bytes[..n]);
             self.advance(n);
             bytes = &bytes[n..];
         }
+        Ok(())
+    }
+
+    fn write_pieces(&mut self, cx: Cx<'_>, value: &Pieces<'_>) -> Result<(), Refused> {
+        let mut failed = Ok(());
+        value(&mut |piece| {
+            if failed.is_ok() {
+                failed = self.write(cx, piece);
+            }
+        });
+        failed
+    }
+
+    /// Writes an old value, which is small or held, and a new one before or behind it.
+    fn write_joined(
+        &mut self,
+        cx: Cx<'_>,
+        mode: Mode,
+        value: &Pieces<'_>,
+        small: &[u8],
+        held: Option<&Pin>,
+    ) -> Result<(), Refused> {
+        if mode == Mode::Prepend {
+            self.write_pieces(cx, value)?;
+        }
+        self.write(cx, small)?;
+        if let Some(held) = held {
+            let mut offset = 0;
+            while offset < held.length() {
+                let piece = held.slice(offset);
+                self.write(cx, piece)?;
+                offset += piece.len();
+            }
+        }
+        if mode == Mode::Append {
+            self.write_pieces(cx, value)?;
+        }
+        Ok(())
     }
 
     pub(super) fn into_slot(mut self, inner: &Inner) -> Option<Slot<'_>> {
@@ -135,7 +172,7 @@ impl std::fmt::Debug for Upload {
 }
 
 /// Calls what it is given with the parts of a value, in order.
-type Pieces<'v> = dyn Fn(&mut dyn FnMut(&[u8])) + 'v;
+pub(super) type Pieces<'v> = dyn Fn(&mut dyn FnMut(&[u8])) + 'v;
 
 /// What the item that is there means for one that is to be stored.
 enum Verdict {
@@ -229,8 +266,10 @@ impl Inner {
                 None => {
                     let ghost = guard.take_ghost(put.hash);
                     let word = head.word();
+                    let moved = &cx.counters.classes[usize::from(class)];
                     if let Some(ghost) = ghost {
                         self.bins[usize::from(word.bin())].ghost_seen(ghost.hot);
+                        moved.moves_to_warm.add(1);
                     }
                     let (state, counter) = if self.is_temporary(cx.now, expires) {
                         (State::Temp, 0)
@@ -239,13 +278,12 @@ impl Inner {
                     } else if word.queued() && self.segmented.load(Relaxed) {
                         (State::Hot, 0)
                     } else {
+                        moved.moves_to_cold.add(1);
                         (State::Main, 0)
                     };
                     match guard.insert(put.hash, slot, state, counter) {
                         Ok(()) => {
-                            if state == State::Main && counter > 0 {
-                                self.bins[usize::from(word.bin())].warmed();
-                            }
+                            self.census_of(handle).enter(state, counter);
                             None
                         }
                         Err(back) => {
@@ -262,16 +300,14 @@ impl Inner {
                     let old = guard.item(&place);
                     let word = old.word();
                     self.count_out(cx, &old);
-                    self.note_unlinked(word);
+                    self.leave_census(&old);
                     // What replaces an item takes its rank over.
                     let (state, counter) = if self.is_temporary(cx.now, expires) {
                         (State::Temp, 0)
                     } else {
                         (State::Main, word.counter().min(1))
                     };
-                    if counter > 0 {
-                        self.bins[usize::from(head.word().bin())].warmed();
-                    }
+                    self.census_of(handle).enter(state, counter);
                     guard.replace(&place, slot, state, counter)
                 }
             };
@@ -352,7 +388,9 @@ impl Inner {
                 let Some(mut upload) = self.allocate(cx, put, value.len()) else {
                     return Stored::NoMemory;
                 };
-                upload.write(value);
+                if upload.write(cx, value).is_err() {
+                    return Stored::NoMemory;
+                }
                 return match upload.into_slot(self) {
                     Some(slot) => self.link(cx, put, slot, cas),
                     None => Stored::NoMemory,
@@ -451,7 +489,9 @@ impl Inner {
                         let Some(mut upload) = self.allocate(cx, &fresh, added) else {
                             return Stored::NoMemory;
                         };
-                        value(&mut |piece| upload.write(piece));
+                        if upload.write_pieces(cx, value).is_err() {
+                            return Stored::NoMemory;
+                        }
                         let stored = upload
                             .into_slot(self)
                             .map_or(Stored::NoMemory, |slot| self.link(cx, &fresh, slot, cas));
@@ -476,6 +516,7 @@ impl Inner {
             let plain = Put {
                 flags,
                 expires,
+                new_cas: Some(cas),
                 binary_key: false,
                 ..*put
             };
@@ -514,34 +555,34 @@ impl Inner {
             if pin.is_none() {
                 item.pieces(|piece| small.extend_from_slice(piece));
             }
-            let old_cas = item.cas();
-            drop(guard);
-            let upload = self.allocate(cx, &plain, length);
-            let held = pin.map(|pinned| super::read::hold(self, pinned));
-            let Some(mut upload) = upload else {
-                return Stored::NotStored;
+            let version = Version {
+                handle,
+                length: old_length,
+                cas: item.cas(),
             };
-            if put.mode == Mode::Prepend {
-                value(&mut |piece| upload.write(piece));
-            }
-            upload.write(&small);
-            if let Some(held) = &held {
-                let mut offset = 0;
-                while offset < held.length() {
-                    let piece = held.slice(offset);
-                    upload.write(piece);
-                    offset += piece.len();
+            drop(guard);
+            let mut held = pin.map(|pinned| super::read::hold(self, pinned));
+            if let Some(held) = held.as_mut().filter(|_| added > 0) {
+                match self.extend_chain(cx, &plain, held, version, added, value) {
+                    Ok(Some(stored)) => return stored,
+                    Ok(None) => {}
+                    Err(_) => return Stored::NotStored,
                 }
             }
-            if put.mode == Mode::Append {
-                value(&mut |piece| upload.write(piece));
+            let Some(mut upload) = self.allocate(cx, &plain, length) else {
+                return Stored::NotStored;
+            };
+            if upload
+                .write_joined(cx, put.mode, value, &small, held.as_ref())
+                .is_err()
+            {
+                return Stored::NotStored;
             }
+            drop(held);
             let Some(slot) = upload.into_slot(self) else {
                 return Stored::NoMemory;
             };
-            if let Some(stored) =
-                self.link_over(cx, &plain, slot, cas, (handle, old_length, old_cas))
-            {
+            if let Some(stored) = self.link_over(cx, &plain, slot, cas, version) {
                 return stored;
             }
         }
@@ -554,12 +595,14 @@ impl Inner {
         put: &Put<'_>,
         slot: Slot<'s>,
         cas: u64,
-        (handle, length, old_cas): (super::Handle, usize, u64),
+        version: Version,
     ) -> Option<Stored> {
         let (mut guard, found) = self.find_to_store(cx, put.key, put.hash);
         let same = found.ok().filter(|place| {
             let item = guard.item(place);
-            item.handle() == handle && item.length() == length && item.cas() == old_cas
+            item.handle() == version.handle
+                && item.length() == version.length
+                && item.cas() == version.cas
         });
         let Some(place) = same else {
             drop(guard);
@@ -574,16 +617,14 @@ impl Inner {
         let old = guard.item(&place);
         let word = old.word();
         self.count_out(cx, &old);
-        self.note_unlinked(word);
+        self.leave_census(&old);
         let state = if word.state() == State::Temp {
             State::Temp
         } else {
             State::Main
         };
         let counter = word.counter().min(1);
-        if state == State::Main && counter > 0 {
-            self.bins[usize::from(slot.bin())].warmed();
-        }
+        self.census_of(slot.handle()).enter(state, counter);
         let old = guard.replace(&place, slot, state, counter);
         drop(guard);
         if let Some(old) = old {

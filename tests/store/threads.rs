@@ -93,7 +93,9 @@ fn store_value(
         };
         let mut rest = value;
         while !rest.is_empty() {
-            let spare = upload.spare();
+            let Ok(spare) = upload.spare(cx) else {
+                return Stored::NoMemory;
+            };
             let n = spare.len().min(rest.len());
             spare[..n].copy_from_slice(&rest[..n]);
             upload.advance(n);

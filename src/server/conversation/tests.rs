@@ -99,8 +99,14 @@ impl Client<'_> {
 
     /// As many bytes as one read would take.
     fn reads(&mut self, bytes: &[u8], now: u32) -> usize {
+        let context = Context {
+            shared: &self.bench.shared,
+            counters: &self.bench.counters,
+            now,
+            connection: 7,
+        };
         if self.input.is_empty()
-            && let Some(spare) = self.conversation.spare()
+            && let Some(spare) = self.conversation.spare(&context)
         {
             let n = spare.len().min(bytes.len());
             spare[..n].copy_from_slice(&bytes[..n]);

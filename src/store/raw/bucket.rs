@@ -623,6 +623,10 @@ impl Drop for PairGuard<'_> {
 }
 
 impl<'t> PairGuard<'t> {
+    pub(super) fn arena(&self) -> &'t Arena {
+        self.arena
+    }
+
     /// The entry of a key, and its item; looks at the entry that the spot names first.
     #[inline(always)]
     pub fn find_at(&self, spot: &Spot<'t>, hash: u64, key: &[u8]) -> Option<(Place<'t>, Item<'_>)> {

@@ -204,7 +204,7 @@ impl Head {
 }
 
 /// Bytes before the key of an item without CAS and without extension.
-const HEAD: usize = size_of::<Head>();
+pub(super) const HEAD: usize = size_of::<Head>();
 const CAS: usize = size_of::<u64>();
 /// Pins and next chunk.
 const EXTENSION: usize = 8;
@@ -319,7 +319,7 @@ impl Arena {
     }
 
     #[inline]
-    fn at(&self, handle: Handle) -> *mut u8 {
+    pub(super) fn at(&self, handle: Handle) -> *mut u8 {
         let offset = self.offset(handle);
         debug_assert!(offset + HEAD + CAS <= self.region.bytes());
         // SAFETY: handles are made by `handle` from pages within the region.
@@ -366,7 +366,7 @@ impl Arena {
     }
 
     /// Pins, and the next chunk, of a large item.
-    fn extension(&self, handle: Handle) -> [&AtomicU32; 2] {
+    pub(super) fn extension(&self, handle: Handle) -> [&AtomicU32; 2] {
         // SAFETY: as in `head`: these 8 bytes of a large item are only ever used as two atomics, and
         // the header is a multiple of 8.
         unsafe {
@@ -712,8 +712,17 @@ pub struct Pinned {
 }
 
 impl Pinned {
+    pub(super) fn handle(&self) -> Handle {
+        self.handle
+    }
+
     pub fn length(&self) -> usize {
         self.length
+    }
+
+    /// Its owner has changed it.
+    pub(super) fn set_length(&mut self, length: usize) {
+        self.length = length;
     }
 
     /// The longest run of bytes from `offset` on. `from` remembers the part that was looked at last,
@@ -770,6 +779,10 @@ pub struct Parked {
 }
 
 impl Parked {
+    pub(super) fn handle(&self) -> Handle {
+        self.handle
+    }
+
     /// Hangs a chunk behind this slot, which is a large item's first one or its last chunk so far.
     pub fn hang(&mut self, arena: &Arena, chunk: &Parked) {
         let head = arena.head(self.handle);
@@ -937,6 +950,12 @@ impl<'a> Slot<'a> {
             Word(word.0 & QUEUED | (State::Chunk as u32) << STATE_SHIFT | u32::from(self.bin) << 24)
         });
         HEAD
+    }
+
+    /// A chunk holds so many bytes less than it was made for.
+    pub fn shorten_chunk(&mut self, by: usize) {
+        let length = &self.arena.head(self.handle).length;
+        length.store(length.load(Relaxed) - by as u32, Relaxed);
     }
 
     /// Bytes of the slot behind its head.

@@ -19,17 +19,19 @@
 //!   [`PairGuard::item`]), [`Pinned`] (a counted reference to a large item) or [`Slot`] (a slot that was
 //!   allocated and not yet linked: one owner). Nothing else makes a reference to them.
 //! * A linked item's key never changes. Its value changes only under its pair's lock, and only
-//!   while it has no pins.
+//!   while it has no pins, or none but that of whoever changes it.
 //! * A slot goes back to its bin only after it was unlinked under its pair's lock and its last pin
 //!   is gone; it is handed out again only under its bin's mutex.
 
 mod bucket;
+mod chain;
 mod file;
 mod item;
 mod memory;
 mod pages;
 
 pub use bucket::{Ghost, PairGuard, Place, Spot, Table, TableState};
+pub use chain::{Chain, ChainEdit, Link};
 pub use file::{MemoryFile, Source};
 pub use item::{Arena, Handle, Head, Item, NewItem, Parked, Pinned, Slot, State, Word, flag};
 pub use memory::{Region, ReserveError};

@@ -138,6 +138,11 @@ impl BinPages {
         &self.pages
     }
 
+    /// Whether a slot can be had without another page.
+    pub fn has_free(&self) -> bool {
+        self.partial != 0
+    }
+
     /// Slots handed out.
     pub fn used(&self) -> usize {
         self.used

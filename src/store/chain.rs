@@ -1,0 +1,223 @@
+#![forbid(unsafe_code)]
+//! Values that have become longer, without being written again: `append` and `prepend` on a chain of
+//! chunks.
+//!
+//! What is new is laid into chunks of its own while the item is pinned, without its lock. Then, under
+//! the lock and if nobody else holds the value, at most two slots of the old value are touched: the
+//! one that the new bytes join, and the one before it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::raw::{ChainEdit, Handle, Link, Slot};
+use super::read::Pin;
+use super::write::Pieces;
+use super::{Cx, Inner, Mode, Put, Refused, Stored};
+
+/// Chunks that hang nowhere yet. Dropping them gives them back.
+struct Loose<'s> {
+    inner: &'s Inner,
+    owner: Handle,
+    class: u8,
+    chunks: Vec<Slot<'s>>,
+    at: usize,
+    room: usize,
+    /// Bytes still to come.
+    missing: usize,
+}
+
+impl<'s> Loose<'s> {
+    fn new(inner: &'s Inner, owner: Handle, class: u8, missing: usize) -> Loose<'s> {
+        Loose {
+            inner,
+            owner,
+            class,
+            chunks: Vec::new(),
+            at: 0,
+            room: 0,
+            missing,
+        }
+    }
+
+    fn write(&mut self, cx: Cx<'_>, mut bytes: &[u8]) -> Result<(), Refused> {
+        while !bytes.is_empty() {
+            if self.room == 0 {
+                let taken = self.inner.take_chunk(cx, self.missing, self.class);
+                let Some((mut chunk, room)) = taken else {
+                    return Err(Refused::NoMemory);
+                };
+                self.at = chunk.write_chunk(self.owner, room);
+                self.room = room;
+                self.chunks.push(chunk);
+            }
+            let n = self.room.min(bytes.len());
+            if let Some(chunk) = self.chunks.last_mut() {
+                chunk.bytes_mut(self.at, n).copy_from_slice(&bytes[..n]);
+            }
+            self.at += n;
+            self.room -= n;
+            self.missing -= n;
+            bytes = &bytes[n..];
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Loose<'_> {
+    fn drop(&mut self) {
+        for chunk in self.chunks.drain(..) {
+            self.inner.give(chunk);
+        }
+    }
+}
+
+/// An item as it was when its lock was given back.
+#[derive(Clone, Copy)]
+pub(super) struct Version {
+    pub handle: Handle,
+    pub length: usize,
+    pub cas: u64,
+}
+
+impl Inner {
+    /// Adds `added` bytes to a value that is held. `Ok(None)`: it has no chunks, or is being read by
+    /// others, or has changed meanwhile; then it has to be done in another way.
+    pub(super) fn extend_chain(
+        self: &Arc<Self>,
+        cx: Cx<'_>,
+        put: &Put<'_>,
+        held: &mut Pin,
+        version: Version,
+        added: usize,
+        value: &Pieces<'_>,
+    ) -> Result<Option<Stored>, Refused> {
+        let Some(chain) = held.chain() else {
+            return Ok(None);
+        };
+        let length = version.length + added;
+        let total = self.arena.overhead(put.key.len(), put.flags != 0, false) + length;
+        let class = self
+            .classes
+            .class_of_total(total + super::classes::MEMCACHED_EXTRA);
+        let full = super::raw::Arena::chunk_room(self.arena.slot_size(self.arena.chunk_bin()));
+        let mut bytes = Vec::new();
+        let mut loose;
+        let edit = if put.mode == Mode::Append {
+            let last = chain.last;
+            let free = last.room - last.used;
+            if added <= free {
+                value(&mut |piece| bytes.extend_from_slice(piece));
+                loose = Loose::new(self, version.handle, class, 0);
+                ChainEdit::Append {
+                    last: last.handle,
+                    bytes: &bytes,
+                }
+            } else if last.used + added <= full {
+                // A larger chunk takes the place of the last. It gets as much again, for the next time.
+                let room = (last.used * 2).clamp(last.used + added, full);
+                loose = Loose::new(self, version.handle, class, room);
+                loose.write(cx, held.slice(version.length - last.used))?;
+                loose.fill(cx, value)?;
+                loose.shorten();
+                ChainEdit::Link {
+                    behind: chain.before_last,
+                    replacing: Some(last.handle),
+                }
+            } else {
+                loose = Loose::new(self, version.handle, class, added);
+                loose.fill(cx, value)?;
+                ChainEdit::Link {
+                    behind: Link::Chunk(last.handle),
+                    replacing: None,
+                }
+            }
+        } else {
+            // The item's own slot stays full: as much as comes in at its front goes out at its end,
+            // into chunks behind it.
+            let own = chain.own;
+            let first = chain.first;
+            let joins = added + first.used <= full;
+            let out = added + if joins { first.used } else { 0 };
+            loose = Loose::new(self, version.handle, class, out);
+            let mut passed = 0;
+            let mut failed = Ok(());
+            value(&mut |piece| {
+                let stays = own.saturating_sub(passed).min(piece.len());
+                bytes.extend_from_slice(&piece[..stays]);
+                passed += piece.len();
+                if failed.is_ok() {
+                    failed = loose.write(cx, &piece[stays..]);
+                }
+            });
+            failed?;
+            let front = held.slice(0);
+            loose.write(cx, &front[own - bytes.len()..])?;
+            if joins {
+                loose.write(cx, held.slice(own))?;
+            }
+            ChainEdit::Prepend {
+                bytes: &bytes,
+                replacing: joins.then_some(first.handle),
+            }
+        };
+        let (mut guard, found) = self.find_to_store(cx, put.key, put.hash);
+        let Ok(place) = found else {
+            drop(guard);
+            return Ok(None);
+        };
+        let item = guard.item(&place);
+        let same = item.handle() == version.handle
+            && item.length() == version.length
+            && item.cas() == version.cas;
+        if !same {
+            drop(guard);
+            return Ok(None);
+        }
+        self.count_out(cx, &item);
+        self.leave_census(&item);
+        let chunks = std::mem::take(&mut loose.chunks);
+        let edited = held.edit(&mut guard, &place, edit, chunks, length);
+        let item = guard.item(&place);
+        self.count_in(cx, &item);
+        self.enter_census(&item);
+        let left = match edited {
+            Ok(left) => left,
+            Err(chunks) => {
+                drop(guard);
+                loose.chunks = chunks;
+                return Ok(None);
+            }
+        };
+        let cas = self.next_cas(put.new_cas);
+        self.renew(cx, &item, cas, item.head().expires.load(Relaxed), 0);
+        let class = self.class_of(&item);
+        drop(guard);
+        if let Some(left) = left {
+            self.give(left);
+        }
+        Ok(Some(Stored::Stored {
+            cas: if self.arena.has_cas() { cas } else { 0 },
+            class,
+            length,
+        }))
+    }
+}
+
+impl Loose<'_> {
+    fn fill(&mut self, cx: Cx<'_>, value: &Pieces<'_>) -> Result<(), Refused> {
+        let mut failed = Ok(());
+        value(&mut |piece| {
+            if failed.is_ok() {
+                failed = self.write(cx, piece);
+            }
+        });
+        failed
+    }
+
+    /// The last chunk is not filled: it holds what it holds.
+    fn shorten(&mut self) {
+        if let Some(chunk) = self.chunks.last_mut() {
+            chunk.shorten_chunk(self.room);
+        }
+    }
+}
