@@ -1,28 +1,38 @@
 #![forbid(unsafe_code)]
 //! What `stats items`, `stats slabs` and `stats sizes` show, in memcached's order.
 
-use crate::observe::counters::CLASSES;
+use crate::observe::counters::{CLASSES, Totals};
 use crate::store::control::ClassState;
 
 use super::stats::stat;
 use super::{Emit, View};
 
 /// Every class that exists, with its state.
-fn classes(view: &View<'_>) -> impl Iterator<Item = (u8, ClassState)> {
+fn classes<'v>(
+    view: &'v View<'_>,
+    totals: &'v Totals,
+) -> impl Iterator<Item = (u8, ClassState)> + 'v {
     let now = view.clock.now();
-    (1..CLASSES as u8).filter_map(move |class| Some((class, view.store.class(class, now)?)))
+    (1..CLASSES as u8).filter_map(move |class| {
+        let held = totals.classes[usize::from(class)].bytes;
+        Some((class, view.store.class(class, held, now)?))
+    })
 }
 
 /// `stats items`
 pub fn items(view: &View<'_>, emit: &mut Emit<'_>) {
     let totals = view.registry.totals();
     let tuning = view.store.tuning();
-    for (class, state) in classes(view) {
-        let number = state.hot.items + state.warm.items + state.cold.items + state.temp.items;
+    for (class, state) in classes(view, &totals) {
+        let counted = &totals.classes[usize::from(class)];
+        let number = counted.items;
         if number == 0 {
             continue;
         }
-        let counted = &totals.classes[usize::from(class)];
+        // The queues are counted roughly; what is in none of the others is cold.
+        let hot = state.hot.items.min(number);
+        let warm = state.warm.items.min(number - hot);
+        let temporary = state.temp.items.min(number - hot - warm);
         let mut line = |name: &str, value: u64| {
             emit(
                 format_args!("items:{class}:{name}"),
@@ -31,11 +41,11 @@ pub fn items(view: &View<'_>, emit: &mut Emit<'_>) {
         };
         line("number", number);
         if tuning.segmented {
-            line("number_hot", state.hot.items);
-            line("number_warm", state.warm.items);
-            line("number_cold", state.cold.items);
+            line("number_hot", hot);
+            line("number_warm", warm);
+            line("number_cold", number - hot - warm - temporary);
             if tuning.temporary_ttl.is_some() {
-                line("number_temp", state.temp.items);
+                line("number_temp", temporary);
             }
             line("age_hot", u64::from(state.hot.age));
             line("age_warm", u64::from(state.warm.age));
@@ -73,7 +83,7 @@ pub fn items(view: &View<'_>, emit: &mut Emit<'_>) {
 pub fn slabs(view: &View<'_>, emit: &mut Emit<'_>) {
     let totals = view.registry.totals();
     let mut active = 0;
-    for (class, state) in classes(view) {
+    for (class, state) in classes(view, &totals) {
         if state.pages == 0 {
             continue;
         }
@@ -99,7 +109,12 @@ pub fn slabs(view: &View<'_>, emit: &mut Emit<'_>) {
         line("touch_hits", counted.touch_hits);
     }
     stat!(emit, "active_slabs", active);
-    stat!(emit, "total_malloced", view.store.state().page_bytes);
+    // In whole pages of memcached, as it would have taken them.
+    let malloced = match view.store.state().page_bytes {
+        0 => 0,
+        bytes => (bytes >> 20).max(1) << 20,
+    };
+    stat!(emit, "total_malloced", malloced);
 }
 
 /// `stats sizes`

@@ -130,6 +130,8 @@ pub struct State {
     pub free_pages: u64,
     /// Bytes of pages.
     pub page_bytes: u64,
+    /// Slots that are not free.
+    pub used_slots: u64,
     pub crawler_running: bool,
     pub crawler_starts: u64,
     pub maintainer_juggles: u64,
@@ -319,6 +321,11 @@ impl Store {
             hash_expanding: false,
             free_pages: free as u64 * PAGE as u64 / FOREIGN_PAGE,
             page_bytes: (used + free) as u64 * PAGE as u64,
+            used_slots: inner
+                .bins
+                .iter()
+                .map(|bin| bin.lock().pages.used() as u64)
+                .sum(),
             crawler_running: upkeep.crawler_running.load(Relaxed),
             crawler_starts: upkeep.crawler_starts.load(Relaxed),
             maintainer_juggles: upkeep.juggles.load(Relaxed),
@@ -333,8 +340,9 @@ impl Store {
         }
     }
 
-    /// The class with this number, if it exists (1 to 63).
-    pub fn class(&self, class: u8, now: u32) -> Option<ClassState> {
+    /// The class with this number, if it exists (1 to 63); `held` are the bytes of its items, which
+    /// those know who count.
+    pub fn class(&self, class: u8, held: u64, now: u32) -> Option<ClassState> {
         let inner = &self.inner;
         if class == 0 || class > inner.classes.largest() {
             return None;
@@ -346,14 +354,14 @@ impl Store {
             ..ClassState::default()
         };
         let mut bytes = 0;
+        let chunks = usize::from(inner.arena.chunk_bin());
         for bin in inner.bins_of(Some(class)) {
             let shared = &inner.bins[bin];
             let guard = shared.lock();
-            let used = guard.pages.used() as u64;
-            bytes += guard.pages.pages().len() as u64 * PAGE as u64;
-            state.chunks += guard.pages.capacity() as u64;
-            state.used_chunks += used;
-            if bin != inner.bins.len() - 1 {
+            if bin != chunks {
+                bytes += guard.pages.pages().len() as u64 * PAGE as u64;
+                state.chunks += guard.pages.capacity() as u64;
+                state.used_chunks += guard.pages.used() as u64;
                 state.count(&shared.census);
             }
             let (hot_age, cold_age) = inner.ages(&guard, now);
@@ -361,9 +369,19 @@ impl Store {
             state.warm.age = state.warm.age.max(cold_age);
             state.cold.age = state.cold.age.max(cold_age);
         }
-        state.count(&inner.chained[usize::from(class)]);
         state.pages = bytes.div_ceil(FOREIGN_PAGE);
-        state.free_chunks = state.chunks - state.used_chunks;
+        // What is chained has no pages of its own class; it is shown as memcached would hold it.
+        let chained = &inner.chained[usize::from(class)];
+        state.count(chained);
+        if chained.linked() > 0 {
+            let size = state.chunk_size;
+            let used = (held / size).max(chained.linked());
+            let pages = (held.div_ceil(FOREIGN_PAGE)).max(1);
+            state.pages += pages;
+            state.chunks += (pages * state.chunks_per_page).max(used);
+            state.used_chunks += used;
+        }
+        state.free_chunks = state.chunks.saturating_sub(state.used_chunks);
         Some(state)
     }
 

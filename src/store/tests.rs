@@ -612,3 +612,38 @@ fn assert_no_slot_used(fixture: &Fixture) {
         assert_eq!(bin.lock().pages.used(), 0);
     }
 }
+
+/// What stats items and slabs show of large values: each counts under its own class.
+#[test]
+fn classes_of_large_values_are_told_apart() {
+    let fixture = Fixture::small(64);
+    for number in 0..30usize {
+        fixture.set(format!("a{number}").as_bytes(), &pattern(number, 20_000));
+        fixture.set(format!("b{number}").as_bytes(), &pattern(number, 70_000));
+    }
+    for number in 0..10usize {
+        fixture.value(100, format!("b{number}").as_bytes());
+    }
+    let class = |length| fixture.store.class_of(2, 0, length);
+    let (small, large) = (class(20_000), class(70_000));
+    assert_ne!(small, large);
+    let totals = fixture.registry.totals();
+    let held = |class: u8| totals.classes[usize::from(class)].bytes;
+    let state = |class| fixture.store.class(class, held(class), 100).unwrap();
+    assert_eq!(state(small).used_chunks, 30);
+    assert_eq!((state(small).warm.items, state(small).cold.items), (0, 30));
+    assert_eq!((state(large).warm.items, state(large).cold.items), (10, 20));
+    assert_eq!((state(small).pages, state(large).pages), (1, 3));
+    for number in 0..30usize {
+        let key = format!("b{number}");
+        let hash = fixture.store.hash(key.as_bytes());
+        fixture
+            .store
+            .delete(fixture.cx(100), key.as_bytes(), hash, &Delete::default());
+    }
+    let totals = fixture.registry.totals();
+    let held = totals.classes[usize::from(large)].bytes;
+    let state = fixture.store.class(large, held, 100).unwrap();
+    assert_eq!((state.pages, state.used_chunks), (0, 0));
+    assert_eq!(state.warm, Default::default());
+}

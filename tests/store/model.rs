@@ -947,7 +947,7 @@ impl Pair {
             assert_eq!(counters.items.get() as i64, 0, "items of class {class}");
             assert_eq!(counters.bytes.get() as i64, 0, "bytes of class {class}");
         }
-        assert_no_slot_used(&self.store, self.now);
+        assert_no_slot_used(&self.store);
     }
 }
 

@@ -186,7 +186,7 @@ fn assert_empty_after_flush(store: &Store, counters: &[ThreadCounters]) {
             "bytes of class {class}"
         );
     }
-    crate::assert_no_slot_used(store, cx.now);
+    crate::assert_no_slot_used(store);
 }
 
 /// Each key has one writer; everybody reads. What is read is never older than what was complete
