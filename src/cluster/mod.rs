@@ -1,8 +1,25 @@
-//! Other servers: which of them has a key ([`ring`]), how they fare, and what passes between them
-//! and clients ([`proxy`]).
+//! Other servers: which of them has a key ([`ring`]), what becomes of a request on its way to them
+//! ([`route`]), how they fare ([`health`]), what too many want of them ([`hotkey`]), and what
+//! passes between them and clients ([`proxy`]).
 #![forbid(unsafe_code)]
 
+/// Deletes that wait for a server to come back.
+pub mod deletes;
+
+/// Whether a server may be asked.
+pub mod health;
+
+/// Keys that are asked for far more often than others.
+pub mod hotkey;
+
+/// Rates, and numbers of things at a time.
+pub mod limit;
+
+/// Key to server.
 pub mod ring;
+
+/// What happens to a request between client and server.
+pub mod route;
 
 /// A server as all workers know it.
 pub mod target;

@@ -33,14 +33,16 @@ pub enum Route {
     Fanout { children: Vec<RouteId>, wait: Wait },
     /// To the less busy of two children drawn at random.
     Random { children: Vec<RouteId> },
-    /// Reads come from `near`, and on a miss from `far`, which fills `near`; writes go to both.
+    /// Reads come from `near`, and on a miss from `far`, which fills `near`. Writes go to `far`; when
+    /// they are done `near` forgets the key.
     Tier {
         near: RouteId,
         far: RouteId,
         /// Seconds: the life of what fills `near`.
         ttl: u32,
     },
-    /// To `cold`; what that misses is read from `warm` and added to `cold`. Deletes go to both.
+    /// To `cold`; what that misses is read from `warm` and added to `cold`, before it is changed if
+    /// it is to be. What is overwritten or deleted is deleted from `warm` as well.
     Warmup {
         cold: RouteId,
         warm: RouteId,
@@ -86,7 +88,7 @@ pub enum Route {
         /// Requests that wait for their answer.
         in_flight: Option<u32>,
     },
-    /// Answered with what an empty server would say.
+    /// Reads and deletes find nothing, stores are answered `NOT_STORED`.
     Null,
     /// Answered with `SERVER_ERROR` and these words.
     Error { message: String },
@@ -327,7 +329,7 @@ pub enum Wait {
     Majority,
     /// The first child's.
     Primary,
-    /// What an empty server would say, at once.
+    /// As [`Route::Null`], at once.
     None,
 }
 

@@ -1,0 +1,81 @@
+//! Writes seen by any worker, so that none gives out a cached answer from before one.
+//!
+//! A table of stamps by key hash, shared by all workers. A read remembers the stamp it was sent
+//! under; what it brings back is good only while the stamp is the same. A write to a key that is hot
+//! on some worker changes its stamp twice, when it is sent and when it is answered: whoever has seen
+//! the answer to a write through this proxy reads nothing older through it.
+//!
+//! Keys that share a stamp drop each other's answers, which costs a read. Writes to keys that are
+//! hot nowhere change nothing and contend with nobody.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const STAMPS: usize = 4096;
+/// Milliseconds: a key is announced again each second while it is hot.
+const ANNOUNCED_MS: u64 = 3000;
+
+#[derive(Debug, Default)]
+struct Slot {
+    /// Tenths of a second until which a key of this slot counts as hot.
+    hot_until: AtomicU32,
+    stamp: AtomicU32,
+}
+
+/// The shared table: 32 KiB.
+#[derive(Debug)]
+pub struct Writes(Box<[Slot]>);
+
+impl Default for Writes {
+    fn default() -> Writes {
+        Writes((0..STAMPS).map(|_| Slot::default()).collect())
+    }
+}
+
+impl Writes {
+    fn slot(&self, hash: u64) -> &Slot {
+        &self.0[(hash >> 20) as usize % STAMPS]
+    }
+
+    /// Says that a key is hot; to be said again each second. Must come before the first
+    /// [`Writes::stamp`] of the key.
+    pub fn announce(&self, hash: u64, now: u64) {
+        let until = ((now + ANNOUNCED_MS) / 100) as u32;
+        self.slot(hash).hot_until.fetch_max(until, Ordering::SeqCst);
+    }
+
+    /// What a read is sent under.
+    pub fn stamp(&self, hash: u64) -> u32 {
+        self.slot(hash).stamp.load(Ordering::SeqCst)
+    }
+
+    /// A write is sent, or has been answered. `hash` is computed only when it matters to anybody.
+    pub fn written(&self, hash: u64, now: u64) {
+        let slot = self.slot(hash);
+        if u64::from(slot.hot_until.load(Ordering::SeqCst)) * 100 + 100 > now {
+            slot.stamp.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_writes_to_hot_keys_count() {
+        let writes = Writes::default();
+        let hash = 0x1234_5678_9abc_def0;
+        let before = writes.stamp(hash);
+        writes.written(hash, 5000);
+        assert_eq!(writes.stamp(hash), before);
+        writes.announce(hash, 5000);
+        writes.written(hash, 5000);
+        assert_ne!(writes.stamp(hash), before);
+        let before = writes.stamp(hash);
+        writes.written(hash ^ (1 << 25), 5000);
+        assert_eq!(writes.stamp(hash), before, "another key");
+        writes.written(hash, 9000);
+        assert_eq!(writes.stamp(hash), before, "it is hot no longer");
+    }
+}
