@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
+use proptest::prelude::*;
+
 use larder::cluster::ring::{Member, Ring};
 use larder::hash::hashkit;
 use larder::settings::proxy::{
@@ -345,4 +347,87 @@ fn the_sample_that_explains_itself_agrees() {
         assert_eq!(owner.to_string(), row["index"], "{}", row["ring"]);
     }
     assert_eq!(rows.len(), 400);
+}
+
+fn servers(weights: &[u32]) -> Vec<Member> {
+    let numbered = weights.iter().enumerate();
+    numbered
+        .map(|(n, &weight)| {
+            let mut member = Member::new(format!("10.0.0.{n}"), 11211);
+            member.weight = weight;
+            member
+        })
+        .collect()
+}
+
+/// The share of all hashes that each server has.
+fn shares(ring: &Ring, servers: usize) -> Vec<f64> {
+    let points: Vec<(u32, usize)> = ring.points().collect();
+    let mut shares = vec![0.0; servers];
+    let mut before = points.last().unwrap().0;
+    for (value, server) in points {
+        shares[server] += f64::from(value.wrapping_sub(before)) / 2_f64.powi(32);
+        before = value;
+    }
+    shares
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    /// Who leaves takes away their own keys alone, which go where the preference list said; who
+    /// comes takes keys for themselves alone.
+    #[test]
+    fn keys_of_others_stay(count in 2..24_usize, who in any::<prop::sample::Index>()) {
+        let members = servers(&vec![1; count]);
+        let who = who.index(count);
+        let live: Vec<usize> = (0..count).filter(|&at| at != who).collect();
+        // Where shares are rounded some points come and go with everybody; here they do not.
+        let kind = RingKind::McproxyRing { labels: McproxyLabels::Ketama, points: 160 };
+        let scheme = Scheme { kind, ..Scheme::default() };
+        let all = Ring::build(&scheme, &members).unwrap();
+        let rest = Ring::build_among(&scheme, &members, &live).unwrap();
+        for n in 0..300 {
+            let key = format!("key:{n}").into_bytes();
+            let (with, without) = (all.owner(&key), rest.owner(&key));
+            if with == who {
+                prop_assert_eq!(without, all.preference(&key).nth(1).unwrap());
+            } else {
+                prop_assert_eq!(with, without);
+            }
+        }
+    }
+
+    /// Jump and ch3 move what the last server had, and nothing else.
+    #[test]
+    fn the_last_of_a_row_leaves_alone(count in 2..200_usize) {
+        for kind in [RingKind::Jump, RingKind::Ch3] {
+            let scheme = Scheme { kind, ..Scheme::default() };
+            let more = Ring::build(&scheme, &servers(&vec![1; count])).unwrap();
+            let fewer = Ring::build(&scheme, &servers(&vec![1; count - 1])).unwrap();
+            for n in 0..300 {
+                let key = format!("key:{n}").into_bytes();
+                let owner = more.owner(&key);
+                prop_assert!(owner == count - 1 || owner == fewer.owner(&key), "{:?}", kind);
+            }
+        }
+    }
+
+    /// A server's share of the hashes is its weight's, as far as its points make it smooth.
+    #[test]
+    fn weights_are_respected(weights in prop::collection::vec(1..20_u32, 1..12)) {
+        for kind in [RingKind::Libketama, RingKind::Twemproxy, RingKind::Rj] {
+            let scheme = Scheme { kind, ..Scheme::default() };
+            let ring = Ring::build(&scheme, &servers(&weights)).unwrap();
+            let total: u32 = weights.iter().sum();
+            for (server, share) in shares(&ring, weights.len()).into_iter().enumerate() {
+                let wanted = f64::from(weights[server]) / f64::from(total);
+                let points = ring.points().filter(|point| point.1 == server).count() as f64;
+                // An arc is as long as chance has it: five times the deviation of their sum, and
+                // what rounding down to four points takes.
+                let slack = wanted * (5.0 / points.sqrt() + 4.0 / points);
+                prop_assert!((share - wanted).abs() <= slack.max(0.01), "{} of {:?}", share, weights);
+            }
+        }
+    }
 }

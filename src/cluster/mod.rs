@@ -15,6 +15,9 @@ pub mod hotkey;
 /// Rates, and numbers of things at a time.
 pub mod limit;
 
+/// Who belongs to a pool, as it changes.
+pub mod membership;
+
 /// Key to server.
 pub mod ring;
 

@@ -7,6 +7,9 @@ pub mod address;
 /// Input bytes of one worker.
 pub mod buffer;
 
+/// SRV records.
+pub mod dns;
+
 /// Listening sockets.
 pub mod listen;
 

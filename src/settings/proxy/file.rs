@@ -323,7 +323,6 @@ fn hot_keys(value: &Value<'_>) -> Found<HotKeys> {
         return Ok(hot);
     }
     let table = value.table()?;
-    table.set("enabled", &mut hot.enabled, Value::flag)?;
     table.set("reads_per_second", &mut hot.reads_per_second, |value| {
         Ok(value.number(1..=1 << 30)? as u32)
     })?;

@@ -412,3 +412,105 @@ fn the_weights_of_spymemcached_count_when_there_are_any() {
         );
     }
 }
+
+/// The manual page is what users have: its examples work, and it leaves no field out.
+#[test]
+fn the_manual_is_right() {
+    let manual = include_str!("../../../man/larder-proxy.toml.5");
+    let mut examples = 0;
+    for example in manual.split(".Bd -literal -offset indent\n").skip(1) {
+        let (example, _) = example.split_once(".Ed").unwrap();
+        if let Err(error) = parse(example) {
+            panic!("{error} in\n{example}");
+        }
+        examples += 1;
+    }
+    assert!(examples >= 5);
+
+    // Of every table: an unknown field names all that are known.
+    let pool = "[pools.a]\nservers = ['a']\n";
+    let unknown = [
+        ("", "zzzzzzzz = 1"),
+        ("", "[defaults]\nzzzzzzzz = 1"),
+        (pool, "zzzzzzzz = 1"),
+        (pool, "health = { zzzzzzzz = 1 }"),
+        (pool, "tls = { zzzzzzzz = 1 }"),
+        (
+            pool,
+            "auth = { user = '', password_file = '', zzzzzzzz = 1 }",
+        ),
+        (pool, "[limits]\nzzzzzzzz = 1"),
+        (pool, "[hot_keys]\nzzzzzzzz = 1"),
+        (pool, "[[listen]]\naddress = '1'\nzzzzzzzz = 1"),
+        (
+            pool,
+            "[routes]\nr = { match = [], otherwise = 'a', zzzzzzzz = 1 }",
+        ),
+        (
+            pool,
+            "[routes]\nr = { match = [{ prefix = 'a', to = 'a', zzzzzzzz = 1 }], otherwise = 'a' }",
+        ),
+        (pool, "[routes]\nr = { failover = ['a'], zzzzzzzz = 1 }"),
+        (pool, "[routes]\nr = { fanout = ['a'], zzzzzzzz = 1 }"),
+        (
+            pool,
+            "[routes]\nr = { tier = { near = 'a', far = 'a', ttl = '1s', zzzzzzzz = 1 } }",
+        ),
+        (
+            pool,
+            "[routes]\nr = { warmup = { cold = 'a', warm = 'a', ttl = '1s', zzzzzzzz = 1 } }",
+        ),
+        (
+            pool,
+            "[routes]\nr = { migrate = { from = 'a', to = 'a', start = 2026-01-01T00:00:00Z, over = '1s', zzzzzzzz = 1 } }",
+        ),
+        (
+            pool,
+            "[routes]\nr = { shadow = { main = 'a', copies = 'a', share = 1, zzzzzzzz = 1 } }",
+        ),
+        (
+            pool,
+            "[routes]\nr = { rewrite = { to = 'a', zzzzzzzz = 1 } }",
+        ),
+        (
+            pool,
+            "[routes]\nr = { limit = { to = 'a', in_flight = 1, zzzzzzzz = 1 } }",
+        ),
+        (
+            pool,
+            "[routes]\nr = { fault = { to = 'a', error = 'x', zzzzzzzz = 1 } }",
+        ),
+    ];
+    for (before, after) in unknown {
+        let text = if before.is_empty() {
+            format!("{after}\n{pool}")
+        } else {
+            format!("{before}{after}")
+        };
+        let message = refused(&text);
+        let Some((_, fields)) = message.split_once("unknown field `zzzzzzzz`; there are ") else {
+            panic!("{message}");
+        };
+        for field in fields.split(", ") {
+            let words =
+                manual.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+            assert!(
+                words.clone().any(|word| word == field),
+                "{field} is not in the manual"
+            );
+        }
+    }
+    for (name, _) in RingKind::NAMES {
+        assert!(manual.contains(name), "{name} is not in the manual");
+    }
+    for hash in KeyHash::ALL {
+        assert!(
+            manual.contains(hash.name()),
+            "{} is not in the manual",
+            hash.name()
+        );
+    }
+    for command in Command::ALL {
+        assert!(manual.contains(command.name()));
+    }
+}
