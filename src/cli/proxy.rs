@@ -2,12 +2,21 @@
 //! `larder proxy`: the options it has beside those of a server.
 
 use std::ffi::OsString;
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
 use super::options::{self, Row};
 use super::{Exit, USAGE};
+use crate::cluster::membership::{self, Found};
+use crate::cluster::ring::{Member, Ring};
+use crate::cluster::route::{Question, Settled, Tree};
 use crate::net::address::reason;
-use crate::settings::proxy::{EmptyTag, KeyHash, KeyPart, Mode, Proxy, RingKind, Scheme, parse};
+use crate::settings::proxy::{
+    Command, EmptyTag, KeyHash, KeyPart, Mode, Pool, Proxy, RingKind, Scheme, parse,
+};
+
+/// `EX_OSERR`
+const OS_ERROR: u8 = 71;
 
 /// What the options of the proxy have said so far.
 #[derive(Debug, Default)]
@@ -15,6 +24,8 @@ pub(super) struct Draft {
     servers: Option<String>,
     file: Option<PathBuf>,
     check: bool,
+    /// Keys to be located, `-` for those on stdin.
+    keys: Vec<String>,
     scheme: Scheme,
     /// An option of the ring, which the file would know better.
     ring_given: Option<&'static str>,
@@ -57,6 +68,17 @@ pub(super) const ROWS: &[Row] = &[
         help: "say what is wrong with --servers or --config, and exit",
         apply: |draft, _| {
             own(draft).check = true;
+            Ok(())
+        },
+    },
+    Row {
+        short: None,
+        long: "where",
+        value: Some("key"),
+        help: "say which servers have this key, the owner first, and exit; may be given\n\
+               again; - is the keys on stdin, one a line",
+        apply: |draft, text| {
+            own(draft).keys.push(text.to_owned());
             Ok(())
         },
     },
@@ -176,8 +198,66 @@ impl Draft {
         if self.check {
             return Err(Exit::Printed(summary(&mode)));
         }
+        if !self.keys.is_empty() {
+            return Err(Exit::Printed(located(&mode.proxy, &self.keys)?));
+        }
         Ok(mode)
     }
+}
+
+/// A line for each key: the key, the pool a read of it goes to, and its servers in the order in
+/// which they are asked.
+fn located(proxy: &Proxy, keys: &[String]) -> Result<String, Exit> {
+    let failed = |pool: &Pool, error: &dyn std::fmt::Display| {
+        Exit::refused(format!("pool {}: {error}", pool.name), OS_ERROR)
+    };
+    let mut pools = Vec::new();
+    for pool in &proxy.pools {
+        // Names have to be resolved only where the ring depends on what they resolve to.
+        let found = if pool.srv.is_some() || pool.scheme.needs_addresses() {
+            membership::look_up(pool).map_err(|error| failed(pool, &error))?
+        } else {
+            membership::unresolved(pool)
+        };
+        let members: Vec<Member> = found.iter().map(Found::member).collect();
+        let ring = Ring::build(&pool.scheme, &members).map_err(|error| failed(pool, &error))?;
+        pools.push((pool, found, ring));
+    }
+    let tree = Tree::build(proxy, "");
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    let mut text = String::new();
+    let mut locate = |key: &[u8]| {
+        let question = Question {
+            command: Command::Get,
+            key,
+            listener: None,
+        };
+        text.push_str(&key.escape_ascii().to_string());
+        match tree.settle(tree.root(), &question, now) {
+            Settled::Pool(pool) => {
+                let (pool, found, ring) = &pools[pool];
+                text.push_str(&format!(" {}", pool.name));
+                for at in ring.preference(key) {
+                    text.push_str(&format!(" {}", found[at].server.address));
+                }
+            }
+            Settled::Route(_) => text.push_str(" (more than one pool)"),
+        }
+        text.push('\n');
+    };
+    for key in keys {
+        if key == "-" {
+            for line in std::io::stdin().lock().split(b'\n') {
+                let line = line.map_err(|error| Exit::refused(reason(&error), OS_ERROR))?;
+                locate(line.strip_suffix(b"\r").unwrap_or(&line));
+            }
+        } else {
+            locate(key.as_bytes());
+        }
+    }
+    Ok(text)
 }
 
 /// What `--check` has to say about a configuration that is sound.
@@ -289,6 +369,31 @@ mod tests {
         assert_eq!(
             own(&["--config", "f", "--hash", "md5"]),
             "--hash: with --config, pools say that"
+        );
+    }
+
+    #[test]
+    fn keys_are_located() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap().to_owned();
+        file.write_all(
+            b"route = { match = [{ prefix = 'b:', to = 'b' }, { prefix = 'f:', to = { failover = ['a', 'b'] } }], otherwise = 'a' }\n\
+              [pools.a]\nservers = ['10.0.0.1', '10.0.0.2', '10.0.0.3']\n[pools.b]\nservers = ['/run/b']\n",
+        )
+        .unwrap();
+        let line = ["larder", "proxy", "--config", &path];
+        let line = [
+            &line[..],
+            &["--where", "a", "--where", "b:1", "--where", "f:1"],
+        ]
+        .concat();
+        // The owner is libmemcached's for kw_eq3_11211.
+        assert_eq!(
+            run(&line),
+            Err(Exit::Printed(
+                "a a 10.0.0.2:11211 10.0.0.1:11211 10.0.0.3:11211\nb:1 b /run/b\nf:1 (more than one pool)\n"
+                    .to_owned()
+            ))
         );
     }
 

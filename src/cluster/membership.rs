@@ -9,6 +9,7 @@
 use std::io;
 use std::net::SocketAddr;
 
+use crate::cluster::ring::Member;
 use crate::net::address;
 use crate::net::dns::{Resolver, Service};
 use crate::settings::proxy::{Address, Pool, SERVERS_MAX, Server};
@@ -19,6 +20,14 @@ pub struct Found {
     pub server: Server,
     /// In the resolver's order. None for a Unix socket, and where the name is not known now.
     pub addresses: Vec<SocketAddr>,
+}
+
+impl Found {
+    /// What a ring needs to know of it. spymemcached's labels have the first address of a name.
+    pub fn member(&self) -> Member {
+        let first = self.addresses.first();
+        Member::of(&self.server, first.map(|address| address.ip()))
+    }
 }
 
 /// The servers of a pool at one time.
@@ -139,6 +148,17 @@ pub fn look_up(pool: &Pool) -> io::Result<Vec<Found>> {
         Some(name) => of_services(&Resolver::system()?.services(name)?),
     };
     Ok(servers.into_iter().map(resolved).collect())
+}
+
+/// The servers a pool is configured with, before any look-up.
+pub fn unresolved(pool: &Pool) -> Vec<Found> {
+    let servers = pool.servers.iter().cloned();
+    servers
+        .map(|server| Found {
+            server,
+            addresses: Vec::new(),
+        })
+        .collect()
 }
 
 fn resolved(server: Server) -> Found {

@@ -28,6 +28,12 @@ impl Scheme {
         }
     }
 
+    /// Whether the ring depends on what the servers' names resolve to.
+    pub fn needs_addresses(&self) -> bool {
+        let labels = SpyLabels::Spy;
+        matches!(self.kind, RingKind::Spymemcached { labels: found, .. } if found == labels)
+    }
+
     /// Why these servers cannot make this ring: the place of one in the list, and what to say.
     pub(super) fn refusal(&self, servers: &[Server]) -> Option<(usize, String)> {
         let last = servers.len().saturating_sub(1);
