@@ -151,7 +151,8 @@ pub struct Server {
     pub requests_per_event: usize,
     /// `-o idle_timeout`, seconds; 0 is never.
     pub idle_timeout: u32,
-    /// `-o read_buf_mem_limit`, bytes; 0 is no limit.
+    /// `-o read_buf_mem_limit`, bytes that unfinished commands and replies not taken may have; 0 is no
+    /// limit. Each worker has its share; who goes beyond it is hung up on.
     pub read_buffer_limit: usize,
     /// Bytes of replies that may wait for one client before the server stops reading from it.
     pub reply_limit: usize,

@@ -4,8 +4,21 @@
 mod common;
 
 use std::io::{Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
-use common::{TestServer, settings};
+use common::{Program, TestServer, settings};
+
+/// Waits for what happens soon, though not at once.
+fn until(mut happened: impl FnMut() -> bool) {
+    for _ in 0..3000 {
+        if happened() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("it did not happen");
+}
 
 const BAD_LINE: &str = "CLIENT_ERROR bad command line format\r\n";
 
@@ -156,16 +169,145 @@ fn without_the_fast_refusal_they_wait() {
 }
 
 #[test]
-fn a_long_pipeline_lets_others_take_their_turn() {
+fn keys_have_at_most_250_bytes() {
+    let server = TestServer::start();
+    let mut client = server.connect();
+    let (most, over) = ("k".repeat(250), "k".repeat(251));
+    client.ask(format!("set {most} 0 0 1\r\n1\r\n"), "STORED\r\n");
+    for (request, answer) in [
+        ("get KEY\r\n", format!("VALUE {most} 0 1\r\n1\r\nEND\r\n")),
+        ("gat 0 KEY\r\n", format!("VALUE {most} 0 1\r\n1\r\nEND\r\n")),
+        ("incr KEY 1\r\n", "2\r\n".to_owned()),
+        ("touch KEY 0\r\n", "TOUCHED\r\n".to_owned()),
+        ("mg KEY v\r\n", "VA 1\r\n2\r\n".to_owned()),
+        ("ms KEY 1\r\n3\r\n", "HD\r\n".to_owned()),
+        ("append KEY 0 0 1\r\n4\r\n", "STORED\r\n".to_owned()),
+        ("md KEY\r\n", "HD\r\n".to_owned()),
+        ("delete KEY\r\n", "NOT_FOUND\r\n".to_owned()),
+    ] {
+        client.ask(request.replace("KEY", &most), answer);
+        client.ask(request.replace("KEY", &over), BAD_LINE);
+    }
+    client.ask("version\r\n", "VERSION 1.6.45\r\n");
+}
+
+#[test]
+fn slow_clients_hold_nobody_up() {
     let mut settings = settings();
     settings.server.threads = 1;
-    settings.server.requests_per_event = 1;
     let server = TestServer::start_with(settings);
-    let mut client = server.connect();
-    client.ask(
-        "set a 0 0 1\r\nx\r\n".repeat(10_000),
-        "STORED\r\n".repeat(10_000),
-    );
+    let mut quick = server.connect();
+    let requests = [
+        "get never\r\n",
+        "set slow 0 0 8\r\n12345678\r\n",
+        "mg never v\r\n",
+        "gets slow never and so on\r\n",
+    ];
+    let mut slow: Vec<_> = requests.map(|request| (server.connect(), request)).into();
+    for at in 0..40 {
+        for (client, request) in &mut slow {
+            if let Some(byte) = request.as_bytes().get(at) {
+                client.send([*byte]);
+                quick.ask("version\r\n", "VERSION 1.6.45\r\n");
+            }
+        }
+    }
+    let answers = ["END\r\n", "STORED\r\n", "EN\r\n", ""];
+    for ((client, _), answer) in slow.iter_mut().zip(answers) {
+        client.expect(answer);
+    }
+}
+
+#[test]
+fn the_idle_are_hung_up_on() {
+    let mut settings = settings();
+    settings.server.idle_timeout = 1;
+    let server = TestServer::start_with(settings);
+    let mut idle = server.connect();
+    idle.ask("version\r\n", "VERSION 1.6.45\r\n");
+    let mut stuck = server.connect();
+    stuck.send("set a 0 0 100000\r\nhalf");
+    let mut silent = server.connect();
+    let mut busy = server.connect();
+    until(|| busy.stat("idle_kicks") == "3");
+    for client in [&mut idle, &mut stuck, &mut silent] {
+        client.expect_end();
+    }
+    busy.ask("get a\r\n", "END\r\n");
+}
+
+#[test]
+fn hundreds_are_served_and_forgotten() {
+    let program = Program::start(&["-l", "127.0.0.1", "-p", "-1", "-t", "2", "-c", "1000"]);
+    let mut first = program.connect();
+    let mut clients: Vec<_> = (0..700).map(|_| program.connect()).collect();
+    for (n, client) in clients.iter_mut().enumerate() {
+        client.send(format!("set k{n} 0 0 3\r\nabc\r\nget k{n}"));
+    }
+    until(|| first.stat("read_buf_count") == "700");
+    for (n, client) in clients.iter_mut().enumerate() {
+        client.ask(
+            "\r\n",
+            format!("STORED\r\nVALUE k{n} 0 3\r\nabc\r\nEND\r\n"),
+        );
+    }
+    assert_eq!(first.stat("read_buf_bytes"), "0");
+    let open: usize = first.stat("curr_connections").parse().unwrap();
+    assert!(open > 700);
+    drop(clients);
+    until(|| first.stat("curr_connections").parse::<usize>().unwrap() <= open - 700);
+}
+
+#[test]
+fn what_all_hold_together_is_limited() {
+    let mut settings = settings();
+    settings.server.threads = 1;
+    settings.server.read_buffer_limit = 1 << 20;
+    let server = TestServer::start_with(settings);
     let mut other = server.connect();
-    other.ask("version\r\n", "VERSION 1.6.45\r\n");
+    let half = format!("set a 0 0 16000\r\n{}", "v".repeat(15_900));
+    let mut clients: Vec<_> = (0..100).map(|_| server.connect()).collect();
+    for client in &mut clients {
+        client.send(&half);
+        // Both are served by the same worker, one after the other.
+        other.ask("version\r\n", "VERSION 1.6.45\r\n");
+    }
+    let bytes: usize = other.stat("read_buf_bytes").parse().unwrap();
+    assert!((900_000..=1 << 20).contains(&bytes), "{bytes}");
+    let refused: usize = other.stat("read_buf_oom").parse().unwrap();
+    assert!((30..=40).contains(&refused), "{refused}");
+    for client in &mut clients[100 - refused..] {
+        client.expect_end();
+    }
+    let kept = &mut clients[..100 - refused];
+    for client in kept.iter_mut() {
+        client.ask(format!("{}\r\n", "v".repeat(100)), "STORED\r\n");
+    }
+    assert_eq!(other.stat("read_buf_bytes"), "0");
+}
+
+#[test]
+fn a_busy_client_lets_others_take_their_turn() {
+    let mut settings = settings();
+    settings.server.threads = 1;
+    let server = TestServer::start_with(settings);
+    let mut other = server.connect();
+    let done = AtomicBool::new(false);
+    let mut busy = server.connect();
+    let mut answers = busy.stream.try_clone().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let requests = "get a\r\n".repeat(10_000);
+            while !done.load(Relaxed) {
+                busy.send(&requests);
+            }
+            busy.finish();
+        });
+        scope.spawn(move || std::io::copy(&mut answers, &mut std::io::sink()).unwrap());
+        for _ in 0..50 {
+            other.ask("version\r\n", "VERSION 1.6.45\r\n");
+        }
+        done.store(true, Relaxed);
+    });
+    assert_ne!(other.stat("conn_yields"), "0");
 }

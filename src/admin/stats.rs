@@ -76,10 +76,10 @@ pub fn general(view: &View<'_>, emit: &mut Emit<'_>) {
     }
     stat!(emit, "connection_structures", open + listeners);
     stat!(emit, "response_obj_oom", general.response_obj_oom);
-    stat!(emit, "response_obj_count", 0);
-    stat!(emit, "response_obj_bytes", 0);
-    stat!(emit, "read_buf_count", 0);
-    stat!(emit, "read_buf_bytes", 0);
+    stat!(emit, "response_obj_count", general.response_obj_count);
+    stat!(emit, "response_obj_bytes", general.response_obj_bytes);
+    stat!(emit, "read_buf_count", general.read_buf_count);
+    stat!(emit, "read_buf_bytes", general.read_buf_bytes);
     stat!(emit, "read_buf_bytes_free", 0);
     stat!(emit, "read_buf_oom", general.read_buf_oom);
     stat!(emit, "reserved_fds", settings.server.threads * 5);

@@ -239,7 +239,7 @@ pub(super) const NAMES: &[Name] = names! {
         Ok(())
     };
     "read_buf_mem_limit" Required("Missing read_buf_mem_limit argument"), Works,
-        "megabytes for what clients have sent and not finished, 0 for no limit (default 0)", |draft, text| {
+        "megabytes for unfinished commands and replies not taken, 0 for no limit (default 0)", |draft, text| {
         draft.settings.server.read_buffer_limit = (number("read_buf_mem_limit", text)? as usize) << 20;
         Ok(())
     };

@@ -71,6 +71,11 @@ impl Replies {
         self.start == self.end && self.pinned == 0
     }
 
+    /// Bytes of memory it takes, pinned values apart.
+    pub fn size(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     /// Bytes that wait, with those of pinned values.
     #[inline]
     pub fn waiting(&self) -> usize {

@@ -84,6 +84,12 @@ counters! {
         store_no_memory,
         response_obj_oom,
         read_buf_oom,
+        /// Connections that keep the start of a command, and its bytes; both wrap.
+        read_buf_count,
+        read_buf_bytes,
+        /// Connections that have not taken all their replies, and the bytes of these; both wrap.
+        response_obj_count,
+        response_obj_bytes,
         /// Items ever linked.
         total_items,
         rejected_connections,
@@ -260,9 +266,18 @@ impl Registry {
         totals
     }
 
-    /// `stats reset`: counters read zero from here on; what is held now (items, bytes) stays.
+    /// `stats reset`: counters read zero from here on; what is held now (items, buffers) stays.
     pub fn reset(&self) {
         let mut base = self.raw_totals();
+        let general = &mut base.general;
+        for held in [
+            &mut general.read_buf_count,
+            &mut general.read_buf_bytes,
+            &mut general.response_obj_count,
+            &mut general.response_obj_bytes,
+        ] {
+            *held = 0;
+        }
         for class in &mut base.classes {
             class.items = 0;
             class.bytes = 0;
@@ -305,11 +320,13 @@ mod tests {
         a.general.get_cmds.add(5);
         a.classes[3].items.add(2);
         b.classes[3].items.sub(1);
+        a.general.read_buf_bytes.add(9);
         assert_eq!(registry.totals().general.get_cmds, 5);
         assert_eq!(registry.totals().classes[3].items, 1);
         registry.reset();
         b.general.get_cmds.add(2);
         assert_eq!(registry.totals().general.get_cmds, 2);
         assert_eq!(registry.totals().classes[3].items, 1);
+        assert_eq!(registry.totals().general.read_buf_bytes, 9);
     }
 }

@@ -26,7 +26,11 @@ pub const SEND_AT: usize = 64 << 10;
 
 /// A client that keeps the worker busy for this many bytes, in either direction, has to let the
 /// others take their turn.
-const TURN_MAX: usize = 256 << 10;
+const TURN_MAX: usize = 128 << 10;
+
+/// A client has to let the others take their turn after so many times `-R` requests. They are sent in
+/// one piece and answered in one: a turn of twenty would cost a system call or two for each of them.
+pub const PATIENCE: usize = 32;
 
 /// A step of a TLS handshake takes as long as so many bytes.
 const HANDSHAKE_STEP: usize = TURN_MAX / 8;
@@ -57,6 +61,15 @@ pub struct Connection {
     hung_up: bool,
     /// It is in the worker's list of those that have more to do.
     pub queued: bool,
+}
+
+/// Bytes of memory that a connection keeps from one turn to the next.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Input that is no whole command yet.
+    pub input: usize,
+    /// Replies that the socket has not taken.
+    pub replies: usize,
 }
 
 /// What a read has come to.
@@ -106,6 +119,15 @@ impl Connection {
         self.stream.may_idle_out()
             && self.subscription().is_none()
             && now.saturating_sub(self.conversation.active()) > timeout
+    }
+
+    /// What it keeps from one turn to the next.
+    #[inline]
+    pub fn held(&self) -> Held {
+        Held {
+            input: self.kept.capacity(),
+            replies: self.waiting.as_ref().map_or(0, |waiting| waiting.size()),
+        }
     }
 
     /// What the client watches.
@@ -187,7 +209,7 @@ impl Connection {
             if ran == Ran::Starved && drained {
                 return Outcome::Wait;
             }
-            if work > TURN_MAX {
+            if work > TURN_MAX || *requests >= turn.limits.requests {
                 return Outcome::Again;
             }
         }

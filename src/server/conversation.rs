@@ -39,6 +39,8 @@ pub struct Turn<'w> {
 pub struct Limits {
     /// `-R`
     pub requests_per_event: usize,
+    /// Requests after which others get their turn.
+    pub requests: usize,
     /// Bytes of replies that may wait for a client before no more of its requests are run.
     pub replies: usize,
 }
@@ -221,6 +223,9 @@ impl Conversation {
                 State::Commands | State::Keys { .. } => {
                     if input.is_empty() {
                         return Ran::Starved;
+                    }
+                    if *requests >= turn.limits.requests {
+                        return Ran::Enough;
                     }
                     if let Some(ran) = self.batch(turn, requests) {
                         return ran;

@@ -48,7 +48,7 @@ use worker::Worker;
 
 use crate::cluster::Cluster;
 use crate::command::Shared;
-use crate::net::{Datagrams, Keyring, listen};
+use crate::net::{self, Datagrams, Keyring, listen};
 use crate::observe::board::Activity;
 use crate::settings::Settings;
 use crate::store::Store;
@@ -268,9 +268,18 @@ fn start_worker(
         counters: shared.registry.register(),
         limits: Limits {
             requests_per_event: server.requests_per_event.max(1),
+            requests: server
+                .requests_per_event
+                .max(1)
+                .saturating_mul(connection::PATIENCE),
             replies: server.reply_limit.min(connection::SEND_AT),
         },
         idle_timeout: server.idle_timeout,
+        buffer_limit: match server.read_buffer_limit {
+            0 => 0,
+            // One unfinished command must always be allowed.
+            limit => (limit / server.threads.max(1)).max(net::buffer::SIZE),
+        },
         datagrams,
     };
     let thread = run_worker(number, control, move || worker.run())?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
-use super::connection::{Connection, Outcome, SEND_AT};
+use super::connection::{Connection, Held, Outcome, SEND_AT};
 use super::control::Control;
 use super::conversation::{Conversation, Limits, Turn};
 use super::datagram::{self, Door};
@@ -45,6 +45,8 @@ pub struct Worker {
     pub limits: Limits,
     /// Seconds; 0 is never.
     pub idle_timeout: u32,
+    /// Bytes that its connections may hold between their turns, all together; 0 is no limit.
+    pub buffer_limit: usize,
     /// Its share of the UDP sockets.
     pub datagrams: Vec<Datagrams>,
 }
@@ -191,6 +193,7 @@ impl Worker {
             control: &self.control,
             limits: Limits {
                 replies: datagram::REPLY_MAX,
+                requests: usize::MAX,
                 ..self.limits
             },
         };
@@ -268,7 +271,12 @@ impl Worker {
             control: &self.control,
             limits: self.limits,
         };
-        let outcome = connection.advance(&mut turn);
+        let before = connection.held();
+        let mut outcome = connection.advance(&mut turn);
+        let after = connection.held();
+        if before != after && !self.account(before, after) {
+            outcome = Outcome::Close(Reason::Error);
+        }
         if outcome == Outcome::Wait && connection.wants_writable() {
             // Asked for once and then kept: a client that has been slow will be so again.
             let registered = self.poll.registry().reregister(
@@ -300,11 +308,54 @@ impl Worker {
         }
     }
 
+    /// Counts what connections hold. False if this one has to go, for it holds more than before and
+    /// all together hold too much.
+    fn account(&self, before: Held, after: Held) -> bool {
+        let general = &self.counters.general;
+        for (count, bytes, before, after) in [
+            (
+                &general.read_buf_count,
+                &general.read_buf_bytes,
+                before.input,
+                after.input,
+            ),
+            (
+                &general.response_obj_count,
+                &general.response_obj_bytes,
+                before.replies,
+                after.replies,
+            ),
+        ] {
+            count.add(u64::from(after > 0).wrapping_sub(u64::from(before > 0)));
+            bytes.add((after as u64).wrapping_sub(before as u64));
+        }
+        let held = general
+            .read_buf_bytes
+            .get()
+            .wrapping_add(general.response_obj_bytes.get());
+        if self.buffer_limit == 0 || held <= self.buffer_limit as u64 {
+            return true;
+        }
+        if after.input > before.input {
+            general.read_buf_oom.add(1);
+            return false;
+        }
+        if after.replies > before.replies {
+            general.response_obj_oom.add(1);
+            return false;
+        }
+        true
+    }
+
     /// Closing the descriptor takes it out of the poll.
     fn close(&mut self, desk: &mut Desk, key: usize, reason: Reason) {
         let Some(mut connection) = desk.connections.try_remove(key) else {
             return;
         };
+        let held = connection.held();
+        if held != Held::default() {
+            self.account(held, Held::default());
+        }
         let number = connection.stream().number();
         if self.counters.log.wants(events::CONNECTIONS) {
             self.counters

@@ -37,6 +37,8 @@ impl Bench {
     fn client(&self) -> Client<'_> {
         Client {
             bench: self,
+            requests: usize::MAX,
+            turns: 0,
             conversation: Conversation::new(
                 Protocol::Negotiate,
                 Session::new(&self.shared),
@@ -53,6 +55,9 @@ impl Bench {
 /// One client, as its connection would serve it.
 struct Client<'b> {
     bench: &'b Bench,
+    /// Requests to a turn.
+    requests: usize,
+    turns: usize,
     conversation: Conversation,
     input: Input,
     kept: Vec<u8>,
@@ -79,9 +84,11 @@ impl Client<'_> {
                 control: &self.bench.control,
                 limits: Limits {
                     requests_per_event: 20,
+                    requests: self.requests,
                     replies: 4096,
                 },
             };
+            self.turns += 1;
             let ran = self.conversation.run(&mut turn, &mut 0);
             if ran == Ran::Starved && !bytes.is_empty() {
                 bytes = &bytes[self.reads(bytes, now)..];
@@ -138,8 +145,9 @@ fn split_anywhere(script: &[u8]) -> String {
     let whole = heard([script]);
     assert!(!whole.0.is_empty());
     // Long scripts are long for one value: inside of it a place is as good as another.
-    let step = 1 + script.len() / 1000;
-    let edges = (0..script.len()).filter(|at| *at < 300 || script.len() - at < 300);
+    let step = 1 + script.len() / 100;
+    let edges =
+        (0..script.len()).filter(|at| script.len() < 1000 || *at < 80 || script.len() - at < 80);
     for at in edges.chain((0..script.len()).step_by(step)) {
         let (front, back) = script.split_at(at);
         assert_eq!(heard([front, back]), whole, "split at {at}");
@@ -287,4 +295,17 @@ fn a_get_is_answered_as_one_whole_or_not_at_all() {
         client.heard,
         b"STORED\r\nCLIENT_ERROR bad command line format\r\n"
     );
+}
+
+#[test]
+fn a_turn_ends_after_so_many_requests() {
+    let bench = Bench::new();
+    for (requests, turns) in [(1000, 1), (64, 4), (1, 7)] {
+        let mut client = bench.client();
+        client.requests = requests;
+        client.says(&b"get a\r\nset a 0 -1 1\r\nx\r\n".repeat(100));
+        assert_eq!(client.heard, b"END\r\nSTORED\r\n".repeat(100));
+        // One more finds that there is no more.
+        assert_eq!(client.turns, turns + 1, "of {requests}");
+    }
 }
