@@ -37,18 +37,7 @@ fn replies(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("get");
     for value in [10, 100, 1000, 8000] {
         for key in &keys[..if value > 4096 { 2000 } else { KEYS }] {
-            let put = Put {
-                key,
-                hash: shared.store.hash(key),
-                mode: Mode::Set,
-                flags: 0,
-                expires: 0,
-                cas: None,
-                new_cas: None,
-                invalidate: false,
-                vivify: None,
-                binary_key: false,
-            };
+            let put = Put::new(Mode::Set, key, shared.store.hash(key));
             shared.store.put(cx.caller(), &put, &vec![b'v'; value]);
         }
         for (name, count, read) in [

@@ -28,18 +28,7 @@ fn key(number: usize) -> [u8; 20] {
 }
 
 fn set<'a>(store: &Store, key: &'a [u8]) -> Put<'a> {
-    Put {
-        key,
-        hash: store.hash(key),
-        mode: Mode::Set,
-        flags: 0,
-        expires: 0,
-        cas: None,
-        new_cas: None,
-        invalidate: false,
-        vivify: None,
-        binary_key: false,
-    }
+    Put::new(Mode::Set, key, store.hash(key))
 }
 
 fn operations(criterion: &mut Criterion) {

@@ -21,18 +21,7 @@ fn key(number: usize) -> [u8; 20] {
 }
 
 fn put<'a>(store: &Store, key: &'a [u8]) -> Put<'a> {
-    Put {
-        key,
-        hash: store.hash(key),
-        mode: Mode::Set,
-        flags: 0,
-        expires: 0,
-        cas: None,
-        new_cas: None,
-        invalidate: false,
-        vivify: None,
-        binary_key: false,
-    }
+    Put::new(Mode::Set, key, store.hash(key))
 }
 
 fn filled(cx: Cx<'_>, items: usize) -> Store {

@@ -133,19 +133,11 @@ pub fn store(trace: &Trace, settings: &settings::Store) -> Result<Outcome, Strin
         let hash = store.hash(key);
         let set = || {
             let put = Put {
-                key,
-                hash,
-                mode: Mode::Set,
-                flags: 0,
                 expires: match request.ttl {
                     0 => 0,
                     ttl => cx.now.saturating_add(ttl),
                 },
-                cas: None,
-                new_cas: None,
-                invalidate: false,
-                vivify: None,
-                binary_key: false,
+                ..Put::new(Mode::Set, key, hash)
             };
             store.put(cx, &put, &value[..request.size as usize]);
         };
