@@ -19,16 +19,9 @@ impl Store {
         let mut tombstone = None;
         if how.drop_value {
             let put = Put {
-                key,
-                hash,
-                mode: Mode::Set,
                 flags: how.flags,
                 expires: how.touch.unwrap_or(0),
-                cas: None,
-                new_cas: None,
-                invalidate: false,
-                vivify: None,
-                binary_key: false,
+                ..Put::new(Mode::Set, key, hash)
             };
             match inner.allocate(cx, &put, 0) {
                 Some(upload) => tombstone = Some(upload),
@@ -163,16 +156,10 @@ impl Store {
                 return number(&guard, &place);
             }
             let put = Put {
-                key,
-                hash,
-                mode: Mode::Replace,
                 flags: item.client_flags(),
                 expires: how.touch.unwrap_or(item.head().expires.load(Relaxed)),
-                cas: None,
                 new_cas: Some(cas),
-                invalidate: false,
-                vivify: None,
-                binary_key: false,
+                ..Put::new(Mode::Replace, key, hash)
             };
             if inner.overwrite(cx, &mut guard, &place, put.flags, 0, &parts) {
                 inner.renew(cx, &guard.item(&place), cas, put.expires, 0);
@@ -225,16 +212,9 @@ impl Store {
         let digits = digits.format(value);
         debug_assert!(digits.len() <= DIGITS_MAX);
         let put = Put {
-            key,
-            hash,
-            mode: Mode::Add,
-            flags: 0,
             expires,
-            cas: None,
             new_cas,
-            invalidate: false,
-            vivify: None,
-            binary_key: false,
+            ..Put::new(Mode::Add, key, hash)
         };
         match self.put(cx, &put, digits.as_bytes()) {
             Stored::Stored { cas, class, .. } => Some(Counted::Number {

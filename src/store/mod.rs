@@ -134,6 +134,24 @@ pub struct Put<'a> {
     pub binary_key: bool,
 }
 
+impl<'a> Put<'a> {
+    /// Without flags, expiry or conditions.
+    pub fn new(mode: Mode, key: &'a [u8], hash: u64) -> Put<'a> {
+        Put {
+            key,
+            hash,
+            mode,
+            flags: 0,
+            expires: 0,
+            cas: None,
+            new_cas: None,
+            invalidate: false,
+            vivify: None,
+            binary_key: false,
+        }
+    }
+}
+
 /// What became of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {

@@ -321,16 +321,10 @@ impl Store {
                 (Err(_), Some(expires)) => {
                     drop(guard);
                     let put = Put {
-                        key,
-                        hash,
-                        mode: Mode::Add,
-                        flags: 0,
                         expires,
-                        cas: None,
                         new_cas: how.new_cas,
-                        invalidate: false,
-                        vivify: None,
                         binary_key: how.binary_key,
+                        ..Put::new(Mode::Add, key, hash)
                     };
                     match self.put(cx, &put, &[]) {
                         Stored::Stored { .. } => created = true,

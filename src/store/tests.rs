@@ -35,18 +35,7 @@ impl Fixture {
     }
 
     fn put<'k>(&self, key: &'k [u8], mode: Mode) -> Put<'k> {
-        Put {
-            key,
-            hash: self.store.hash(key),
-            mode,
-            flags: 0,
-            expires: 0,
-            cas: None,
-            new_cas: None,
-            invalidate: false,
-            vivify: None,
-            binary_key: false,
-        }
+        Put::new(mode, key, self.store.hash(key))
     }
 
     fn set(&self, key: &[u8], value: &[u8]) -> Stored {

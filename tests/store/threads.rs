@@ -18,18 +18,7 @@ const THREADS: usize = 4;
 
 /// A plain `set` of this key.
 fn set<'a>(store: &Store, key: &'a [u8]) -> Put<'a> {
-    Put {
-        key,
-        hash: store.hash(key),
-        mode: Mode::Set,
-        flags: 0,
-        expires: 0,
-        cas: None,
-        new_cas: None,
-        invalidate: false,
-        vivify: None,
-        binary_key: false,
-    }
+    Put::new(Mode::Set, key, store.hash(key))
 }
 
 fn key(number: usize) -> Vec<u8> {
