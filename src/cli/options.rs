@@ -164,7 +164,7 @@ const ROWS: &[Row] = rows! {
         draft.settings.server.threads = threads as usize;
         Ok(())
     };
-    Some('R'), "max-reqs-per-event" Some("num"), "times 32 requests of one client before others get their turn (default 20)", |draft, text| {
+    Some('R'), "max-reqs-per-event" Some("num"), "times 32 requests or keys of one client before others get their turn (default 20)", |draft, text| {
         let most = atoi(text);
         check(most > 0, "Number of requests per event must be greater than 0")?;
         draft.settings.server.requests_per_event = most as usize;

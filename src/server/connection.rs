@@ -14,7 +14,7 @@
 
 use std::sync::Arc;
 
-use super::conversation::{Conversation, Ran, Turn};
+use super::conversation::{Conversation, Ran, Served, Turn};
 use crate::admin::Subscription;
 use crate::command::{Context, Flushed, Replies};
 use crate::net::{News, Progress, Stream};
@@ -28,8 +28,8 @@ pub const SEND_AT: usize = 64 << 10;
 /// others take their turn.
 const TURN_MAX: usize = 128 << 10;
 
-/// A client has to let the others take their turn after so many times `-R` requests. They are sent in
-/// one piece and answered in one: a turn of twenty would cost a system call or two for each of them.
+/// A client has to let the others take their turn after so many times `-R` requests and keys. They are
+/// sent in one piece and answered in one: turns of twenty would cost a system call or two each.
 pub const PATIENCE: usize = 32;
 
 /// A step of a TLS handshake takes as long as so many bytes.
@@ -154,10 +154,10 @@ impl Connection {
         }
         self.row.set(Activity::Parse);
         turn.input.load(&mut self.kept);
-        let mut requests = 0;
-        let outcome = self.serve(turn, &mut requests);
-        if requests > turn.limits.requests_per_event {
-            let yields = (requests - 1) / turn.limits.requests_per_event;
+        let mut served = Served::default();
+        let outcome = self.serve(turn, &mut served);
+        if served.requests > turn.limits.requests_per_event {
+            let yields = (served.requests - 1) / turn.limits.requests_per_event;
             turn.context.counters.general.conn_yields.add(yields as u64);
         }
         turn.input.save(&mut self.kept);
@@ -175,7 +175,7 @@ impl Connection {
         outcome
     }
 
-    fn serve(&mut self, turn: &mut Turn<'_>, requests: &mut usize) -> Outcome {
+    fn serve(&mut self, turn: &mut Turn<'_>, served: &mut Served) -> Outcome {
         // Bytes that have gone in or out in this turn.
         let mut work = 0;
         // The socket holds no more: the poll will tell when it does.
@@ -185,7 +185,7 @@ impl Connection {
                 // A step may find little to send and has taken its time all the same.
                 work += TURN_MAX / 8;
             }
-            let ran = self.conversation.run(turn, requests);
+            let ran = self.conversation.run(turn, served);
             if ran == Ran::Starved && !drained && work <= TURN_MAX {
                 match self.read(turn) {
                     Read::Some { bytes, last } => {
@@ -209,7 +209,7 @@ impl Connection {
             if ran == Ran::Starved && drained {
                 return Outcome::Wait;
             }
-            if work > TURN_MAX || *requests >= turn.limits.requests {
+            if work > TURN_MAX || served.requests + served.keys >= turn.limits.turn {
                 return Outcome::Again;
             }
         }

@@ -39,10 +39,18 @@ pub struct Turn<'w> {
 pub struct Limits {
     /// `-R`
     pub requests_per_event: usize,
-    /// Requests after which others get their turn.
-    pub requests: usize,
+    /// Requests, and keys of them, after which others get their turn.
+    pub turn: usize,
     /// Bytes of replies that may wait for a client before no more of its requests are run.
     pub replies: usize,
+}
+
+/// What a client has been served in one turn.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Served {
+    pub requests: usize,
+    /// Those of gets.
+    pub keys: usize,
 }
 
 /// One client's.
@@ -216,7 +224,7 @@ impl Conversation {
     }
 
     /// Runs what has been read, as far as it goes.
-    pub fn run(&mut self, turn: &mut Turn<'_>, requests: &mut usize) -> Ran {
+    pub fn run(&mut self, turn: &mut Turn<'_>, served: &mut Served) -> Ran {
         loop {
             let input = turn.input.unread();
             match &mut self.state {
@@ -224,10 +232,10 @@ impl Conversation {
                     if input.is_empty() {
                         return Ran::Starved;
                     }
-                    if *requests >= turn.limits.requests {
+                    if served.requests + served.keys >= turn.limits.turn {
                         return Ran::Enough;
                     }
-                    if let Some(ran) = self.batch(turn, requests) {
+                    if let Some(ran) = self.batch(turn, served) {
                         return ran;
                     }
                 }
@@ -311,7 +319,7 @@ impl Conversation {
 
     /// Runs up to [`BATCH`](command::BATCH) requests or keys: all are looked at first, so that the
     /// memory they need is on its way when the first of them is run. `None`: go on.
-    fn batch(&mut self, turn: &mut Turn<'_>, requests: &mut usize) -> Option<Ran> {
+    fn batch(&mut self, turn: &mut Turn<'_>, served: &mut Served) -> Option<Ran> {
         let (mut keys, mut mark) = match &self.state {
             State::Keys { how, mark } => (Some(*how), *mark),
             _ => (None, None),
@@ -335,7 +343,7 @@ impl Conversation {
         for (step, step_end) in &plan.steps {
             let begin = std::mem::replace(&mut end, *step_end);
             if !matches!(step, Step::Keys { first: false, .. }) {
-                *requests += 1;
+                served.requests += 1;
             }
             match step {
                 Step::Keys {
@@ -351,6 +359,7 @@ impl Conversation {
                     let batch = &plan.lookups[lookups.clone()];
                     let limit = turn.limits.replies;
                     let read = get::many(context, batch, *how, limit, turn.replies);
+                    served.keys += read;
                     keys = match then {
                         _ if read < batch.len() => {
                             // The others wait until replies have been sent.

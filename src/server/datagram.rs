@@ -15,7 +15,7 @@ use mio::event::Source;
 use mio::net::UdpSocket;
 
 use super::connection::Outcome;
-use super::conversation::{Conversation, Lack, Ran, Turn};
+use super::conversation::{Conversation, Lack, Ran, Served, Turn};
 use crate::command::{Replies, Session};
 use crate::net::Datagrams;
 use crate::observe::board::{Activity, Row};
@@ -142,9 +142,9 @@ impl Door {
     fn answer(&self, turn: &mut Turn<'_>) {
         let session = Session::single(turn.context.shared);
         let mut conversation = Conversation::new(self.protocol, session, turn.context.now);
-        let mut requests = 0;
+        let mut served = Served::default();
         loop {
-            match conversation.run(turn, &mut requests) {
+            match conversation.run(turn, &mut served) {
                 Ran::Close => return,
                 Ran::Starved => break,
                 Ran::Enough if turn.replies.waiting() < turn.limits.replies => {}

@@ -268,7 +268,7 @@ fn start_worker(
         counters: shared.registry.register(),
         limits: Limits {
             requests_per_event: server.requests_per_event.max(1),
-            requests: server
+            turn: server
                 .requests_per_event
                 .max(1)
                 .saturating_mul(connection::PATIENCE),

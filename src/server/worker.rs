@@ -193,7 +193,7 @@ impl Worker {
             control: &self.control,
             limits: Limits {
                 replies: datagram::REPLY_MAX,
-                requests: usize::MAX,
+                turn: usize::MAX,
                 ..self.limits
             },
         };

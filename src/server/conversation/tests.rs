@@ -37,7 +37,7 @@ impl Bench {
     fn client(&self) -> Client<'_> {
         Client {
             bench: self,
-            requests: usize::MAX,
+            turn: usize::MAX,
             turns: 0,
             conversation: Conversation::new(
                 Protocol::Negotiate,
@@ -55,8 +55,8 @@ impl Bench {
 /// One client, as its connection would serve it.
 struct Client<'b> {
     bench: &'b Bench,
-    /// Requests to a turn.
-    requests: usize,
+    /// Requests and keys to a turn.
+    turn: usize,
     turns: usize,
     conversation: Conversation,
     input: Input,
@@ -84,12 +84,12 @@ impl Client<'_> {
                 control: &self.bench.control,
                 limits: Limits {
                     requests_per_event: 20,
-                    requests: self.requests,
+                    turn: self.turn,
                     replies: 4096,
                 },
             };
             self.turns += 1;
-            let ran = self.conversation.run(&mut turn, &mut 0);
+            let ran = self.conversation.run(&mut turn, &mut Served::default());
             if ran == Ran::Starved && !bytes.is_empty() {
                 bytes = &bytes[self.reads(bytes, now)..];
                 continue;
@@ -300,12 +300,18 @@ fn a_get_is_answered_as_one_whole_or_not_at_all() {
 #[test]
 fn a_turn_ends_after_so_many_requests() {
     let bench = Bench::new();
-    for (requests, turns) in [(1000, 1), (64, 4), (1, 7)] {
+    for (turn, turns) in [(1000, 1), (96, 4), (1, 7)] {
         let mut client = bench.client();
-        client.requests = requests;
+        client.turn = turn;
         client.says(&b"get a\r\nset a 0 -1 1\r\nx\r\n".repeat(100));
         assert_eq!(client.heard, b"END\r\nSTORED\r\n".repeat(100));
         // One more finds that there is no more.
-        assert_eq!(client.turns, turns + 1, "of {requests}");
+        assert_eq!(client.turns, turns + 1, "of {turn}");
     }
+    let mut client = bench.client();
+    client.turn = 1;
+    client.says(format!("get{}", " a".repeat(99)).as_bytes());
+    client.says(b" a\r\n");
+    assert_eq!(client.heard, b"END\r\n");
+    assert_eq!(client.turns, 7);
 }
