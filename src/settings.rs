@@ -195,6 +195,8 @@ pub struct Store {
     pub large_pages: bool,
     /// `-e`
     pub memory_file: Option<PathBuf>,
+    /// `-o crash_restart`
+    pub crash_restart: bool,
     /// `-o hashpower`; 0 means the default start size.
     pub hash_power: u32,
     /// `-o no_hashexpand` turns this off.
@@ -246,6 +248,7 @@ impl Default for Store {
             slab_sizes: Vec::new(),
             large_pages: false,
             memory_file: None,
+            crash_restart: false,
             hash_power: 0,
             hash_expand: true,
             hash_algorithm: None,

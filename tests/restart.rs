@@ -219,6 +219,203 @@ fn a_crash_and_a_plain_stop_leave_nothing() {
     }
 }
 
+const CRASH: &[&str] = &["-o", "crash_restart"];
+const SMALL_CRASH: &[&str] = &["-m", "8", "-o", "crash_restart"];
+
+/// Stops a server as nothing else does.
+fn kill(mut server: Program) {
+    server.signal("KILL");
+    server.wait();
+}
+
+#[test]
+fn after_a_crash_what_is_intact_is_there() {
+    const COUNT: usize = 3000;
+    let memory = Memory::new();
+    let server = memory.start(CRASH);
+    let mut client = server.connect();
+    set_all(&mut client, COUNT);
+    client.ask("set gone 0 0 1\r\nx\r\n", "STORED\r\n");
+    client.ask("flush_all\r\n", "OK\r\n");
+    client.ask("set deleted 0 0 1\r\nx\r\n", "STORED\r\n");
+    client.ask("delete deleted\r\n", "DELETED\r\n");
+    set_all(&mut client, COUNT);
+    // Changes of what stands already, each of its own way.
+    client.ask("set grown 0 0 2\r\nab\r\n", "STORED\r\n");
+    client.ask("append grown 0 0 2\r\ncd\r\n", "STORED\r\n");
+    client.ask("set count 0 0 2\r\n10\r\n", "STORED\r\n");
+    client.ask("decr count 1\r\n", "9\r\n");
+    client.ask("incr count 100\r\n", "109\r\n");
+    client.ask("set touched 0 0 1\r\nt\r\n", "STORED\r\n");
+    client.ask("touch touched 1000\r\n", "TOUCHED\r\n");
+    client.ask("set stale 0 0 1\r\ns\r\n", "STORED\r\n");
+    client.ask("md stale I T500\r\n", "HD\r\n");
+    client.ask("set bare 0 0 1\r\nb\r\n", "STORED\r\n");
+    client.ask("md bare x\r\n", "HD\r\n");
+    client.ask("get gone\r\n", "END\r\n");
+    let items = client.stat("curr_items");
+    kill(server);
+
+    let server = memory.start(CRASH);
+    let mut client = server.connect();
+    assert_eq!(client.stat_of("larder", "restart"), "recovered");
+    assert_eq!(client.stat_of("larder", "restart_lost"), "0");
+    assert_eq!(client.stat_of("larder", "restart_items"), items);
+    assert_eq!(client.stat("curr_items"), items);
+    expect_all(&mut client, COUNT);
+    client.ask("get gone deleted\r\n", "END\r\n");
+    client.ask("mg grown v\r\n", "VA 4\r\nabcd\r\n");
+    client.ask("mg count v\r\n", "VA 3\r\n109\r\n");
+    client.ask("mg bare v\r\n", "VA 0\r\n\r\n");
+    client.ask("mg stale v\r\n", "VA 1 X W\r\ns\r\n");
+    client.send("mg touched t\r\n");
+    let left: u32 = client.line().strip_prefix("HD t").unwrap().parse().unwrap();
+    assert!((900..=1000).contains(&left), "{left} seconds left");
+    // And once more, from there.
+    set_all(&mut client, COUNT + 500);
+    kill(server);
+    let server = memory.start(CRASH);
+    expect_all(&mut server.connect(), COUNT + 500);
+}
+
+#[test]
+fn a_crash_under_load_serves_nothing_torn() {
+    const KEYS: usize = 400;
+    let memory = Memory::new();
+    let server = memory.start(&["-m", "32", "-o", "crash_restart"]);
+    let address = server.connect().stream.peer_addr().unwrap();
+    let key_of = |key: usize, letter: usize| {
+        let length = if key.is_multiple_of(20) { 30_000 } else { 20 } * (letter + 1);
+        let value = char::from(b'a' + letter as u8).to_string().repeat(length);
+        format!("set k{key} 0 0 {length} noreply\r\n{value}\r\n")
+    };
+    let mut client = server.connect();
+    for key in 0..KEYS {
+        client.send(key_of(key, 0));
+    }
+    client.ask("mn\r\n", "MN\r\n");
+    // Every value is one letter throughout, of a length that goes with it; some are large.
+    let writers: Vec<_> = (0..4)
+        .map(|writer: usize| {
+            std::thread::spawn(move || {
+                let mut client = Client::to(address);
+                for round in 0.. {
+                    let (key, letter) = ((round * 7 + writer) % KEYS, (round + writer) % 26);
+                    let request = key_of(key, letter);
+                    if std::io::Write::write_all(&mut client.stream, request.as_bytes()).is_err() {
+                        break;
+                    }
+                }
+            })
+        })
+        .collect();
+    sleep(Duration::from_millis(400));
+    kill(server);
+    for writer in writers {
+        writer.join().unwrap();
+    }
+
+    let server = memory.start(&["-m", "32", "-o", "crash_restart"]);
+    let mut client = server.connect();
+    assert_eq!(client.stat_of("larder", "restart"), "recovered");
+    let kept: usize = client.stat("curr_items").parse().unwrap();
+    assert!(kept * 100 >= KEYS * 99, "{kept} of {KEYS} items");
+    let mut seen = 0;
+    for key in 0..KEYS {
+        client.send(format!("mg k{key} v\r\n"));
+        let line = client.line();
+        let Some(length) = line.strip_prefix("VA ") else {
+            assert_eq!(line, "EN");
+            continue;
+        };
+        let length: usize = length.parse().unwrap();
+        let letter = length / if key.is_multiple_of(20) { 30_000 } else { 20 } - 1;
+        let value = char::from(b'a' + letter as u8).to_string().repeat(length);
+        client.expect(format!("{value}\r\n"));
+        seen += 1;
+    }
+    assert_eq!(seen, kept);
+}
+
+#[test]
+fn what_was_damaged_is_not_served_after_a_crash() {
+    const COUNT: usize = 400;
+    let memory = Memory::new();
+    let server = memory.start(SMALL_CRASH);
+    let mut client = server.connect();
+    set_all(&mut client, COUNT);
+    kill(server);
+    // One byte in every value whose number ends with 7, wherever it lies.
+    let mut bytes = fs::read(memory.file()).unwrap();
+    let damaged: Vec<usize> = (7..COUNT).step_by(10).collect();
+    for &number in &damaged {
+        let value = value(number);
+        let at = bytes
+            .windows(value.len())
+            .position(|bytes| bytes == value.as_bytes())
+            .expect("it is in the file");
+        bytes[at + value.len() - 1] ^= 4;
+    }
+    fs::write(memory.file(), &bytes).unwrap();
+
+    let server = memory.start(SMALL_CRASH);
+    let mut client = server.connect();
+    let lost = damaged.len();
+    assert_eq!(client.stat_of("larder", "restart_lost"), lost.to_string());
+    assert_eq!(client.stat("curr_items"), (COUNT - lost).to_string());
+    for number in 0..COUNT {
+        let length = value(number).len();
+        if damaged.contains(&number) {
+            client.ask(format!("get key_{number}\r\n"), "END\r\n");
+        } else {
+            client.ask(
+                format!("mg key_{number} s\r\n"),
+                format!("HD s{length}\r\n"),
+            );
+        }
+    }
+}
+
+#[test]
+fn a_memory_file_of_noise_is_no_danger() {
+    let memory = Memory::new();
+    let server = memory.start(SMALL_CRASH);
+    set_all(&mut server.connect(), 400);
+    kill(server);
+    // All but the notes is turned into something else, every few bytes.
+    let mut bytes = fs::read(memory.file()).unwrap();
+    let mut random = 0x2545_f491_4f6c_dd1d_u64;
+    let mut at = 64 << 10;
+    while at < bytes.len() {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        if bytes[at] != 0 || at.is_multiple_of(1024) {
+            bytes[at] ^= random as u8;
+        }
+        at += 1 + (random >> 32) as usize % 90;
+    }
+    fs::write(memory.file(), &bytes).unwrap();
+    let server = memory.start(SMALL_CRASH);
+    let mut client = server.connect();
+    assert_eq!(client.stat_of("larder", "restart"), "recovered");
+    set_all(&mut client, 100);
+    expect_all(&mut client, 100);
+}
+
+#[test]
+fn with_crash_restart_a_plain_stop_keeps_items_too() {
+    let memory = Memory::new();
+    let mut server = memory.start(CRASH);
+    server.connect().ask("set a 0 0 1\r\nx\r\n", "STORED\r\n");
+    server.signal("TERM");
+    server.wait();
+    let server = memory.start(CRASH);
+    let mut client = server.connect();
+    assert_eq!(client.stat_of("larder", "restart"), "warm");
+    client.ask("get a\r\n", "VALUE a 0 1\r\nx\r\nEND\r\n");
+}
+
 #[test]
 fn a_damaged_table_is_noticed() {
     let memory = Memory::new();

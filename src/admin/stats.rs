@@ -365,6 +365,7 @@ pub fn larder(view: &View<'_>, emit: &mut Emit<'_>) {
     if let Some(began) = view.store.began() {
         stat!(emit, "restart", began.how);
         stat!(emit, "restart_items", began.items);
+        stat!(emit, "restart_lost", began.lost);
         stat!(emit, "restart_milliseconds", began.milliseconds);
     }
     stat!(emit, "page_bytes", state.page_bytes);

@@ -98,6 +98,10 @@ pub(super) const NAMES: &[Name] = names! {
         });
         Ok(())
     };
+    "crash_restart" Bare, Works, "with -e: items outlive a crash, too (4 bytes each)", |draft, _| {
+        draft.settings.store.crash_restart = true;
+        Ok(())
+    };
     "slab_reassign" Bare, Works, "allow pages to move between classes (default)", |draft, _| {
         draft.settings.store.slab_reassign = true;
         Ok(())

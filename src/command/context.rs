@@ -45,6 +45,7 @@ impl Shared {
             Some(age) => Clock::resumed(age.epoch, age.stopped),
             None => Clock::new(),
         };
+        store.note_epoch(clock.to_unix(0));
         let watchers = Watchers::new(registry.taps().clone(), settings.watch.watcher_buffer);
         let shared = Shared {
             credentials,

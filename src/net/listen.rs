@@ -152,6 +152,17 @@ impl Datagrams {
 pub struct Sockets {
     pub listeners: Vec<Listener>,
     pub datagrams: Vec<Datagrams>,
+    /// A line for each network port.
+    ports: Option<String>,
+}
+
+impl Sockets {
+    /// Writes the ports found to a file, for those who wait for the server to be there.
+    pub fn announce(&self, port_file: &Path) {
+        if let Some(ports) = &self.ports {
+            write_ports(port_file, ports);
+        }
+    }
 }
 
 /// Why the server cannot listen, in the words users of memcached know; may be several lines.
@@ -181,11 +192,11 @@ impl EntryError {
     }
 }
 
-/// Binds everything that is asked for, and writes the ports found to `port_file`.
+/// Binds everything that is asked for.
 ///
 /// # Errors
 /// The first entry that binds nothing, or a socket that cannot be made to listen.
-pub fn bind(listen: &Listen, port_file: Option<&Path>) -> Result<Sockets, ListenError> {
+pub fn bind(listen: &Listen) -> Result<Sockets, ListenError> {
     let mut sockets = Sockets::default();
     if let Some(path) = &listen.unix_socket {
         let socket = bind_unix(path, listen.unix_mask, listen.backlog).map_err(|error| {
@@ -227,9 +238,7 @@ pub fn bind(listen: &Listen, port_file: Option<&Path>) -> Result<Sockets, Listen
                 .map_err(|error| failure("UDP", listen.udp_port, listen, error))?;
         }
     }
-    if let Some(path) = port_file {
-        write_ports(path, &ports);
-    }
+    sockets.ports = Some(ports);
     Ok(sockets)
 }
 
@@ -462,7 +471,8 @@ mod tests {
         let file = folder.path().join("ports");
         let mut listen = local(-1);
         listen.udp_port = -1;
-        let sockets = bind(&listen, Some(&file)).unwrap();
+        let sockets = bind(&listen).unwrap();
+        sockets.announce(&file);
         let tcp = sockets.listeners[0].acceptor.local_address().unwrap();
         let udp = sockets.datagrams[0].socket.local_addr().unwrap();
         assert_eq!(sockets.listeners[0].protocol, Protocol::Ascii);
@@ -474,20 +484,20 @@ mod tests {
 
     #[test]
     fn a_port_in_use_is_told_in_memcacheds_words() {
-        let sockets = bind(&local(-1), None).unwrap();
+        let sockets = bind(&local(-1)).unwrap();
         let port = sockets.listeners[0]
             .acceptor
             .local_address()
             .unwrap()
             .port();
         assert_eq!(
-            bind(&local(i32::from(port)), None).unwrap_err().to_string(),
+            bind(&local(i32::from(port))).unwrap_err().to_string(),
             "failed to listen on one of interface(s) 127.0.0.1: Address already in use"
         );
         let mut listen = local(i32::from(port));
         listen.interfaces = None;
         assert_eq!(
-            bind(&listen, None).unwrap_err().to_string(),
+            bind(&listen).unwrap_err().to_string(),
             format!("failed to listen on TCP port {port}: Address already in use")
         );
     }
@@ -496,7 +506,7 @@ mod tests {
     fn unknown_hosts_are_told() {
         let mut listen = local(-1);
         listen.endpoints[0].host = Some("no such host".to_owned());
-        let text = bind(&listen, None).unwrap_err().to_string();
+        let text = bind(&listen).unwrap_err().to_string();
         assert!(text.starts_with("getaddrinfo(): "), "{text}");
     }
 
@@ -505,14 +515,14 @@ mod tests {
         let mut listen = local(0);
         listen.udp_port = -1;
         listen.endpoints[0].host = None;
-        let text = bind(&listen, None).unwrap_err().to_string();
+        let text = bind(&listen).unwrap_err().to_string();
         assert!(text.starts_with("refusing UDP on 0.0.0.0:0"), "{text}");
         listen.udp_public = true;
-        assert!(!bind(&listen, None).unwrap().datagrams.is_empty());
+        assert!(!bind(&listen).unwrap().datagrams.is_empty());
         // Without -l it is the loopback that is meant.
         listen.udp_public = false;
         listen.endpoints.clear();
-        for datagrams in bind(&listen, None).unwrap().datagrams {
+        for datagrams in bind(&listen).unwrap().datagrams {
             let address = datagrams.socket.local_addr().unwrap();
             assert!(address.ip().is_loopback(), "{address}");
         }
@@ -528,13 +538,13 @@ mod tests {
             ..Listen::default()
         };
         for _ in 0..2 {
-            bind(&listen, None).unwrap();
+            bind(&listen).unwrap();
             let mode = fs::metadata(&path).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o660);
         }
         fs::remove_file(&path).unwrap();
         fs::write(&path, "a file").unwrap();
-        assert!(bind(&listen, None).is_err());
+        assert!(bind(&listen).is_err());
         assert_eq!(fs::read_to_string(&path).unwrap(), "a file");
     }
 }

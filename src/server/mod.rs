@@ -110,15 +110,17 @@ impl Server {
             code: USAGE,
         })?;
         // Before the store: what a memory file holds must not be lost on a port in use.
-        let sockets = listen::bind(&settings.listen, settings.process.port_file.as_deref())
-            .map_err(|error| Failure {
-                message: error.to_string(),
-                code: REFUSED,
-            })?;
+        let sockets = listen::bind(&settings.listen).map_err(|error| Failure {
+            message: error.to_string(),
+            code: REFUSED,
+        })?;
         let shared =
             Shared::new(settings, keyring).map_err(|message| Failure { message, code: 1 })?;
         let shared = Arc::new(shared);
         let settings = &shared.settings;
+        if let Some(path) = &settings.process.port_file {
+            sockets.announce(path);
+        }
 
         let cluster = match &settings.proxy {
             Some(mode) => {
@@ -230,7 +232,8 @@ impl Server {
         served?;
         woken?;
         let stop = self.control.stopping().unwrap_or(Stop::Normal);
-        if stop == Stop::Graceful {
+        // Who wants items to outlive a crash wants them to outlive a plain stop, too.
+        if stop == Stop::Graceful || self.shared.settings.store.crash_restart {
             self.shared
                 .leave()
                 .map_err(|message| Failure { message, code: 1 })?;

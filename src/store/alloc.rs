@@ -392,9 +392,7 @@ impl Inner {
     ) -> Option<Upload> {
         let large = length > super::COPY_MAX;
         let total = self.arena.overhead(put.key.len(), put.flags != 0, false) + length;
-        let class = self
-            .classes
-            .class_of_total(total + super::classes::MEMCACHED_EXTRA);
+        let class = self.classes.class_of_total(total + self.classes.extra());
         let fit = self.fit(total);
         let bin = match fit {
             Fit::Slot(bin) => bin,

@@ -96,9 +96,7 @@ impl Inner {
         };
         let length = version.length + added;
         let total = self.arena.overhead(put.key.len(), put.flags != 0, false) + length;
-        let class = self
-            .classes
-            .class_of_total(total + super::classes::MEMCACHED_EXTRA);
+        let class = self.classes.class_of_total(total + self.classes.extra());
         let full = super::raw::Arena::chunk_room(self.arena.slot_size(self.arena.chunk_bin()));
         let mut bytes = Vec::new();
         let mut loose;

@@ -6,7 +6,7 @@
 //! at first, then about 8 per cent, and from some hundred bytes on such that a page of 64 KiB
 //! divides into slots with little left over. Each bin belongs to one class.
 //!
-//! An item has fewer bytes here than in memcached ([`MEMCACHED_EXTRA`]). All sizes handed to bins
+//! An item has fewer bytes here than in memcached ([`Classes::extra`]). All sizes handed to bins
 //! are ours, without the 8 bytes that a value over [`COPY_MAX`] carries for its pins: bins of that
 //! size have room for them set aside.
 #![forbid(unsafe_code)]
@@ -16,7 +16,8 @@ use crate::settings;
 
 /// How many bytes more memcached counts for an item than we do: 32 of header, the NUL behind the
 /// key and the line end behind the value. The same with and without CAS.
-pub const MEMCACHED_EXTRA: usize = 35;
+/// Less what an item's check takes, if it has one: see [`Classes::extra`].
+const MEMCACHED_EXTRA: usize = 35;
 
 /// The largest item that stands in one slot; longer ones are chained.
 pub const SLOT_TOTAL_MAX: usize = SLOT_MAX - EXTENSION;
@@ -27,6 +28,8 @@ const PAGE: usize = 64 << 10;
 const SLOT_MAX: usize = 16 << 10;
 /// What a value over [`COPY_MAX`] has beside header and key.
 const EXTENSION: usize = 8;
+/// What an item carries beside its header that can outlive a crash.
+const CHECK: usize = 4;
 /// Slot sizes are multiples of this, and so are memcached's chunk sizes.
 const STEP: usize = 8;
 /// memcached's item header, without CAS.
@@ -49,6 +52,7 @@ pub struct Classes {
     /// Chunk sizes of memcached's classes, class 1 first.
     chunks: Vec<usize>,
     bins: Vec<Bin>,
+    extra: usize,
     /// For sizes of 8k-7 to 8k bytes, at k: the bin of the smallest.
     first: Box<[u8; SLOT_MAX / STEP + 1]>,
     /// The largest item of each bin.
@@ -66,7 +70,8 @@ struct Bin {
 impl Classes {
     pub fn new(settings: &settings::Store) -> Classes {
         let chunks = chunk_sizes(settings);
-        let bins = bins(&chunks);
+        let extra = MEMCACHED_EXTRA - if settings.crash_restart { CHECK } else { 0 };
+        let bins = bins(&chunks, extra);
         let mut first = Box::new([0; SLOT_MAX / STEP + 1]);
         for (steps, first) in first.iter_mut().enumerate() {
             let smallest = (steps * STEP).saturating_sub(STEP - 1);
@@ -79,9 +84,16 @@ impl Classes {
         Classes {
             chunks,
             bins,
+            extra,
             first,
             most,
         }
+    }
+
+    /// How many bytes more memcached counts for an item than we do.
+    #[inline]
+    pub fn extra(&self) -> usize {
+        self.extra
     }
 
     /// The bin of an item of `total` bytes; nothing if it must be chained.
@@ -155,7 +167,7 @@ fn chunk_sizes(settings: &settings::Store) -> Vec<usize> {
 }
 
 /// The bins of all classes, smallest first.
-fn bins(chunks: &[usize]) -> Vec<Bin> {
+fn bins(chunks: &[usize], extra: usize) -> Vec<Bin> {
     let fine = (3 * STEP..=FINE_MAX).step_by(STEP);
     let coarse = SLOTS_PER_PAGE
         .iter()
@@ -167,7 +179,7 @@ fn bins(chunks: &[usize]) -> Vec<Bin> {
     for (at, &chunk) in chunks.iter().enumerate() {
         let class = (at + 1) as u8;
         let last = at + 1 == chunks.len();
-        let most = match chunk.checked_sub(MEMCACHED_EXTRA) {
+        let most = match chunk.checked_sub(extra) {
             _ if last => SLOT_TOTAL_MAX,
             Some(most) => most.min(SLOT_TOTAL_MAX),
             None => continue,

@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::bins::Census;
-use super::classes::MEMCACHED_EXTRA;
 use super::raw::State as SlotState;
 use super::upkeep::{Walk, lock};
 use super::{Cx, Hit, Inner, PAGE, Queue, Store};
@@ -404,7 +403,7 @@ impl Store {
                         let flags = word.has(super::raw::flag::CLIENT);
                         let total = inner.arena.overhead(word.key_length(), flags, false)
                             + head.length.load(Relaxed) as usize
-                            + MEMCACHED_EXTRA;
+                            + inner.classes.extra();
                         *sizes
                             .entry((total as u64).next_multiple_of(32))
                             .or_insert(0) += 1;
@@ -419,7 +418,7 @@ impl Store {
     pub fn class_of(&self, key_length: usize, flags: u32, length: usize) -> u8 {
         let inner = &self.inner;
         let total = inner.arena.overhead(key_length, flags != 0, false) + length;
-        inner.classes.class_of_total(total + MEMCACHED_EXTRA)
+        inner.classes.class_of_total(total + inner.classes.extra())
     }
 }
 

@@ -50,6 +50,7 @@ impl Store {
                 inner
                     .arena
                     .set_cas(slot.handle(), how.new_cas.unwrap_or(old_cas));
+                new.seal();
                 inner.count_in(cx, &new);
                 inner.count_out(cx, &item);
                 inner.leave_census(&item);
@@ -65,8 +66,7 @@ impl Store {
         if how.stale {
             let item = guard.item(&place);
             if let Some(expires) = how.touch {
-                item.head().expires.store(expires, Relaxed);
-                inner.note_expiry(item.handle(), expires);
+                inner.set_expiry(item.handle(), expires);
             }
             item.head()
                 .update(|word| word.with_flags((word.flags() | flag::STALE) & !flag::TOKEN_SENT));
@@ -126,8 +126,7 @@ impl Store {
             let number = |guard: &PairGuard<'_>, place: &Place<'_>| {
                 let item = guard.item_of(place);
                 if let Some(expires) = how.touch {
-                    item.head().expires.store(expires, Relaxed);
-                    inner.note_expiry(item.handle(), expires);
+                    inner.set_expiry(item.handle(), expires);
                 }
                 Counted::Number {
                     value,
@@ -152,6 +151,7 @@ impl Store {
                 guard.overwrite(&place, size, flags, 0, &parts);
                 let item = guard.item(&place);
                 inner.arena.set_cas(item.handle(), cas);
+                item.seal();
                 inner.bump_time(&item, cx.now);
                 return number(&guard, &place);
             }

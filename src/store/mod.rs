@@ -31,6 +31,7 @@ mod mover;
 mod raw;
 mod read;
 mod record;
+mod recover;
 /// Leaving memory behind and finding it again.
 pub mod restart;
 mod upkeep;
@@ -378,8 +379,15 @@ impl Inner {
             Source::Anonymous => least.max(LIMIT_RESERVE),
             Source::File(_) => least,
         };
-        let arena = Arena::reserve(source, least, most, settings.cas, &sizes)
-            .map_err(|error| error.to_string())?;
+        let arena = Arena::reserve(
+            source,
+            least,
+            most,
+            settings.cas,
+            settings.crash_restart,
+            &sizes,
+        )
+        .map_err(|error| error.to_string())?;
         let pages = PageTable::reserve(source, arena.pages()).map_err(|error| error.to_string())?;
         let power = if settings.hash_power == 0 {
             16
@@ -453,16 +461,7 @@ impl Inner {
     /// The slab class that memcached would have put an item in.
     #[inline]
     fn class_of(&self, item: &Item<'_>) -> u8 {
-        match self.bin_classes[usize::from(item.word().bin())] {
-            CHAINED => self.class_of_chained(item.total()),
-            class => class,
-        }
-    }
-
-    #[cold]
-    fn class_of_chained(&self, total: usize) -> u8 {
-        self.classes
-            .class_of_total(total + classes::MEMCACHED_EXTRA)
+        class_of(&self.classes, &self.bin_classes, item)
     }
 
     /// The next CAS id; taken by every attempt to store, as memcached does.
@@ -479,7 +478,7 @@ impl Inner {
         counters.items.add(1);
         counters
             .bytes
-            .add((item.total() + classes::MEMCACHED_EXTRA) as u64);
+            .add((item.total() + self.classes.extra()) as u64);
         cx.counters.general.total_items.add(1);
     }
 
@@ -488,7 +487,13 @@ impl Inner {
         counters.items.sub(1);
         counters
             .bytes
-            .sub((item.total() + classes::MEMCACHED_EXTRA) as u64);
+            .sub((item.total() + self.classes.extra()) as u64);
+    }
+
+    /// Changes when a linked item expires.
+    fn set_expiry(&self, handle: Handle, expires: u32) {
+        self.arena.set_expires(handle, expires);
+        self.note_expiry(handle, expires);
     }
 
     /// Tells an item's page when it expires, so that the crawler knows where to look.
@@ -675,7 +680,7 @@ impl Store {
     /// The longest value that fits beside a key of this length.
     pub fn value_max(&self, key_length: usize, flags: u32) -> usize {
         let overhead =
-            self.inner.arena.overhead(key_length, flags != 0, false) + classes::MEMCACHED_EXTRA;
+            self.inner.arena.overhead(key_length, flags != 0, false) + self.inner.classes.extra();
         self.inner.item_size_max.saturating_sub(overhead)
     }
 
@@ -683,7 +688,22 @@ impl Store {
     /// `now`, everything that is there is dead from here on.
     pub fn flush_all(&self, now: u32, at: u32) {
         self.inner.flush.set(now, at);
+        self.inner.note_now(now);
     }
+}
+
+/// See [`Inner::class_of`].
+#[inline]
+fn class_of(classes: &Classes, bin_classes: &[u8; 256], item: &Item<'_>) -> u8 {
+    match bin_classes[usize::from(item.word().bin())] {
+        CHAINED => class_of_chained(classes, item.total()),
+        class => class,
+    }
+}
+
+#[cold]
+fn class_of_chained(classes: &Classes, total: usize) -> u8 {
+    classes.class_of_total(total + classes.extra())
 }
 
 /// Stands for the class of items whose class only their size tells.

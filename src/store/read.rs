@@ -101,7 +101,7 @@ impl<'g> Hit<'g> {
 
     /// Its size as memcached would count it.
     pub fn size(&self) -> usize {
-        self.item.total() + super::classes::MEMCACHED_EXTRA
+        self.item.total() + self.inner.classes.extra()
     }
 
     /// The key came as base64 (meta flag `b`).
@@ -339,8 +339,7 @@ impl Store {
             let head = item.head();
             let before = head.expires.load(Relaxed);
             if let Some(expires) = how.touch {
-                head.expires.store(expires, Relaxed);
-                inner.note_expiry(item.handle(), expires);
+                inner.set_expiry(item.handle(), expires);
             }
             let word = item.word();
             let mut won = created;

@@ -9,7 +9,7 @@
 
 use std::fmt;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
@@ -31,6 +31,8 @@ pub enum Start {
     Cold(String),
     /// With those of a server that had stopped in good order.
     Warm,
+    /// With what was found intact after a crash.
+    Recovered,
 }
 
 impl fmt::Display for Start {
@@ -38,6 +40,7 @@ impl fmt::Display for Start {
         match self {
             Start::Cold(why) => write!(f, "cold ({why})"),
             Start::Warm => f.write_str("warm"),
+            Start::Recovered => f.write_str("recovered"),
         }
     }
 }
@@ -48,6 +51,8 @@ pub struct Began {
     pub how: Start,
     /// Items that were taken over.
     pub items: u64,
+    /// Items that were linked when the server crashed and are not intact.
+    pub lost: u64,
     /// Milliseconds until they were there.
     pub milliseconds: u64,
 }
@@ -112,6 +117,7 @@ fn identity(settings: &settings::Store) -> Vec<(&'static str, String)> {
         ("chunk_sizes", chunks.collect::<Vec<_>>().join("-")),
         ("hash_algorithm", format!("{:?}", settings.hash_algorithm)),
         ("hashpower", settings.hash_power.to_string()),
+        ("crash_restart", settings.crash_restart.to_string()),
     ]
 }
 
@@ -134,7 +140,7 @@ impl Inner {
         };
         let mut source = Source::File(memory);
         let mut started = None;
-        let how = match found {
+        let mut how = match found {
             Err(why) => Start::Cold(why),
             Ok(read) => {
                 let mut inner = Inner::build(settings, &mut source)?;
@@ -147,12 +153,26 @@ impl Inner {
                 }
             }
         };
+        let mut lost = 0;
+        if settings.crash_restart && started.is_none() {
+            // Whoever has tried it with the record has left traces.
+            source.reuse();
+            let mut inner = Inner::build(settings, &mut source)?;
+            if inner.can_recover(&identity) {
+                let table = inner.arena.region().bytes() + inner.pages.bytes();
+                source.clear_from(table).map_err(unclear)?;
+                if let Some(found) = inner.recover(counters) {
+                    lost = found.lost;
+                    started = Some((inner, Some(found.age)));
+                    how = Start::Recovered;
+                }
+            }
+        }
         let (mut inner, age) = match started {
             Some(started) => started,
             None => {
-                source
-                    .clear()
-                    .map_err(|error| format!("cannot clear the memory file: {error}"))?;
+                source.clear_from(0).map_err(unclear)?;
+                source.reuse();
                 (Inner::build(settings, &mut source)?, None)
             }
         };
@@ -165,7 +185,8 @@ impl Inner {
         })?;
         let began = Began {
             how,
-            items: inner.table.state().items,
+            items: inner.table.items() as u64,
+            lost,
             milliseconds: since.elapsed().as_millis() as u64,
         };
         match &began.how {
@@ -175,6 +196,14 @@ impl Inner {
                 began.items,
                 began.milliseconds
             ),
+            Start::Recovered => log::info!(
+                "[restart] {} items recovered after a crash in {} ms, {lost} were not intact",
+                began.items,
+                began.milliseconds
+            ),
+        }
+        if settings.crash_restart {
+            inner.begin_notes(&identity);
         }
         inner.files = Some(Files {
             _memory: memory,
@@ -293,6 +322,11 @@ impl Store {
         self.inner.files.as_ref().map(|files| &files.began)
     }
 
+    /// Tells a store in a memory file when its clock read 0, in Unix time.
+    pub fn note_epoch(&self, epoch: i64) {
+        self.inner.note_epoch(epoch);
+    }
+
     /// Leaves the items to the next server, if there is a memory file. To be called when nobody uses the
     /// store any more, with the time as it is and the items by class, with their bytes.
     ///
@@ -353,12 +387,16 @@ impl Store {
     }
 }
 
+fn unclear(error: io::Error) -> String {
+    format!("cannot clear the memory file: {error}")
+}
+
 fn words(numbers: &[u64]) -> String {
     let words: Vec<String> = numbers.iter().map(u64::to_string).collect();
     words.join(" ")
 }
 
-fn boot_id() -> String {
+pub(super) fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map(|id| id.trim().to_owned())
         .unwrap_or_default()

@@ -125,6 +125,7 @@ impl Store {
         let inner = &self.inner;
         let juggles = inner.upkeep.juggles.fetch_add(1, Relaxed);
         inner.flush.mark(cx.now);
+        inner.note_now(cx.now);
         inner
             .table
             .grow(&inner.arena, SPLITS, |key| inner.hasher.hash(key));
@@ -433,8 +434,7 @@ impl Inner {
             let flags = word.has(super::raw::flag::CLIENT);
             let total = self.arena.overhead(word.key_length(), flags, false)
                 + head.length.load(Relaxed) as usize;
-            self.classes
-                .class_of_total(total + super::classes::MEMCACHED_EXTRA)
+            self.classes.class_of_total(total + self.classes.extra())
         } else {
             self.classes.class_of_bin(bin)
         }

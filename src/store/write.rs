@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::alloc::Fit;
 use super::chain::Version;
-use super::classes::MEMCACHED_EXTRA;
 use super::raw::{Handle, Item, NewItem, PairGuard, Parked, Place, Slot, State, flag};
 use super::read::Pin;
 use super::{COPY_MAX, Cx, Inner, Mode, Put, Refused, Store, Stored};
@@ -258,6 +257,7 @@ impl Inner {
             head.accessed.store(self.stamp(cx.now), Relaxed);
             self.arena.set_cas(slot.handle(), cas);
             let (handle, item) = (slot.handle(), slot.item());
+            item.seal();
             let (class, length) = (self.class_of(&item), item.length());
             let expires = head.expires.load(Relaxed);
             self.note_expiry(handle, expires);
@@ -372,12 +372,13 @@ impl Inner {
         if flags != word.flags() {
             head.update(|word| word.with_flags(flags));
         }
+        item.seal();
     }
 
     /// `set`, `add`, `replace`, `cas` of a value at hand.
     fn put(self: &Arc<Self>, cx: Cx<'_>, put: &Put<'_>, value: &[u8]) -> Stored {
         let total = self.arena.overhead(put.key.len(), put.flags != 0, false) + value.len();
-        if total + MEMCACHED_EXTRA > self.item_size_max {
+        if total + self.classes.extra() > self.item_size_max {
             return Stored::TooLarge;
         }
         let cas = self.next_cas(put.new_cas);
@@ -510,7 +511,7 @@ impl Inner {
             let (flags, expires) = (item.client_flags(), item.head().expires.load(Relaxed));
             let length = old_length + added;
             let total = self.arena.overhead(put.key.len(), flags != 0, false) + length;
-            if total + MEMCACHED_EXTRA > self.item_size_max {
+            if total + self.classes.extra() > self.item_size_max {
                 return Stored::NotStored;
             }
             let plain = Put {
@@ -611,6 +612,7 @@ impl Inner {
         };
         self.arena.set_cas(slot.handle(), cas);
         let item = slot.item();
+        item.seal();
         let (class, new_length) = (self.class_of(&item), item.length());
         self.note_expiry(slot.handle(), put.expires);
         self.count_in(cx, &item);
@@ -658,7 +660,7 @@ impl Store {
     fn refuses(&self, put: &Put<'_>, length: usize) -> bool {
         let inner = &self.inner;
         let total = inner.arena.overhead(put.key.len(), put.flags != 0, false) + length;
-        total + MEMCACHED_EXTRA > inner.item_size_max
+        total + inner.classes.extra() > inner.item_size_max
     }
 
     /// Memory for a value of `length` bytes that will arrive piece by piece.

@@ -13,6 +13,7 @@ use std::sync::atomic::{
 use std::sync::{Mutex, MutexGuard};
 
 use super::item::overwrite;
+use super::salvage::Intact;
 use super::{Arena, Handle, Item, Region, ReserveError, Slot, Source, State};
 
 /// Entries of a bucket.
@@ -268,6 +269,17 @@ impl Table {
         self.growth
             .lock()
             .unwrap_or_else(|broken| broken.into_inner())
+    }
+
+    /// Items in it.
+    pub fn items(&self) -> usize {
+        self.items.load(Relaxed)
+    }
+
+    /// Pairs for so many items, and no fewer than there are.
+    pub fn pairs_for(&self, items: usize) -> usize {
+        let most = self.pairs.bytes() / (2 * size_of::<Bucket>());
+        (items * 4 / QUARTERS_PER_PAIR + 1).clamp(self.pairs(), most)
     }
 
     /// Pairs in use.
@@ -803,6 +815,27 @@ impl<'t> PairGuard<'t> {
         self.arena.head(slot.handle()).place(state, counter);
         self.table.items.fetch_add(1, Relaxed);
         Ok(())
+    }
+
+    /// Links an item that an earlier process has left. False if its pair cannot take one more just now.
+    pub fn adopt(&mut self, hash: u64, found: &Intact<'_>) -> bool {
+        let placed = self.place(hash, found.item().handle().raw(), None);
+        if placed {
+            self.table.items.fetch_add(1, Relaxed);
+        }
+        placed
+    }
+
+    /// Lets an entry lead to another item of its key, one that an earlier process has left.
+    pub fn adopt_instead(&mut self, place: &Place<'t>, found: &Intact<'_>) {
+        place.bucket.handles[place.entry].store(found.item().handle().raw(), Relaxed);
+    }
+
+    /// Takes out an entry whose item is given up.
+    pub fn forget(&mut self, place: Place<'t>) {
+        place.bucket.set_live(place.entry, false);
+        place.bucket.set_tag(place.entry, 0);
+        self.table.items.fetch_sub(1, Relaxed);
     }
 
     fn place(&self, hash: u64, raw: u32, growth: Option<&mut Growth>) -> bool {

@@ -36,14 +36,19 @@ impl Source {
         }
     }
 
-    /// Takes all regions back, and makes what they will hold next zeroes. Those that are still
-    /// mapped must not be used any more.
-    pub fn clear(&mut self) -> io::Result<()> {
+    /// Begins anew with the first region, with what it holds.
+    pub fn reuse(&mut self) {
         if let Source::File(file) = self {
             file.used = 0;
-            file.file.set_len(0)?;
         }
-        Ok(())
+    }
+
+    /// Makes everything in the file behind `offset` read as zeroes, which is how regions begin.
+    pub fn clear_from(&self, offset: usize) -> io::Result<()> {
+        match self {
+            Source::Anonymous => Ok(()),
+            Source::File(file) => file.clear_from(offset as u64),
+        }
     }
 }
 
@@ -70,6 +75,15 @@ impl MemoryFile {
     /// Bytes of the file.
     pub fn length(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
+    }
+
+    fn clear_from(&self, offset: u64) -> io::Result<()> {
+        let length = self.length()?;
+        if length > offset {
+            self.file.set_len(offset)?;
+            self.file.set_len(length)?;
+        }
+        Ok(())
     }
 
     /// Makes sure that `bytes` from the start on can be written: a mapped page that the file system has no

@@ -206,8 +206,12 @@ impl Head {
 /// Bytes before the key of an item without CAS and without extension.
 pub(super) const HEAD: usize = size_of::<Head>();
 const CAS: usize = size_of::<u64>();
+/// A checksum of what an item holds.
+const CHECK: usize = size_of::<u32>();
 /// Pins and next chunk.
 const EXTENSION: usize = 8;
+/// Cells of [`Arena::notes`].
+pub const NOTES: usize = 32;
 /// The pin word's mark of an item that has been unlinked.
 const UNLINKED: u32 = 1 << 31;
 
@@ -216,8 +220,10 @@ pub struct Arena {
     region: Region,
     /// A handle is an offset shifted right by this.
     shift: u32,
-    /// Header of an item: 24 bytes, or 16 without CAS.
+    /// Header of an item: 24 bytes, 8 less without CAS, 4 more with a check.
     header: usize,
+    cas: bool,
+    checked: bool,
     /// Slot size of each bin; the last bin's slots are what large values are chained of.
     sizes: Vec<u32>,
 }
@@ -230,6 +236,7 @@ impl Arena {
         least: usize,
         most: usize,
         cas: bool,
+        checked: bool,
         sizes: &[usize],
     ) -> Result<Arena, ReserveError> {
         // Page 0 is not used, so that no handle is 0.
@@ -245,7 +252,9 @@ impl Arena {
         Ok(Arena {
             region,
             shift,
-            header: HEAD + if cas { CAS } else { 0 },
+            header: HEAD + if cas { CAS } else { 0 } + if checked { CHECK } else { 0 },
+            cas,
+            checked,
             sizes,
         })
     }
@@ -285,8 +294,13 @@ impl Arena {
         self.region.bytes() / PAGE
     }
 
+    /// Items carry a check of what they hold.
+    pub fn checked(&self) -> bool {
+        self.checked
+    }
+
     pub fn has_cas(&self) -> bool {
-        self.header > HEAD
+        self.cas
     }
 
     /// Bytes of the first slot of an item with these traits that do not hold its value.
@@ -311,6 +325,11 @@ impl Arena {
 
     pub fn page_of(&self, handle: Handle) -> u32 {
         (self.offset(handle) / PAGE) as u32
+    }
+
+    /// Where on its page a slot begins.
+    pub(super) fn place_in_page(&self, handle: Handle) -> usize {
+        self.offset(handle) % PAGE
     }
 
     #[inline]
@@ -343,8 +362,45 @@ impl Arena {
     #[inline]
     pub fn set_cas(&self, handle: Handle, cas: u64) {
         if let Some(cell) = self.cas_cell(handle) {
+            let mask = self.check_mask(handle);
             cell.store(cas, Relaxed);
+            self.change_check(handle, mask);
         }
+    }
+
+    /// Changes the expiry of a linked item, whose pair is locked.
+    #[inline]
+    pub fn set_expires(&self, handle: Handle, expires: u32) {
+        let mask = self.check_mask(handle);
+        self.head(handle).expires.store(expires, Relaxed);
+        self.change_check(handle, mask);
+    }
+
+    /// Lets an item's check follow a change of its expiry or CAS, from what its mask was.
+    #[inline]
+    fn change_check(&self, handle: Handle, mask: u32) {
+        if let Some(cell) = self.check_cell(handle) {
+            cell.store(cell.load(Relaxed) ^ mask ^ self.check_mask(handle), Relaxed);
+        }
+    }
+
+    /// What expiry and CAS do to an item's check; 0 without checks.
+    #[inline]
+    fn check_mask(&self, handle: Handle) -> u32 {
+        if !self.checked {
+            return 0;
+        }
+        let expires = u64::from(self.head(handle).expires.load(Relaxed));
+        let both = self.cas(handle).rotate_left(32) ^ expires;
+        (both.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+    }
+
+    #[inline]
+    fn check_cell(&self, handle: Handle) -> Option<&AtomicU32> {
+        // SAFETY: as in `head`: the last 4 bytes of an item's header are this atomic when the arena
+        // has checks, and the header is a multiple of 4.
+        self.checked
+            .then(|| unsafe { &*self.at(handle).add(self.header - CHECK).cast::<AtomicU32>() })
     }
 
     #[inline]
@@ -368,7 +424,7 @@ impl Arena {
     /// Pins, and the next chunk, of a large item.
     pub(super) fn extension(&self, handle: Handle) -> [&AtomicU32; 2] {
         // SAFETY: as in `head`: these 8 bytes of a large item are only ever used as two atomics, and
-        // the header is a multiple of 8.
+        // the header is a multiple of 4.
         unsafe {
             let cells = self.at(handle).add(self.header).cast::<AtomicU32>();
             [&*cells, &*cells.add(1)]
@@ -456,6 +512,18 @@ impl Arena {
         }
         // SAFETY: no entry and no pin is left, so nobody but the caller knows the slot.
         Some(unsafe { self.slot(handle, word.bin()) })
+    }
+
+    /// No pin outlives its process.
+    pub(super) fn forget_pins(&self, item: Handle) {
+        self.extension(item)[0].store(0, Relaxed);
+    }
+
+    /// The first cells of the page that holds no items, for the store's own use.
+    pub fn notes(&self) -> &[AtomicU64; NOTES] {
+        // SAFETY: page 0 is mapped, aligned, and holds no slots; its first bytes are only ever used as
+        // these atomics.
+        unsafe { self.region.base().cast::<[AtomicU64; NOTES]>().as_ref() }
     }
 
     /// Hangs `new` where `old` hangs in an item's chain. False if it does not.
@@ -636,6 +704,41 @@ impl<'g> Item<'g> {
                 return;
             }
         }
+    }
+
+    /// Writes down what the item holds, if the arena has checks: for whoever has just filled or changed
+    /// it, before anybody else sees it.
+    #[inline]
+    pub fn seal(&self) {
+        if let Some(cell) = self.arena.check_cell(self.handle) {
+            cell.store(self.sum(), Relaxed);
+        }
+    }
+
+    /// Whether the item holds what was [sealed](Item::seal).
+    pub fn intact(&self) -> bool {
+        let cell = self.arena.check_cell(self.handle);
+        cell.is_some_and(|cell| cell.load(Relaxed) == self.sum())
+    }
+
+    /// A checksum over key, client flags, value, their lengths, expiry and CAS.
+    #[inline(never)]
+    fn sum(&self) -> u32 {
+        let word = self.head().word();
+        let layout = word.0 & 0xff | u32::from(word.flags() & (flag::CLIENT | flag::LARGE)) << 8;
+        let seed = u64::from(layout) << 32 | self.length() as u64;
+        let item = Item { word, ..*self };
+        let begin = item.key_offset();
+        let sum = if word.has(flag::LARGE) {
+            let mut sum = xxhash_rust::xxh3::Xxh3::with_seed(seed);
+            sum.update(item.bytes(begin, item.value_offset() - begin));
+            item.pieces(|piece| sum.update(piece));
+            sum.digest()
+        } else {
+            let end = item.value_offset() + item.length();
+            xxhash_rust::xxh3::xxh3_64_with_seed(item.bytes(begin, end - begin), seed)
+        };
+        (sum >> 32) as u32 ^ sum as u32 ^ self.arena.check_mask(self.handle)
     }
 
     /// Counts one more reference that outlives the lock. Only large items can be pinned.

@@ -29,6 +29,7 @@ mod file;
 mod item;
 mod memory;
 mod pages;
+mod salvage;
 
 pub use bucket::{Ghost, PairGuard, Place, Spot, Table, TableState};
 pub use chain::{Chain, ChainEdit, Link};
@@ -36,6 +37,7 @@ pub use file::{MemoryFile, Source};
 pub use item::{Arena, Handle, Head, Item, NewItem, Parked, Pinned, Slot, State, Word, flag};
 pub use memory::{Region, ReserveError};
 pub use pages::{BinPages, PageTable};
+pub use salvage::{Intact, Salvage};
 
 /// A page: what a bin grows by.
 pub const PAGE: usize = 64 << 10;

@@ -82,6 +82,31 @@ impl PageTable {
         self.region.digest(self.pages * size_of::<PageEntry>())
     }
 
+    /// Makes the entry of a page anew, of whose slots those in `free` are free.
+    pub(super) fn rebuild(
+        &self,
+        arena: &Arena,
+        page: u32,
+        carved: usize,
+        free: &[Handle],
+        soonest: u32,
+    ) {
+        let entry = self.entry(page);
+        if free.len() == carved {
+            entry.bin.store(0, Relaxed);
+            return;
+        }
+        let mut head = 0;
+        for &handle in free.iter().rev() {
+            arena.head(handle).expires.store(head, Relaxed);
+            head = handle.raw();
+        }
+        entry.carved.store(carved as u32, Relaxed);
+        entry.free_head.store(head, Relaxed);
+        entry.free_count.store(free.len() as u32, Relaxed);
+        entry.soonest.store(soonest, Relaxed);
+    }
+
     /// Gives the memory of a page that no bin has back to the system.
     pub fn discard(&self, arena: &Arena, page: u32) {
         assert!(self.entry(page).bin().is_none());
