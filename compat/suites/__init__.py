@@ -25,6 +25,6 @@ class Setting(NamedTuple):
     seed: str
 
 
-from . import clients, differential, libmemcached, testapp, tools, upstream  # noqa: E402
+from . import clients, differential, libmemcached, placement, testapp, tools, upstream  # noqa: E402
 
-ALL = [upstream, testapp, tools, libmemcached, *clients.ALL, differential]
+ALL = [upstream, testapp, tools, libmemcached, *clients.ALL, differential, placement]

@@ -199,6 +199,7 @@ impl Ring {
     pub fn owner(&self, key: &[u8]) -> usize {
         let part = self.hashed_part(key);
         usize::from(match &self.placement {
+            Placement::Points(continuum) if continuum.is_one() => continuum.owners[0],
             Placement::Points(continuum) => {
                 continuum.owners[continuum.find(hashkit::hash(self.key_hash, self.seed, part))]
             }

@@ -46,6 +46,12 @@ impl Continuum {
         }
     }
 
+    /// Whether one server has all keys: then nobody needs to hash.
+    #[inline]
+    pub(super) fn is_one(&self) -> bool {
+        self.distinct == 1
+    }
+
     /// The first point not below a hash; past the last one, the first of all.
     #[inline]
     pub(super) fn find(&self, hash: u32) -> usize {
