@@ -18,6 +18,41 @@ class Rule(NamedTuple):
     explains: callable
 
 
+TIMES = re.compile(rb"((?:^|\n)(?:HD|VA \d+)\b[^\r\n]*?)( [tl])\d+")
+DESCRIBED = re.compile(rb"(\nME |^ME )([^\r\n]*?) exp=-?\d+ la=\d+ ")
+
+
+def timeless(answer):
+    """Without seconds left and gone by, which the two servers do not count at the same moment."""
+    before = None
+    while before != answer:
+        before, answer = answer, TIMES.sub(rb"\1\2#", answer)
+    return DESCRIBED.sub(rb"\1\2 exp=# ", answer)
+
+
+def subject(command):
+    """The key of a meta or binary command, and whether it counts."""
+    if not command.startswith(b"\x80"):
+        found = words(command)
+        return found[1] if len(found) > 1 else b"", found[0] == b"ma"
+    extras = command[4]
+    key = int.from_bytes(command[2:4], "big")
+    return command[24 + extras : 24 + extras + key], command[1] in (0x05, 0x06, 0x15, 0x16)
+
+
+def packets(answer):
+    """Binary answers without what follows a setting of its own: the statistics."""
+    made, at = [], 0
+    while at + 24 <= len(answer) and answer[at] == 0x81:
+        body = int.from_bytes(answer[at + 8 : at + 12], "big")
+        if answer[at + 1] != 0x10:
+            made.append(answer[at : at + 24 + body])
+        elif not body or answer[at + 6 : at + 8] != bytes(2):
+            made.append(answer[at : at + 24 + body])
+        at += 24 + body
+    return b"".join(made) + answer[at:]
+
+
 COUNTED = re.compile(rb"(VALUE \S+ \d+) \d+( \d+)?\r\n(\d+) *\r\n")
 ONLY_SETS = re.compile(rb"PREFIX \S+ get 0 hit 0 set \d+ del 0")
 BAD_FORMAT = b"CLIENT_ERROR bad command line format\r\n"
@@ -52,6 +87,15 @@ RULES.append(
         "all",
         lambda command: command.startswith(b"\x80"),
         lambda command, reference, subject: reference == b"" and subject.startswith(b"\x81"),
+    )
+)
+RULES.append(
+    Rule(
+        "me with b alone",
+        "memcached heeds the b of me only if another word follows it",
+        "all",
+        lambda command: words(command)[:1] == [b"me"] and words(command)[2:] == [b"b"],
+        lambda command, reference, subject: True,
     )
 )
 WITHHELD = Rule(

@@ -6,13 +6,17 @@ import time
 from typing import NamedTuple
 
 from . import rules
+from .binary import Binary
 from .keys import Keys
+from .meta import Meta
 from .servers import Pair
 from .text import Text
 
 OPTIONS = [[], [], ["-C"], ["-R", "1"], ["-D", ":"], ["-t", "4"], ["-M"], ["-n", "200"], ["-f", "1.08"]]
 LASTING = 4
 CROWD = 6
+# The first of the lasting connections that speak binary.
+BINARY = 100
 EPOCH = 20_000
 
 
@@ -44,16 +48,21 @@ class Player:
         if step.kind == "leave":
             return [self._compare(step, line, self.pair.ask_and_leave(line[2])) for line in step.lines]
         for number, _, pieces in step.lines:
-            self.pair.tell(number, pieces)
-        heard = [self.pair.hear(number) for number, _, _ in step.lines]
+            self.pair.tell(number, pieces, number >= BINARY)
+        heard = [self.pair.hear(number, number >= BINARY) for number, _, _ in step.lines]
         return [self._compare(step, line, answers) for line, answers in zip(step.lines, heard, strict=True)]
 
     def _compare(self, step, line, answers):
         reference, subject = answers
         # A wild command without a line end may have become one with the next.
         commands = [b"".join(line[1])] if b"".join(line[1]).count(b"\n") == 1 else line[1]
+        binary = line[1][0].startswith(b"\x80")
+        if binary:
+            reference, subject = map(rules.packets, answers)
+        else:
+            reference, subject = map(rules.timeless, answers)
         if reference == subject and not reference.endswith((b"<silence>", b"<closed>")):
-            return reference
+            return answers[0]
         if len(commands) == 1:
             command = commands[0]
             reference, subject = (
@@ -102,12 +111,17 @@ class Epoch:
         self.text = Text(random, self.keys, shrink)
         self.crowd = [Text(random, Keys(random, b"c%d_" % number, not shrink), shrink) for number in range(CROWD)]
         self.pending = []
-        self.dialects = dialects
+        self.sets = {"text": self.text}
+        for name, kind in (("meta", Meta), ("binary", Binary)):
+            if name in dialects:
+                self.sets[name] = kind(random, self.keys, shrink, self.text)
+        self.dialects = [name for name in self.sets if name in dialects]
 
     def learn(self, answers):
         """Remembers the cas ids a reference has given."""
         for answer in answers:
-            self.text.learn(answer)
+            for commands in self.sets.values():
+                commands.learn(answer)
 
     def forbidden(self, command):
         return any(rule.explains is None and rule.matches(command) for rule in self.known)
@@ -116,6 +130,8 @@ class Epoch:
         """Whether a command must be sent by itself."""
         if any(rule.matches(command) for rule in self.known):
             return True
+        if command.startswith(b"\x80"):
+            return command[1] in (0x08, 0x10, 0x18) or len(command) > 60_000
         if command.startswith((b"stats", b"version", b"shutdown", b"flush_all", b"watch", b"lru_crawler m")) or len(command) > 60_000:
             return True
         return len(rules.line_of(command)) > 2000 and not command.startswith((b"get ", b"gets "))
@@ -139,9 +155,13 @@ class Epoch:
         while len(made) < count and size < 50_000:
             command = text.lone() if random() < odd else text.command()
             start = command[:4]
+            counted = start in (b"incr", b"decr") and not held.isdisjoint(rules.words(command)[1:2])
             if start in (b"get ", b"gets", b"gat ", b"gats"):
                 held.update(rules.words(command))
-            counted = start in (b"incr", b"decr") and not held.isdisjoint(rules.words(command)[1:2])
+            elif start[:3] in (b"mg ", b"ma ") or start[:1] == b"\x80":
+                key, counts_it = rules.subject(command)
+                counted = counts_it and key in held
+                held.add(key)
             if counted or self.special(command):
                 if not self.forbidden(command) and len(self.pending) < 3:
                     self.pending.append(command)
@@ -154,29 +174,37 @@ class Epoch:
         random = self.random
         if self.pending:
             return self.alone(self.pending.pop())
+        name = random.choice(self.dialects)
+        commanding = self.sets[name]
         kind = random.random()
         if kind < 0.55:
-            commands = self.many(self.text, random.randrange(1, 80), 0.06)
+            commands = self.many(commanding, random.randrange(1, 80), 0.06)
+            if not commands:
+                return self.next()
             pieces = self.pieces(b"".join(commands), 0.3)
-            return Step("pipeline", [(random.randrange(LASTING), commands, pieces)])
-        if kind < 0.62:
+            return Step("pipeline", [(self.number(commands[0]), commands, pieces)])
+        if kind < 0.62 and name == "text":
             lines = []
             for number, text in enumerate(self.crowd):
                 commands = [c for c in self.many(text, 15, 0) if not c.startswith((b"gets", b"gats", b"cas"))]
                 lines.append((LASTING + number, commands, self.pieces(b"".join(commands), 0.3)))
             return Step("crowd", lines)
         if kind < 0.75:
-            while self.forbidden(command := self.text.lone()):
+            while self.forbidden(command := commanding.lone()):
                 pass
             return self.alone(command)
-        while self.forbidden(command := self.text.wild()):
+        while self.forbidden(command := commanding.wild()):
             pass
         commands = [command]
-        if not self.drifts() and not self.special(command) and not swallows(command):
+        if name == "text" and not self.drifts() and not self.special(command) and not swallows(command):
             while random.random() < 0.5 and not counts(command):
                 command = self.text.command()
                 commands.append(command)
         return Step("leave", [(0, commands, self.pieces(b"".join(commands), 0.5 if len(commands) > 1 else 0.3))])
+
+    def number(self, command):
+        """A lasting connection for commands like this one."""
+        return self.random.randrange(LASTING) + (BINARY if command.startswith(b"\x80") else 0)
 
     def drifts(self):
         return any(rule.reference != "all" for rule in self.known)
@@ -186,7 +214,7 @@ class Epoch:
             # Look at every key, so that what is dead is gone before another flush could show it again.
             self.pending.append(b"get " + b" ".join(self.keys.distinct()) + b"\r\n")
         pieces = [command] if len(command) > 2000 and b"\n" not in command[:2000] else self.pieces(command, 0.2)
-        return Step("pipeline", [(self.random.randrange(LASTING), [command], pieces)])
+        return Step("pipeline", [(self.number(command), [command], pieces)])
 
 
 def play(programs, wraps, options, steps, known):

@@ -5,6 +5,7 @@ use crate::protocol::request::{self, Style};
 use crate::store::{self, Counted};
 
 use super::context::Context;
+use super::meta::Times;
 use super::replies::Replies;
 use super::reply;
 
@@ -17,16 +18,22 @@ pub fn arith(
     replies: &mut Replies,
 ) {
     cx.tell_lookup(key, hash);
+    let times = Times {
+        touch: op.touch.map(|ttl| cx.expiry(ttl)),
+        vivify: op.create.map(|create| cx.expiry(create.exptime)),
+    };
+    let expiry = match style {
+        Style::Meta { flags, .. } => times.of_created(flags),
+        Style::Text { .. } | Style::Binary { .. } => times.vivify,
+    };
     let how = store::Arith {
         up: op.up,
         delta: op.delta,
         // Nobody has CAS 0: it means "any" here.
         cas: op.cas.filter(|&cas| cas != 0),
         new_cas: op.new_cas,
-        touch: op.touch.map(|ttl| cx.expiry(ttl)),
-        create: op
-            .create
-            .map(|create| (create.initial, cx.expiry(create.exptime))),
+        touch: times.touch,
+        create: op.create.map(|create| create.initial).zip(expiry),
     };
     let counted = cx.store().arith(cx.caller(), key, hash, &how);
     match counted {
@@ -53,6 +60,7 @@ pub fn arith(
         op.key.base64,
         value,
         op.create.is_some(),
+        times,
         cx.now,
         counted,
         replies,

@@ -11,6 +11,29 @@ use super::replies::{Replies, Room};
 /// `O` 32 bytes, `k` a key in base64.
 const LINE: usize = 1024;
 
+/// The expiry times that flags bring, on the server's clock. Flags are heeded in their order, so that
+/// `t` shows what holds at its place among them.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Times {
+    /// `T`
+    pub touch: Option<u32>,
+    /// `N`, for an item that is created.
+    pub vivify: Option<u32>,
+}
+
+impl Times {
+    /// What an item that is created ends up with; nothing if that is not asked for.
+    pub fn of_created(&self, flags: &[u8]) -> Option<u32> {
+        let first = self.vivify?;
+        let times = words(flags).filter_map(|token| match token[0] {
+            b'T' => self.touch,
+            b'N' => self.vivify,
+            _ => None,
+        });
+        Some(times.last().unwrap_or(first))
+    }
+}
+
 fn put_key(room: &mut Room<'_>, key: &[u8], encoded: bool) {
     room.put(b" k");
     if encoded {
@@ -88,7 +111,9 @@ pub fn counted(
     key: &[u8],
     encoded: bool,
     cas: u64,
-    expires: u32,
+    mut expires: u32,
+    times: Times,
+    created: bool,
     now: u32,
     replies: &mut Replies,
 ) {
@@ -108,6 +133,8 @@ pub fn counted(
             b'k' => put_key(&mut room, key, encoded),
             b'c' => put_number(&mut room, b'c', cas),
             b't' => put_ttl(&mut room, expires, now),
+            b'T' => expires = times.touch.unwrap_or(expires),
+            b'N' if created => expires = times.vivify.unwrap_or(expires),
             _ => {}
         }
     }
@@ -124,6 +151,7 @@ pub fn fetched(
     key: &[u8],
     flags: &[u8],
     value: bool,
+    times: Times,
     now: u32,
     replies: &mut Replies,
 ) {
@@ -136,12 +164,11 @@ pub fn fetched(
     } else {
         room.put(b"HD");
     }
-    // `t` shows what holds at its place among the flags.
-    let mut expires = hit.expires();
+    let mut expires = if hit.created() { 0 } else { hit.expires() };
     for token in words(flags) {
         match token[0] {
-            b'T' => expires = hit.expires_now(),
-            b'N' if hit.created() => expires = hit.expires_now(),
+            b'T' => expires = times.touch.unwrap_or(expires),
+            b'N' if hit.created() => expires = times.vivify.unwrap_or(expires),
             b's' => put_number(&mut room, b's', length as u64),
             b't' => put_ttl(&mut room, expires, now),
             b'c' => put_number(&mut room, b'c', hit.cas()),

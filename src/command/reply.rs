@@ -215,6 +215,7 @@ pub fn counted(
     base64: bool,
     value: bool,
     creates: bool,
+    times: meta::Times,
     now: u32,
     counted: Counted,
     replies: &mut Replies,
@@ -239,10 +240,13 @@ pub fn counted(
                 value: number,
                 cas,
                 expires,
+                created,
                 ..
             } => {
                 let shown = value.then_some(number);
-                meta::counted(shown, flags, key, base64, cas, expires, now, replies);
+                meta::counted(
+                    shown, flags, key, base64, cas, expires, times, created, now, replies,
+                );
             }
             Counted::NotFound => meta::echo(b"NF", flags, key, base64, replies),
             Counted::Exists => meta::echo(b"EX", flags, key, base64, replies),

@@ -277,6 +277,10 @@ fn terminated(style: &Style<'_>, terminator: &[u8]) -> bool {
 
 fn bad_chunk(cx: &Context<'_>, plan: &Plan, style: &Style<'_>, key: &[u8], replies: &mut Replies) {
     count_set(cx, class_of(cx, plan, key));
+    if matches!(style, Style::Meta { .. }) && plan.new_cas.is_none() {
+        // The line has taken an id before the value was looked at.
+        cx.store().use_up_cas();
+    }
     if !matches!(style, Style::Text { noreply: true }) {
         replies.line(BAD_CHUNK);
     }

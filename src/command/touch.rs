@@ -62,10 +62,15 @@ pub fn fetch(
     }
 }
 
-fn how(cx: &Context<'_>, op: &request::Fetch<'_>, flags: &[u8]) -> store::Fetch {
+fn how(
+    cx: &Context<'_>,
+    op: &request::Fetch<'_>,
+    times: meta::Times,
+    flags: &[u8],
+) -> store::Fetch {
     store::Fetch {
-        touch: op.touch.map(|ttl| cx.expiry(ttl)),
-        vivify: op.vivify.map(|ttl| cx.expiry(ttl)),
+        touch: times.touch,
+        vivify: times.of_created(flags),
         recache: op.recache.map(|ttl| cx.expiry(ttl)),
         recache_first: op.recache.is_some() && op.touch.is_some() && recache_first(flags),
         new_cas: op.new_cas,
@@ -91,11 +96,15 @@ fn fetch_meta(
     replies: &mut Replies,
 ) {
     let touches = op.touch.is_some();
+    let times = meta::Times {
+        touch: op.touch.map(|ttl| cx.expiry(ttl)),
+        vivify: op.vivify.map(|ttl| cx.expiry(ttl)),
+    };
     let found = cx
         .store()
-        .fetch(cx.caller(), key, hash, &how(cx, op, flags), |hit| {
+        .fetch(cx.caller(), key, hash, &how(cx, op, times, flags), |hit| {
             let value = op.value && op.known_cas != Some(hit.cas());
-            meta::fetched(hit, key, flags, value, cx.now, replies);
+            meta::fetched(hit, key, flags, value, times, cx.now, replies);
             count_hit(cx.counters, hit, touches);
             (hit.class(), hit.length())
         });

@@ -11,6 +11,8 @@ use super::words::{word, words};
 
 /// Words of a request, command and key included.
 const WORDS_MAX: usize = 20;
+/// Words whose first byte is looked at before anything else.
+const WORDS_SEEN: usize = 24;
 /// An opaque token with its letter.
 const OPAQUE_MAX: usize = 32;
 /// What comes after the value of `ms`.
@@ -54,12 +56,13 @@ pub(super) fn parse<'a>(command: u8, mut rest: &'a [u8], taken: usize) -> Parsed
         return refuse(BAD_FORMAT);
     };
     if command == b'e' {
-        if key.len() > KEY_MAX {
+        if key.len() > KEY_MAX || !words(rest).take(WORDS_SEEN - 2).all(begins_a_flag) {
             return refuse(BAD_FORMAT);
         }
-        let base64 = words(rest).any(|word| word == b"b");
+        // Where memcached looks for it, but without wanting a word behind it.
+        let base64 = words(rest).next() == Some(b"b");
         if base64 && !decodes(key) {
-            return refuse(BAD_KEY);
+            return refuse(BAD_FORMAT);
         }
         return request(
             Op::Describe {
@@ -81,7 +84,9 @@ pub(super) fn parse<'a>(command: u8, mut rest: &'a [u8], taken: usize) -> Parsed
     let before = if command == b's' { 3 } else { 2 };
     let flags = match Flags::read(key, rest, before) {
         Ok(flags) => flags,
-        Err(line) => {
+        // Told before anything else, even the length: there is nothing to skip.
+        Err(Wrong::Word) => return refuse(BAD_FORMAT),
+        Err(Wrong::Flags(line)) => {
             let line = if command == b'a' && line != LONG_OPAQUE {
                 ARITH_FLAG
             } else {
@@ -147,7 +152,8 @@ pub(super) fn parse<'a>(command: u8, mut rest: &'a [u8], taken: usize) -> Parsed
                     flags: flags.client,
                     exptime: flags.touch.unwrap_or(0),
                     cas: flags.cas,
-                    new_cas: flags.new_cas,
+                    // 0 asks for the next id, here alone.
+                    new_cas: flags.new_cas.filter(|&cas| cas != 0),
                     invalidate: flags.stale,
                     vivify: flags.vivify,
                 }),
@@ -195,6 +201,18 @@ fn decodes(key: &[u8]) -> bool {
     base64::decode(key, &mut [0; base64::DECODED_MAX]).is_some()
 }
 
+/// What is wrong with flags.
+#[derive(Debug, PartialEq, Eq)]
+enum Wrong {
+    /// A word begins with what can be no flag.
+    Word,
+    Flags(&'static str),
+}
+
+fn begins_a_flag(word: &[u8]) -> bool {
+    matches!(word[0], b'0'..=b'9' | b'A'..=b'z')
+}
+
 /// What the flags of a request say.
 #[derive(Debug)]
 struct Flags {
@@ -218,7 +236,7 @@ struct Flags {
 impl Flags {
     /// Reads them all before any error but those that leave nothing to read on for is told: the last
     /// one found is what the client hears, as with memcached.
-    fn read(key: &[u8], rest: &[u8], before: usize) -> Result<Flags, &'static str> {
+    fn read(key: &[u8], rest: &[u8], before: usize) -> Result<Flags, Wrong> {
         let mut flags = Flags {
             base64: false,
             quiet: false,
@@ -236,9 +254,6 @@ impl Flags {
             delta: 1,
             mode: None,
         };
-        if key.len() > KEY_MAX {
-            return Err(BAD_FORMAT);
-        }
         let mut count = before;
         let mut seen = 0u64;
         let mut wrong = None;
@@ -247,11 +262,11 @@ impl Flags {
         let mut opaque = 0;
         for token in words(rest) {
             let (letter, argument) = (token[0], &token[1..]);
-            if !matches!(letter, b'0'..=b'9' | b'A'..=b'z') {
-                return Err(BAD_FORMAT);
-            }
             count += 1;
-            if last.is_some() {
+            if !begins_a_flag(token) && count <= WORDS_SEEN {
+                return Err(Wrong::Word);
+            }
+            if last.is_some() || count > WORDS_MAX {
                 continue;
             }
             // No two letters share a bit; a digit is no flag anyway.
@@ -291,7 +306,11 @@ impl Flags {
                     Some(delta) => flags.delta = delta,
                     None => wrong = Some(BAD_DELTA),
                 },
-                b'M' => flags.mode = Some(argument.first().copied().unwrap_or(0)),
+                // A NUL byte is no mode to memcached, a missing one is a wrong one.
+                b'M' => {
+                    flags.mode =
+                        Some(argument.first().copied().unwrap_or(b' ')).filter(|&mode| mode != 0)
+                }
                 b'O' => opaque = token.len(),
                 b'q' => flags.quiet = true,
                 b'v' => flags.value = true,
@@ -302,12 +321,15 @@ impl Flags {
                 _ => last = Some(INVALID_FLAG),
             }
         }
+        if key.len() > KEY_MAX {
+            return Err(Wrong::Flags(BAD_FORMAT));
+        }
         if count > WORDS_MAX {
-            return Err(TOO_MANY_FLAGS);
+            return Err(Wrong::Flags(TOO_MANY_FLAGS));
         }
         match last.or(wrong) {
-            Some(line) => Err(line),
-            None if opaque > OPAQUE_MAX => Err(LONG_OPAQUE),
+            Some(line) => Err(Wrong::Flags(line)),
+            None if opaque > OPAQUE_MAX => Err(Wrong::Flags(LONG_OPAQUE)),
             None => Ok(flags),
         }
     }
@@ -347,6 +369,9 @@ mod tests {
             ("mg # b", BAD_KEY, 0),
             ("ms a", BAD_FORMAT, 0),
             ("ms a x", BAD_FORMAT, 0),
+            ("ms a 2 !", BAD_FORMAT, 0),
+            ("ma a !", BAD_FORMAT, 0),
+            ("me a !", BAD_FORMAT, 0),
             ("ms a 2 Fx", BAD_FORMAT, 4),
             ("ms a 2 MX", STORE_MODE, 4),
             ("ma a Jx", ARITH_FLAG, 0),

@@ -122,7 +122,10 @@ impl Store {
             let digits = digits.format(value).as_bytes();
             let (class, old_length, word) = (inner.class_of(&item), text.len(), item.word());
             let (handle, old_cas) = (item.handle(), item.cas());
-            let cas = inner.next_cas(how.new_cas);
+            // memcached takes an id before it looks whether one was given.
+            let next = inner.next_cas(None);
+            let cas = how.new_cas.unwrap_or(next);
+            let before = item.head().expires.load(Relaxed);
             let number = |guard: &PairGuard<'_>, place: &Place<'_>| {
                 let item = guard.item_of(place);
                 if let Some(expires) = how.touch {
@@ -131,7 +134,7 @@ impl Store {
                 Counted::Number {
                     value,
                     cas: item.cas(),
-                    expires: item.head().expires.load(Relaxed),
+                    expires: before,
                     class,
                     created: false,
                 }
@@ -157,7 +160,7 @@ impl Store {
             }
             let put = Put {
                 flags: item.client_flags(),
-                expires: how.touch.unwrap_or(item.head().expires.load(Relaxed)),
+                expires: how.touch.unwrap_or(before),
                 new_cas: Some(cas),
                 ..Put::new(Mode::Replace, key, hash)
             };
@@ -190,7 +193,7 @@ impl Store {
                 return Counted::Number {
                     value,
                     cas,
-                    expires: put.expires,
+                    expires: before,
                     class,
                     created: false,
                 };
@@ -220,7 +223,7 @@ impl Store {
             Stored::Stored { cas, class, .. } => Some(Counted::Number {
                 value,
                 cas,
-                expires,
+                expires: 0,
                 class,
                 created: true,
             }),

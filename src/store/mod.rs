@@ -214,6 +214,7 @@ pub enum Counted {
     Number {
         value: u64,
         cas: u64,
+        /// Before this request changed it.
         expires: u32,
         class: u8,
         created: bool,

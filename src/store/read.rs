@@ -73,11 +73,6 @@ impl<'g> Hit<'g> {
         self.expires
     }
 
-    /// When it expires after this request.
-    pub fn expires_now(&self) -> u32 {
-        self.item.head().expires.load(Relaxed)
-    }
-
     /// When it was last accessed before this request.
     pub fn accessed(&self) -> u32 {
         self.accessed
@@ -315,7 +310,14 @@ impl Store {
         let inner = &self.inner;
         let mut created = false;
         loop {
-            let (guard, found) = inner.find(cx, key, hash);
+            // What has just been created is read even if it was dead from the start.
+            let (guard, found) = if created {
+                let guard = inner.table.lock(&inner.arena, hash);
+                let found = guard.find(hash, key).ok_or(Miss::NotFound);
+                (guard, found)
+            } else {
+                inner.find(cx, key, hash)
+            };
             let place = match (found, how.vivify) {
                 (Ok(place), _) => place,
                 (Err(_), Some(expires)) => {
@@ -338,7 +340,8 @@ impl Store {
             let item = guard.item(&place);
             let head = item.head();
             let before = head.expires.load(Relaxed);
-            if let Some(expires) = how.touch {
+            // One that is created has got its expiry.
+            if let Some(expires) = how.touch.filter(|_| !created) {
                 inner.set_expiry(item.handle(), expires);
             }
             let word = item.word();

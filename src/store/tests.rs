@@ -451,6 +451,24 @@ fn items_that_are_read_survive_when_their_page_moves() {
 }
 
 #[test]
+fn what_is_created_dead_is_read_all_the_same() {
+    let fixture = Fixture::small(64);
+    let hash = fixture.store.hash(b"key");
+    let create = Fetch {
+        vivify: Some(50),
+        leases: true,
+        ..Fetch::default()
+    };
+    for _ in 0..2 {
+        let won = fixture
+            .store
+            .fetch(fixture.cx(100), b"key", hash, &create, Hit::won);
+        assert_eq!(won.ok(), Some(true));
+        assert_eq!(fixture.value(100, b"key"), None);
+    }
+}
+
+#[test]
 fn the_table_grows_under_its_items() {
     let fixture = Fixture::small(256);
     for number in 0..400_000usize {

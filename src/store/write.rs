@@ -208,7 +208,7 @@ impl Inner {
                 if self.arena.has_cas() && cas == old.cas() && cas != 0 {
                     counters().cas_hits.add(1);
                     Verdict::Store
-                } else if put.invalidate && cas < old.cas() {
+                } else if put.invalidate && cas < old.cas() && cas != 0 {
                     counters().cas_hits.add(1);
                     Verdict::StoreStale {
                         token_sent: old.word().has(flag::TOKEN_SENT),
@@ -641,6 +641,11 @@ impl Inner {
 }
 
 impl Store {
+    /// Takes a CAS id that no item will have.
+    pub fn use_up_cas(&self) {
+        self.inner.next_cas(None);
+    }
+
     /// Stores a value that is at hand. On `TooLarge` and `NoMemory` nothing has changed: the caller
     /// decides whether the old item goes.
     #[inline]
