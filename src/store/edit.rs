@@ -101,15 +101,13 @@ impl Store {
                 }
             };
             let item = guard.item(&place);
-            let Some(text) = item
-                .inline()
-                .filter(|text| (1..=COUNT_MAX).contains(&text.len()))
-            else {
-                return Counted::NonNumeric;
-            };
-            if how.cas.is_some_and(|cas| cas != item.cas()) {
+            let text = item.inline();
+            if text != Some(b"") && how.cas.is_some_and(|cas| cas != item.cas()) {
                 return Counted::Exists;
             }
+            let Some(text) = text.filter(|text| (1..=COUNT_MAX).contains(&text.len())) else {
+                return Counted::NonNumeric;
+            };
             let Some(old) = parse(text) else {
                 return Counted::NonNumeric;
             };

@@ -73,6 +73,11 @@ impl<'g> Hit<'g> {
         self.expires
     }
 
+    /// When it expires after this request.
+    pub fn expires_now(&self) -> u32 {
+        self.item.head().expires.load(Relaxed)
+    }
+
     /// When it was last accessed before this request.
     pub fn accessed(&self) -> u32 {
         self.accessed

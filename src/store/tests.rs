@@ -462,7 +462,7 @@ fn what_is_created_dead_is_read_all_the_same() {
     for _ in 0..2 {
         let won = fixture
             .store
-            .fetch(fixture.cx(100), b"key", hash, &create, Hit::won);
+            .fetch(fixture.cx(100), b"key", hash, &create, |hit| hit.won());
         assert_eq!(won.ok(), Some(true));
         assert_eq!(fixture.value(100, b"key"), None);
     }
