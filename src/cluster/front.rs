@@ -2,11 +2,15 @@
 //! The side of the proxy that faces clients: a seat for each, with what it is owed, and where answers
 //! that come from servers go.
 
+use std::sync::Arc;
+
 use slab::Slab;
 
+use super::hotkey::writes::Writes;
 use super::slots::Slots;
 use super::upstream::{Fault, KeyTicket, Quiet, Sink, Ticket, To};
 use crate::protocol::answer::{HEADER, Shape, Verdict};
+use crate::settings::proxy::Command;
 
 /// How many times its limit a client may be owed, if its answers come in an order that calls for it.
 const EXTRA_MAX: usize = 64;
@@ -25,6 +29,8 @@ pub struct Seat {
     pub generation: u32,
     /// What the server calls it.
     pub owner: usize,
+    /// The tag of the listener it has come by.
+    pub listener: Option<Arc<str>>,
     /// It is in the list of those that may have something to send.
     touched: bool,
     /// It has been sent half an answer whose rest will not come.
@@ -39,17 +45,21 @@ pub enum Event {
     Answer {
         task: u32,
         generation: u32,
+        tag: u16,
         bytes: Vec<u8>,
         verdict: Verdict,
     },
     Failed {
         task: u32,
         generation: u32,
+        tag: u16,
         server: usize,
         fault: Fault,
     },
     /// A server has been asked whether it is alive.
     Probed { server: usize, good: bool },
+    /// A key has been deleted that was written elsewhere while this server was down.
+    Deleted { server: usize, good: bool },
 }
 
 /// Everything on the clients' side.
@@ -65,16 +75,19 @@ pub struct Front {
     pub limit: usize,
     /// What tasks and probes have to be told.
     pub events: Vec<Event>,
-    /// Long answers to tasks, as far as they have come.
-    gathering: Vec<(u32, Vec<u8>)>,
+    /// Long answers to tasks, by their request, as far as they have come.
+    gathering: Vec<((u32, u16), Vec<u8>)>,
     /// The names of servers, as failures are told, by their place in the worker's list.
     names: Vec<String>,
+    writes: Arc<Writes>,
+    /// On the cluster's clock.
+    pub now: u64,
     /// Bytes of answers that were dropped because nobody takes them any more.
     pub orphans: u64,
 }
 
 impl Front {
-    pub fn new(limit: usize) -> Front {
+    pub fn new(limit: usize, writes: Arc<Writes>) -> Front {
         Front {
             seats: Slab::new(),
             generation: 0,
@@ -85,6 +98,8 @@ impl Front {
             events: Vec::new(),
             gathering: Vec::new(),
             names: Vec::new(),
+            writes,
+            now: 0,
             orphans: 0,
         }
     }
@@ -96,6 +111,7 @@ impl Front {
             slots: Slots::default(),
             generation: self.generation,
             owner,
+            listener: None,
             touched: false,
             broken: false,
             extra: 0,
@@ -206,24 +222,60 @@ impl Front {
 /// An answer of the proxy's own, in the shape that the request calls for.
 pub fn refusal(ticket: &Ticket, why: &str) -> Vec<u8> {
     match ticket.shape {
-        Shape::Binary(_) => {
-            let mut packet = vec![0; HEADER];
-            packet[0] = 0x81;
-            packet[1] = ticket.opcode;
-            packet[6..8].copy_from_slice(&TEMPORARY_FAILURE.to_be_bytes());
-            packet[8..12].copy_from_slice(&(why.len() as u32).to_be_bytes());
-            packet[12..16].copy_from_slice(&ticket.opaque.to_be_bytes());
-            packet.extend_from_slice(why.as_bytes());
-            packet
-        }
+        Shape::Binary(_) => packet(ticket, TEMPORARY_FAILURE, why),
         _ => format!("SERVER_ERROR {why}\r\n").into_bytes(),
     }
+}
+
+/// What a server without the key would say.
+pub fn nothing(ticket: &Ticket, command: Command) -> Vec<u8> {
+    let stores = matches!(
+        command,
+        Command::Set
+            | Command::Add
+            | Command::Replace
+            | Command::Append
+            | Command::Prepend
+            | Command::Cas
+    );
+    let reads = matches!(command, Command::Get | Command::Gat | Command::Debug);
+    let line: &[u8] = match ticket.shape {
+        Shape::Binary(_) => {
+            let (status, text) = if stores {
+                (5, "Not stored.")
+            } else {
+                (1, "Not found")
+            };
+            return packet(ticket, status, text);
+        }
+        Shape::Meta if stores => b"NS\r\n",
+        Shape::Meta if reads => b"EN\r\n",
+        Shape::Meta => b"NF\r\n",
+        _ if stores => b"NOT_STORED\r\n",
+        _ if reads => b"END\r\n",
+        _ => b"NOT_FOUND\r\n",
+    };
+    line.to_vec()
+}
+
+fn packet(ticket: &Ticket, status: u16, text: &str) -> Vec<u8> {
+    let mut packet = vec![0; HEADER];
+    packet[0] = 0x81;
+    packet[1] = ticket.opcode;
+    packet[6..8].copy_from_slice(&status.to_be_bytes());
+    packet[8..12].copy_from_slice(&(text.len() as u32).to_be_bytes());
+    packet[12..16].copy_from_slice(&ticket.opaque.to_be_bytes());
+    packet.extend_from_slice(text.as_bytes());
+    packet
 }
 
 impl Sink for Front {
     #[inline]
     fn whole(&mut self, ticket: &Ticket, answer: &[u8], verdict: Verdict) -> bool {
         let limit = self.limit;
+        if ticket.wrote > 0 {
+            self.writes.written_again(ticket.wrote, self.now);
+        }
         match ticket.to {
             To::Client {
                 seat,
@@ -248,10 +300,15 @@ impl Sink for Front {
                 }
                 seat.slots.bytes() > limit
             }
-            To::Task { task, generation } => {
+            To::Task {
+                task,
+                generation,
+                tag,
+            } => {
                 self.events.push(Event::Answer {
                     task,
                     generation,
+                    tag,
                     bytes: answer.to_vec(),
                     verdict,
                 });
@@ -261,6 +318,13 @@ impl Sink for Front {
                 self.events.push(Event::Probed {
                     server: ticket.opaque as usize,
                     good: verdict == Verdict::Done,
+                });
+                false
+            }
+            To::Delete => {
+                self.events.push(Event::Deleted {
+                    server: ticket.opaque as usize,
+                    good: matches!(verdict, Verdict::Done | Verdict::Miss),
                 });
                 false
             }
@@ -338,14 +402,15 @@ impl Sink for Front {
                 }
                 seat.slots.bytes() > limit
             }
-            To::Task { task, .. } => {
-                match self.gathering.iter_mut().find(|(of, _)| *of == task) {
+            To::Task { task, tag, .. } => {
+                let request = (task, tag);
+                match self.gathering.iter_mut().find(|(of, _)| *of == request) {
                     Some((_, all)) => all.extend_from_slice(bytes),
-                    None => self.gathering.push((task, bytes.to_vec())),
+                    None => self.gathering.push((request, bytes.to_vec())),
                 }
                 false
             }
-            To::Probe | To::Greeting | To::Nobody => false,
+            To::Probe | To::Delete | To::Greeting | To::Nobody => false,
         }
     }
 
@@ -361,19 +426,25 @@ impl Sink for Front {
                     seat.slots.done(slot);
                 }
             }
-            To::Task { task, generation } => {
-                let Some(place) = self.gathering.iter().position(|(of, _)| *of == task) else {
+            To::Task {
+                task,
+                generation,
+                tag,
+            } => {
+                let Some(place) = self.gathering.iter().position(|(of, _)| *of == (task, tag))
+                else {
                     return;
                 };
                 let (_, bytes) = self.gathering.swap_remove(place);
                 self.events.push(Event::Answer {
                     task,
                     generation,
+                    tag,
                     bytes,
                     verdict: Verdict::Hit,
                 });
             }
-            To::Probe | To::Greeting | To::Nobody => {}
+            To::Probe | To::Delete | To::Greeting | To::Nobody => {}
         }
     }
 
@@ -400,16 +471,25 @@ impl Sink for Front {
                     seat.slots.fill(slot, &line);
                 }
             }
-            To::Task { task, generation } => {
-                self.gathering.retain(|(of, _)| *of != task);
+            To::Task {
+                task,
+                generation,
+                tag,
+            } => {
+                self.gathering.retain(|(of, _)| *of != (task, tag));
                 self.events.push(Event::Failed {
                     task,
                     generation,
+                    tag,
                     server,
                     fault,
                 });
             }
             To::Probe => self.events.push(Event::Probed {
+                server: ticket.opaque as usize,
+                good: false,
+            }),
+            To::Delete => self.events.push(Event::Deleted {
                 server: ticket.opaque as usize,
                 good: false,
             }),

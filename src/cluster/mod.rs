@@ -24,6 +24,9 @@ pub mod ring;
 /// What happens to a request between client and server.
 pub mod route;
 
+/// Requests under another key, or with another life.
+pub mod rewrite;
+
 /// A server as all workers know it.
 pub mod target;
 

@@ -4,10 +4,18 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use super::hotkey::writes::Writes;
+use super::proxy::Shown;
 use super::ring::{Member, Ring};
+use super::route::Tree;
 use super::target::Target;
+use crate::net::address::reason;
 use crate::settings::proxy::{self, Address, Limits};
+
+/// A pool that has come with a reload waits no longer to be looked up.
+const RESOLVE_MAX: Duration = Duration::from_secs(5);
 
 /// What all workers of a proxy share.
 #[derive(Debug)]
@@ -15,6 +23,16 @@ pub struct Cluster {
     plan: Mutex<Arc<Plan>>,
     /// Counts plans.
     generation: AtomicU64,
+    /// What all times are counted from.
+    epoch: Instant,
+    /// This machine's name, for what differs between proxies.
+    host: String,
+    /// Writes to hot keys, as all workers see them.
+    pub writes: Arc<Writes>,
+    /// What hot keys are hashed with.
+    pub seed: u64,
+    /// The keys that are read most, worker by worker.
+    hot: Mutex<Vec<Vec<Shown>>>,
 }
 
 /// One configuration.
@@ -22,6 +40,9 @@ pub struct Cluster {
 pub struct Plan {
     pub settings: proxy::Proxy,
     pub pools: Vec<Pool>,
+    pub tree: Arc<Tree>,
+    /// The route of all requests of a listener, by its tag.
+    pub roots: Vec<(String, usize)>,
 }
 
 /// Servers with one ring over them.
@@ -45,17 +66,50 @@ pub struct Rules {
     pub bytes_max: usize,
     /// Connections that the clients of one worker share.
     pub connections: usize,
+    /// Milliseconds a probe may take.
+    pub probe_timeout: u64,
+    /// Servers that may stand in for another, one after the other.
+    pub failover: usize,
+    /// Seconds: the longest life of what one that stands in is given.
+    pub failover_ttl: u32,
+    /// Servers that hold a key.
+    pub replicas: usize,
+    /// Whether keys are remembered that a server that is down has to delete.
+    pub retry_deletes: bool,
 }
 
 impl Plan {
     /// Keeps the servers of `old` that are there again.
-    fn new(settings: proxy::Proxy, old: Option<&Plan>) -> Result<Plan, String> {
+    fn new(
+        settings: proxy::Proxy,
+        old: Option<&Plan>,
+        host: &str,
+        now: u64,
+    ) -> Result<Plan, String> {
+        let deletes = settings.limits.deletes;
         let pools = settings
             .pools
             .iter()
-            .map(|pool| Pool::new(pool, old))
+            .map(|pool| Pool::new(pool, old, deletes, now))
             .collect::<Result<_, _>>()?;
-        Ok(Plan { settings, pools })
+        let tag = |listener: &proxy::Listener| listener.endpoint.tag.clone();
+        let roots = settings
+            .listeners
+            .iter()
+            .filter_map(|listener| Some((tag(listener)?, listener.root)))
+            .collect();
+        Ok(Plan {
+            tree: Arc::new(Tree::build(&settings, host)),
+            settings,
+            pools,
+            roots,
+        })
+    }
+
+    /// The route of what comes by the listener with this tag.
+    pub fn root_of(&self, tag: &str) -> usize {
+        let root = self.roots.iter().find(|(of, _)| of == tag);
+        root.map_or(self.tree.root(), |(_, root)| *root)
     }
 
     fn find(&self, pool: &str, place: &Address) -> Option<Arc<Target>> {
@@ -66,7 +120,12 @@ impl Plan {
 }
 
 impl Pool {
-    fn new(settings: &proxy::Pool, old: Option<&Plan>) -> Result<Pool, String> {
+    fn new(
+        settings: &proxy::Pool,
+        old: Option<&Plan>,
+        deletes: usize,
+        now: u64,
+    ) -> Result<Pool, String> {
         let members: Vec<Member> = settings
             .servers
             .iter()
@@ -84,7 +143,10 @@ impl Pool {
             .iter()
             .map(|server| {
                 old.and_then(|old| old.find(&settings.name, &server.address))
-                    .unwrap_or_else(|| Arc::new(Target::new(server.address.clone())))
+                    .unwrap_or_else(|| {
+                        let place = server.address.clone();
+                        Arc::new(Target::new(place, settings, deletes, now))
+                    })
             })
             .collect();
         Ok(Pool {
@@ -97,6 +159,11 @@ impl Pool {
                 requests_max: settings.requests_max,
                 bytes_max: settings.queue_bytes,
                 connections: settings.connections.max(1),
+                probe_timeout: settings.health.probe_timeout_ms,
+                failover: settings.failover.max(settings.replicas.saturating_sub(1)),
+                failover_ttl: settings.failover_ttl,
+                replicas: settings.replicas,
+                retry_deletes: settings.retry_deletes,
             },
         })
     }
@@ -106,10 +173,54 @@ impl Cluster {
     /// # Errors
     /// A pool that cannot be, as a line for the user.
     pub fn new(settings: proxy::Proxy) -> Result<Cluster, String> {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let plan = Plan::new(settings, None, host.trim(), 0)?;
         Ok(Cluster {
-            plan: Mutex::new(Arc::new(Plan::new(settings, None)?)),
+            plan: Mutex::new(Arc::new(plan)),
             generation: AtomicU64::new(1),
+            epoch: Instant::now(),
+            host: host.trim().to_owned(),
+            writes: Arc::default(),
+            seed: getrandom::u64().unwrap_or_default(),
+            hot: Mutex::default(),
         })
+    }
+
+    /// The keys that are read most on one worker.
+    pub fn publish(&self, worker: usize, top: Vec<Shown>) {
+        let mut hot = self.hot.lock().unwrap_or_else(PoisonError::into_inner);
+        if hot.len() <= worker {
+            hot.resize(worker + 1, Vec::new());
+        }
+        hot[worker] = top;
+    }
+
+    /// The keys that are read most, on all workers together, most read first.
+    pub fn hot_keys(&self) -> Vec<Shown> {
+        let hot = self.hot.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<Shown> = Vec::new();
+        for shown in hot.iter().flatten() {
+            match all.iter_mut().find(|other| other.key == shown.key) {
+                Some(other) => {
+                    other.reads += shown.reads;
+                    other.hot |= shown.hot;
+                }
+                None => all.push(shown.clone()),
+            }
+        }
+        all.sort_by(|a, b| b.reads.cmp(&a.reads).then_with(|| a.key.cmp(&b.key)));
+        all
+    }
+
+    /// Milliseconds of a clock that never goes back.
+    #[inline]
+    pub fn now(&self) -> u64 {
+        self.epoch.elapsed().as_millis() as u64
+    }
+
+    /// Nanoseconds of the same clock.
+    pub fn nanoseconds(&self) -> u64 {
+        self.epoch.elapsed().as_nanos() as u64
     }
 
     /// Takes up another configuration, whole or not at all.
@@ -119,10 +230,29 @@ impl Cluster {
     pub fn reload(&self, settings: proxy::Proxy) -> Result<(), String> {
         // Names are looked up before the lock is taken: workers do not wait for that.
         let old = self.plan();
-        let plan = Arc::new(Plan::new(settings, Some(&old))?);
+        let plan = Arc::new(Plan::new(settings, Some(&old), &self.host, self.now())?);
         *self.lock() = plan;
         self.generation.fetch_add(1, Ordering::Release);
         Ok(())
+    }
+
+    /// Looks up the names that are due; returns how long to wait before the next call. This may take
+    /// long: not for workers.
+    pub fn resolve(&self) -> Duration {
+        let plan = self.plan();
+        let mut next = RESOLVE_MAX;
+        for (pool, settings) in plan.pools.iter().zip(&plan.settings.pools) {
+            if settings.resolve_ms == 0 {
+                continue;
+            }
+            for target in &pool.targets {
+                if let Err(error) = target.resolve_when_due(self.now(), settings.resolve_ms) {
+                    log::info!("{}: {}", target.place, reason(&error));
+                }
+            }
+            next = next.min(Duration::from_millis(settings.resolve_ms));
+        }
+        next
     }
 
     pub fn plan(&self) -> Arc<Plan> {

@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 
+use super::plan::Rules;
 use crate::net::{Input, Progress, Stream};
 use crate::protocol::Dialect;
 use crate::protocol::answer::{self, Framed, Shape, Verdict};
@@ -59,9 +60,15 @@ pub enum To {
         slot: u32,
     },
     /// A task's.
-    Task { task: u32, generation: u32 },
+    Task {
+        task: u32,
+        generation: u32,
+        tag: u16,
+    },
     /// It is asked whether the server is alive.
     Probe,
+    /// A key is deleted that was written elsewhere.
+    Delete,
     /// The answer has to be good, or the server does not let us in.
     Greeting,
     /// Nobody's: a copy.
@@ -82,6 +89,10 @@ pub struct Ticket {
     pub keys: u16,
     /// The request had a value: a server that does not know the command takes it for commands.
     pub body: bool,
+    /// For those who keep answers: the key that is written, see [`Writes::note`]; 0 if none is.
+    ///
+    /// [`Writes::note`]: super::hotkey::writes::Writes::note
+    pub wrote: u16,
     /// In milliseconds on the worker's clock.
     pub sent: u64,
 }
@@ -221,6 +232,7 @@ pub struct Upstream {
     more: bool,
     /// Attempts in a row that came to nothing.
     pub attempts: u32,
+    answered: u32,
 }
 
 impl Upstream {
@@ -246,6 +258,7 @@ impl Upstream {
             paused: None,
             more: false,
             attempts: 0,
+            answered: 0,
         }
     }
 
@@ -273,6 +286,11 @@ impl Upstream {
     #[inline]
     pub fn waiting(&self) -> usize {
         self.out.len() - self.sent
+    }
+
+    /// Answers that have come since the last call.
+    pub fn take_answered(&mut self) -> u32 {
+        std::mem::take(&mut self.answered)
     }
 
     /// Whether nothing is under way.
@@ -403,9 +421,10 @@ impl Upstream {
     }
 
     /// The request at the head of the queue is overdue.
-    pub fn overdue(&self, now: u64, timeout: u64, connect_timeout: u64) -> Option<Fault> {
+    pub fn overdue(&self, now: u64, rules: &Rules) -> Option<Fault> {
         if let State::Connecting { since } = self.state {
-            return (now.saturating_sub(since) > connect_timeout).then_some(Fault::ConnectTimeout);
+            return (now.saturating_sub(since) > rules.connect_timeout)
+                .then_some(Fault::ConnectTimeout);
         }
         let first = self.tickets.front()?;
         if self.paused.is_some() || (self.uploads_for.is_some() && self.waiting() == 0) {
@@ -414,6 +433,10 @@ impl Upstream {
         // A server that answers is not asked to answer faster, and a long value may take its time as
         // long as it moves.
         let since = self.moved.max(first.sent);
+        let timeout = match first.to {
+            To::Probe => rules.timeout.min(rules.probe_timeout),
+            _ => rules.timeout,
+        };
         (now.saturating_sub(since) > timeout).then_some(Fault::TimedOut)
     }
 
@@ -431,6 +454,7 @@ impl Upstream {
         loop {
             let before = self.tickets.len();
             let answers = self.answers(input, sink, &mut wary);
+            self.answered += (before - self.tickets.len()) as u32;
             if self.tickets.len() != before || matches!(self.reading, Reading::Value { .. }) {
                 self.moved = now;
             }

@@ -11,6 +11,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use mio::event::Source;
 use mio::net::{TcpListener, UdpSocket, UnixListener};
@@ -108,6 +109,7 @@ pub struct Listener {
     pub acceptor: Acceptor,
     pub protocol: Protocol,
     pub tls: EndpointTls,
+    pub tag: Option<Arc<str>>,
 }
 
 /// A UDP socket and what its requests are to be.
@@ -210,6 +212,7 @@ pub fn bind(listen: &Listen) -> Result<Sockets, ListenError> {
             acceptor: Acceptor::Unix(socket),
             protocol: listen.protocol,
             tls: EndpointTls::Plain,
+            tag: None,
         });
         return Ok(sockets);
     }
@@ -298,6 +301,7 @@ fn bind_tcp(
             acceptor: Acceptor::Tcp(TcpListener::from_std(socket.into())),
             protocol: endpoint.protocol.unwrap_or(listen.protocol),
             tls: endpoint.tls,
+            tag: endpoint.tag.as_deref().map(Into::into),
         });
     }
     bound_some(listeners.len() > before, last)

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::control::Control;
 use crate::clock::Clock;
+use crate::cluster::Cluster;
 use crate::command::Shared;
 use crate::store::{Cx, Store};
 
@@ -46,6 +47,21 @@ pub fn start_watch(shared: &Arc<Shared>, control: Arc<Control>) -> io::Result<Jo
             }
             // A new watcher has to be noticed, too.
             if !control.sleep(if watched { WATCH } else { 5 * WATCH }) {
+                break;
+            }
+        }
+    })
+}
+
+/// Looks the names of servers up again from time to time.
+///
+/// # Errors
+/// The system cannot start a thread.
+pub fn start_resolver(cluster: Arc<Cluster>, control: Arc<Control>) -> io::Result<JoinHandle<()>> {
+    Builder::new().name("resolver".to_owned()).spawn(move || {
+        loop {
+            let wait = cluster.resolve();
+            if !control.sleep(wait) {
                 break;
             }
         }

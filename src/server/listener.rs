@@ -28,6 +28,8 @@ pub struct Arrival {
     pub listener: Arc<str>,
     pub protocol: Protocol,
     pub tls: EndpointTls,
+    /// The listener's tag.
+    pub tag: Option<Arc<str>>,
 }
 
 /// Where a worker finds its new connections.
@@ -207,6 +209,7 @@ impl Listening {
                 stream,
                 listener: self.names[index].clone(),
                 protocol: listener.protocol,
+                tag: listener.tag.clone(),
                 tls: listener.tls,
             });
             woken[to] = true;

@@ -50,7 +50,7 @@ use crate::cluster::Cluster;
 use crate::command::Shared;
 use crate::net::{self, Datagrams, Keyring, listen};
 use crate::observe::board::Activity;
-use crate::settings::Settings;
+use crate::settings::{Endpoint, EndpointTls, Settings};
 use crate::store::Store;
 
 /// The exit code for what the system refuses (EX_OSERR).
@@ -95,6 +95,8 @@ pub struct Server {
     inboxes: Vec<Arc<Inbox>>,
     workers: Vec<JoinHandle<()>>,
     others: Vec<JoinHandle<()>>,
+    /// What a proxy is in front of.
+    cluster: Option<Arc<Cluster>>,
 }
 
 impl Server {
@@ -102,7 +104,8 @@ impl Server {
     ///
     /// # Errors
     /// No memory, no socket, no thread.
-    pub fn bind(settings: Settings) -> Result<Server, Failure> {
+    pub fn bind(mut settings: Settings) -> Result<Server, Failure> {
+        add_listeners(&mut settings);
         let poll = Poll::new()?;
         let control = Arc::new(Control::new(Waker::new(poll.registry(), listener::WAKE)?));
         let keyring = Keyring::load(&settings.tls).map_err(|message| Failure {
@@ -145,12 +148,18 @@ impl Server {
             inboxes.push(inbox);
             workers.push(worker);
         }
-        let others = vec![
+        let mut others = vec![
             background::start_clock(shared.clock.clone(), control.clone())?,
             background::start_watch(&shared, control.clone())?,
             background::start_steps("maintainer", &shared, control.clone(), Store::maintain)?,
             background::start_steps("crawler", &shared, control.clone(), Store::crawl_step)?,
         ];
+        if let Some(cluster) = &cluster {
+            others.push(background::start_resolver(
+                cluster.clone(),
+                control.clone(),
+            )?);
+        }
 
         let mut names: Vec<Arc<str>> = Vec::new();
         for listener in &sockets.listeners {
@@ -188,12 +197,18 @@ impl Server {
             inboxes,
             workers,
             others,
+            cluster,
         })
     }
 
     /// What stops it, from any thread.
     pub fn control(&self) -> Arc<Control> {
         self.control.clone()
+    }
+
+    /// What a proxy is in front of; a configuration can be given to it while it runs.
+    pub fn cluster(&self) -> Option<Arc<Cluster>> {
+        self.cluster.clone()
     }
 
     /// The addresses it answers datagrams at.
@@ -240,6 +255,26 @@ impl Server {
         }
         Ok(stop)
     }
+}
+
+/// The listeners that the configuration of a proxy names come on top of those of the command line.
+fn add_listeners(settings: &mut Settings) {
+    let Some(mode) = &settings.proxy else {
+        return;
+    };
+    let own = &mode.proxy.listeners;
+    let endpoints = &mut settings.listen.endpoints;
+    if !own.is_empty() && endpoints.is_empty() {
+        // No endpoint means all addresses; one more must not change that.
+        endpoints.push(Endpoint {
+            host: None,
+            port: None,
+            protocol: None,
+            tls: EndpointTls::Default,
+            tag: None,
+        });
+    }
+    endpoints.extend(own.iter().map(|listener| listener.endpoint.clone()));
 }
 
 /// A worker's share of the UDP sockets: of a single address, every worker serves it; of several,
@@ -303,6 +338,7 @@ fn start_proxy(
         control: control.clone(),
         shared: shared.clone(),
         cluster: cluster.clone(),
+        number,
         counters: shared.registry.register(),
         idle_timeout: shared.settings.server.idle_timeout,
     };
@@ -335,7 +371,11 @@ fn serve(settings: Settings) -> Result<Stop, Failure> {
         settings.server.threads,
     )?;
     let server = Server::bind(settings)?;
-    let signals = signals::listen(server.control(), server.shared.clone())?;
+    let signals = signals::listen(
+        server.control(),
+        server.shared.clone(),
+        server.cluster.clone(),
+    )?;
     let pid_file = process
         .pid_file
         .as_deref()

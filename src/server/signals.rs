@@ -9,7 +9,9 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::{Handle, Signals};
 
 use super::control::{Control, Stop};
+use crate::cluster::Cluster;
 use crate::command::Shared;
+use crate::settings::proxy::{self, Mode};
 
 /// The thread that waits for signals.
 pub struct Listener {
@@ -21,7 +23,11 @@ pub struct Listener {
 ///
 /// # Errors
 /// The system gives no handler or no thread.
-pub fn listen(control: Arc<Control>, shared: Arc<Shared>) -> io::Result<Listener> {
+pub fn listen(
+    control: Arc<Control>,
+    shared: Arc<Shared>,
+    cluster: Option<Arc<Cluster>>,
+) -> io::Result<Listener> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGHUP])?;
     let handle = signals.handle();
     let thread = Builder::new().name("signals".to_owned()).spawn(move || {
@@ -30,6 +36,11 @@ pub fn listen(control: Arc<Control>, shared: Arc<Shared>) -> io::Result<Listener
                 SIGHUP => {
                     // Whoever sent it looks for the outcome, with or without -v.
                     for failure in shared.reload() {
+                        eprintln!("{failure}");
+                    }
+                    if let Some(cluster) = &cluster
+                        && let Err(failure) = reload(&shared, cluster)
+                    {
                         eprintln!("{failure}");
                     }
                     Ok(())
@@ -43,6 +54,20 @@ pub fn listen(control: Arc<Control>, shared: Arc<Shared>) -> io::Result<Listener
         }
     })?;
     Ok(Listener { handle, thread })
+}
+
+/// Reads the file of a proxy again. Listeners stay as they are.
+fn reload(shared: &Shared, cluster: &Cluster) -> Result<(), String> {
+    let Some(Mode {
+        file: Some(file), ..
+    }) = &shared.settings.proxy
+    else {
+        return Ok(());
+    };
+    let shown = file.display();
+    let text = std::fs::read_to_string(file).map_err(|error| format!("{shown}: {error}"))?;
+    let proxy = proxy::parse(&text).map_err(|error| format!("{shown}: {error}"))?;
+    cluster.reload(proxy)
 }
 
 impl Listener {

@@ -3,6 +3,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod failing;
 mod fleet;
 mod forwarding;
 mod misbehaviour;
+mod routing;

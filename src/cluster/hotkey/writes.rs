@@ -44,6 +44,18 @@ impl Writes {
         self.slot(hash).hot_until.fetch_max(until, Ordering::SeqCst);
     }
 
+    /// What is kept of a hash until the write is answered, for
+    /// [`written_again`](Writes::written_again); never 0.
+    pub fn note(hash: u64) -> u16 {
+        ((hash >> 20) as usize % STAMPS) as u16 + 1
+    }
+
+    /// A write has been answered.
+    #[inline]
+    pub fn written_again(&self, note: u16, now: u64) {
+        self.written((u64::from(note) - 1) << 20, now);
+    }
+
     /// What a read is sent under.
     pub fn stamp(&self, hash: u64) -> u32 {
         self.slot(hash).stamp.load(Ordering::SeqCst)

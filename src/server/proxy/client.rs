@@ -38,6 +38,9 @@ const BAD_CHUNK: &[u8] = b"CLIENT_ERROR bad data chunk\r\n";
 /// What concerns one server's store has to be asked of that server.
 const SERVERS_OWN: &str = "CLIENT_ERROR the proxy has no store: ask the server itself";
 
+/// The longest value that is kept whole because it may have to be sent again, or to several servers.
+const GATHER_MAX: u64 = 8 << 20;
+
 /// Requests between two looks at what the client is owed.
 const BATCH: usize = 64;
 
@@ -81,6 +84,8 @@ enum State {
     Keys { command: Box<[u8]> },
     /// To a long value that is sent on as it comes.
     Long(Long),
+    /// To a request with a long value that cannot be sent on as it comes.
+    Gather { request: Vec<u8>, left: usize },
     /// To nobody before all requests so far have been answered: a long value took a way of its own.
     Behind,
     /// To the rest of a refused request; the reply follows when that many bytes have passed.
@@ -235,7 +240,7 @@ impl Client {
             State::Commands | State::Keys { .. } | State::SkipLine | State::Behind => {
                 Activity::Read
             }
-            State::Long(_) => Activity::ReadValue,
+            State::Long(_) | State::Gather { .. } => Activity::ReadValue,
             State::Skip { .. } => Activity::Swallow,
             State::Watch(_) => Activity::Watch,
             State::Closing => Activity::Closing,
@@ -379,6 +384,24 @@ impl Client {
                         (0, None)
                     }
                 },
+                State::Gather { request, left } => {
+                    let here = bytes.len().min(*left);
+                    request.extend_from_slice(&bytes[..here]);
+                    *left -= here;
+                    self.active = desk.context.now;
+                    if *left > 0 {
+                        (here, Some(Ran::Starved))
+                    } else {
+                        let whole = std::mem::take(request);
+                        self.state = State::Commands;
+                        let dialect = self.dialect.unwrap_or(Dialect::Text);
+                        if let Parsed::Request { request, taken } = protocol::parse(dialect, &whole)
+                        {
+                            self.request(&request, &whole, taken, desk);
+                        }
+                        (here, None)
+                    }
+                }
                 State::Skip { bytes: left, reply } => {
                     let here = usize::try_from(*left).map_or(bytes.len(), |n| n.min(bytes.len()));
                     *left -= here as u64;
@@ -534,11 +557,26 @@ impl Client {
             };
             return (head.len(), None);
         }
-        if desk.owes(self.seat) {
+        let owes = desk.owes(self.seat);
+        let forward = request::forward(request, key, head, b"", desk.scratch);
+        if !desk.proxy.streams(self.seat, &forward) {
+            if length > GATHER_MAX {
+                self.state = State::Skip {
+                    bytes: length,
+                    reply: too_large(&request.style),
+                };
+            } else {
+                self.state = State::Gather {
+                    request: head.to_vec(),
+                    left: length as usize,
+                };
+            }
+            return (head.len(), None);
+        }
+        if owes {
             // What went before has to be done: the value goes another way.
             return (0, Some(Ran::Enough(0)));
         }
-        let forward = request::forward(request, key, head, b"", desk.scratch);
         self.state = match desk.proxy.begin_upload(self.seat, &forward, length) {
             Some(long) => State::Long(long),
             None => State::Skip {
@@ -558,7 +596,8 @@ impl Client {
             && let NextKey::End { taken: end } = text::next_key(&rest[taken..])
         {
             let line = &input[..keys + taken + end];
-            desk.proxy.forward(self.seat, &request::get(line, key));
+            desk.proxy
+                .forward(self.seat, &request::get(line, key, line[1] == b'a'));
             return (line.len(), None);
         }
         self.get_many(input, keys, desk)

@@ -7,8 +7,9 @@
 use crate::cluster::proxy::Forward;
 use crate::cluster::upstream::Quiet;
 use crate::protocol::answer::{HEADER, Shape};
-use crate::protocol::request::{Key, Op, Request, Style};
+use crate::protocol::request::{Key, Mode, Op, Request, Style};
 use crate::protocol::{Dialect, base64, binary};
+use crate::settings::proxy::Command;
 
 const CRLF: &[u8] = b"\r\n";
 
@@ -28,6 +29,28 @@ pub fn key_of<'a>(op: &Op<'a>) -> Option<Key<'a>> {
         Op::Arith(op) => Some(op.key),
         Op::Touch { key, .. } | Op::Describe { key } => Some(*key),
         _ => None,
+    }
+}
+
+/// What a request does, as routes know it.
+fn command_of(op: &Op<'_>) -> Command {
+    match op {
+        Op::Fetch(op) if !op.value && op.touch.is_some() && op.vivify.is_none() => Command::Touch,
+        Op::Fetch(op) if op.touch.is_some() || op.vivify.is_some() => Command::Gat,
+        Op::Store(op) if op.cas.is_some() => Command::Cas,
+        Op::Store(op) => match op.mode {
+            Mode::Set => Command::Set,
+            Mode::Add => Command::Add,
+            Mode::Replace => Command::Replace,
+            Mode::Append => Command::Append,
+            Mode::Prepend => Command::Prepend,
+        },
+        Op::Arith(op) if op.up => Command::Incr,
+        Op::Arith(_) => Command::Decr,
+        Op::Delete(_) => Command::Delete,
+        Op::Touch { .. } => Command::Touch,
+        Op::Describe { .. } => Command::Debug,
+        _ => Command::Get,
     }
 }
 
@@ -53,8 +76,9 @@ pub fn forward<'a>(
         key.raw
     };
     let mut forward = Forward {
-        pieces: [head, body, b""],
+        pieces: [head, b"", body],
         key,
+        command: command_of(&request.op),
         dialect: Dialect::Text,
         shape: Shape::Line,
         quiet: Quiet::Loud,
@@ -76,7 +100,7 @@ pub fn forward<'a>(
                     _ => Quiet::Success,
                 };
                 without_q(head, flags, &mut scratch.line);
-                forward.pieces = [&scratch.line, body, b""];
+                forward.pieces = [&scratch.line, b"", body];
             }
         }
         Style::Binary {
@@ -104,10 +128,11 @@ pub fn forward<'a>(
 
 /// A get of classic text with one key.
 #[inline]
-pub fn get<'a>(line: &'a [u8], key: &'a [u8]) -> Forward<'a> {
+pub fn get<'a>(line: &'a [u8], key: &'a [u8], gat: bool) -> Forward<'a> {
     Forward {
         pieces: [line, b"", b""],
         key,
+        command: if gat { Command::Gat } else { Command::Get },
         dialect: Dialect::Text,
         shape: Shape::Get,
         quiet: Quiet::Loud,

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
@@ -40,6 +40,8 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     pub cluster: Arc<Cluster>,
     pub counters: Arc<ThreadCounters>,
+    /// The first asks servers whether they are alive.
+    pub number: usize,
     /// Seconds; 0 is never.
     pub idle_timeout: u32,
 }
@@ -67,16 +69,16 @@ impl Worker {
     /// # Errors
     /// The poll's.
     pub fn run(mut self) -> io::Result<()> {
-        let began = Instant::now();
         let mut events = Events::with_capacity(EVENTS);
         let limits = Limits::of(&self.cluster.limits());
+        let registry = self.poll.registry().try_clone()?;
         let mut table = Table {
             clients: Slab::new(),
             ready: VecDeque::new(),
             input: Input::new(),
             replies: Replies::default(),
             scratch: Scratch::default(),
-            proxy: Proxy::new(self.poll.registry().try_clone()?, self.cluster.clone()),
+            proxy: Proxy::new(registry, self.cluster.clone(), self.number),
             limits,
         };
         let mut swept = self.shared.clock.now();
@@ -96,7 +98,7 @@ impl Worker {
                 Err(error) => return Err(error),
             }
             let now = self.shared.clock.now();
-            table.proxy.set_now(began.elapsed().as_millis() as u64);
+            table.proxy.begin_round();
             for _ in 0..table.ready.len() {
                 if let Some(key) = table.ready.pop_front() {
                     if let Some(client) = table.clients.get_mut(key) {
@@ -141,6 +143,7 @@ impl Worker {
             }
             table.proxy.go_on();
             table.proxy.tick();
+            table.proxy.run_tasks();
             table.proxy.flush();
             while let Some(seat) = table.proxy.front.next_called() {
                 if let Some(seat) = table.proxy.front.seat(seat) {
@@ -192,7 +195,7 @@ impl Worker {
             self.counters.log.connection_new(peer(&stream), number);
         }
         log::debug!("<{number} new {} client connection", arrival.protocol);
-        let seat = table.proxy.front.sit(key);
+        let seat = table.proxy.sit(key, arrival.tag);
         let session = Session::new(&self.shared);
         entry.insert(Client::new(
             stream,

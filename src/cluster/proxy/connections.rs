@@ -1,0 +1,462 @@
+#![forbid(unsafe_code)]
+//! A worker's connections to servers: made when first needed, made again after a rest, watched for
+//! answers that do not come.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use mio::Interest;
+
+use super::{Deleting, Proxy, Refused, UPLOAD_MAX, token};
+use crate::cluster::health::Event;
+use crate::cluster::upstream::{Fault, Quiet, Ran, Sink, State, Ticket, To, Upstream};
+use crate::protocol::answer::Shape;
+use crate::protocol::{Dialect, base64};
+
+/// How often deadlines are looked at while something is under way.
+const TICK: Duration = Duration::from_millis(20);
+
+/// Milliseconds after which a client may be owed more than its limit, if it is not to blame.
+const GRANT_AFTER: u64 = 40;
+
+/// The shortest and the longest rest after a failed attempt to connect, in milliseconds.
+const REST_MIN: u64 = 20;
+const REST_MAX: u64 = 1000;
+
+/// Deletes that are sent to a server at a time when it has come back.
+const DELETES: usize = 512;
+
+impl Proxy {
+    /// The connection to a server that a client shares with others, if it can take one request more.
+    #[inline]
+    pub(super) fn connection(
+        &mut self,
+        place: usize,
+        dialect: Dialect,
+        seat: usize,
+    ) -> Result<usize, Refused> {
+        let server = &mut self.servers[place];
+        server.requests += 1;
+        let shared = &server.shared[dialect as usize];
+        // One client keeps to one connection, or its requests would overtake each other.
+        let nth = if shared.len() > 1 {
+            seat % shared.len()
+        } else {
+            0
+        };
+        if let Some(&number) = shared.get(nth)
+            && let Some(upstream) = self.upstreams.get(number)
+            && !matches!(upstream.state, State::Closed { .. })
+        {
+            return if upstream.requests() < server.rules.requests_max
+                && upstream.waiting() < server.rules.bytes_max
+            {
+                Ok(number)
+            } else {
+                server.target.counts.busy.fetch_add(1, Relaxed);
+                Err(Refused::Busy)
+            };
+        }
+        let number = match self.servers[place].shared[dialect as usize].get(nth) {
+            Some(&number) => number,
+            None => {
+                for _ in 0..self.servers[place].rules.connections {
+                    let number = self.add_upstream(place, dialect, false);
+                    self.servers[place].shared[dialect as usize].push(number);
+                }
+                let shared = &self.servers[place].shared[dialect as usize];
+                shared[seat % shared.len()]
+            }
+        };
+        self.connect(number)
+    }
+
+    pub(super) fn add_upstream(&mut self, place: usize, dialect: Dialect, private: bool) -> usize {
+        self.serial += 1;
+        let upstream = Upstream::new(place, dialect, private, self.serial);
+        self.upstreams.insert(upstream)
+    }
+
+    #[cold]
+    pub(super) fn connect(&mut self, number: usize) -> Result<usize, Refused> {
+        let upstream = &mut self.upstreams[number];
+        if let State::Closed { retry_at } = upstream.state
+            && self.now < retry_at
+        {
+            return Err(Refused::Unreachable);
+        }
+        let target = &self.servers[upstream.server].target;
+        let begun = target.connect(upstream.attempts).and_then(|mut stream| {
+            self.registry.register(
+                &mut stream,
+                token(number),
+                Interest::READABLE | Interest::WRITABLE,
+            )?;
+            Ok(stream)
+        });
+        match begun {
+            Ok(stream) => {
+                upstream.begin(stream, self.now);
+                Ok(number)
+            }
+            Err(error) => {
+                log::info!("{}: {error}", target.place);
+                self.fail(number, Fault::Refused);
+                Err(Refused::Unreachable)
+            }
+        }
+    }
+
+    /// A connection has ended, or has to.
+    pub(super) fn fail(&mut self, number: usize, fault: Fault) {
+        let Some(upstream) = self.upstreams.get_mut(number) else {
+            return;
+        };
+        let target = self.servers[upstream.server].target.clone();
+        let (place, counts) = (&target.place, &target.counts);
+        match fault {
+            Fault::TimedOut => target.on(Event::TimedOut, self.now),
+            Fault::Refused | Fault::ConnectTimeout | Fault::Garbage | Fault::Denied => {
+                target.on(Event::Failed, self.now);
+            }
+            Fault::Closed if upstream.requests() > 0 => target.on(Event::Failed, self.now),
+            Fault::Closed | Fault::Retired => {}
+        }
+        if upstream.requests() > 0 {
+            counts.failures.fetch_add(1, Relaxed);
+            log::info!("{place} {}", fault.text());
+        }
+        if fault == Fault::TimedOut {
+            counts.timeouts.fetch_add(1, Relaxed);
+        }
+        let retry_at = match fault {
+            Fault::Refused | Fault::ConnectTimeout => {
+                upstream.attempts = upstream.attempts.saturating_add(1);
+                let rest = (REST_MIN << upstream.attempts.min(8)).min(REST_MAX);
+                // All workers, and all proxies, shall not come at the same time.
+                let jitter = crate::cluster::key_hash(&self.now.to_ne_bytes()) % (rest / 4 + 1);
+                self.now + rest + jitter
+            }
+            _ => self.now,
+        };
+        upstream.fail(fault, retry_at, &mut self.front);
+        if upstream.private {
+            let server = &mut self.servers[upstream.server];
+            server.private -= 1;
+            server.idle.retain(|&idle| idle != number);
+            if let Some(seat) = upstream.uploads_for.take() {
+                self.front.call(seat);
+            }
+            self.upstreams.remove(number);
+        }
+    }
+
+    pub(super) fn mark(&mut self, number: usize) {
+        let upstream = &mut self.upstreams[number];
+        if !upstream.dirty {
+            upstream.dirty = true;
+            self.dirty.push(number);
+        }
+    }
+
+    /// The poll has something to tell of a connection to a server.
+    pub fn ready(&mut self, number: usize, writable: bool, hung_up: bool) {
+        let Some(upstream) = self.upstreams.get_mut(number) else {
+            return;
+        };
+        if hung_up {
+            upstream.hang_up();
+        }
+        if let State::Connecting { .. } = upstream.state {
+            let Some(stream) = upstream.stream() else {
+                return;
+            };
+            match stream.connected() {
+                Ok(true) => {
+                    upstream.state = State::Open;
+                    upstream.attempts = 0;
+                }
+                Ok(false) => return,
+                Err(_) => return self.fail(number, Fault::Refused),
+            }
+        }
+        if writable && !upstream.dirty {
+            upstream.dirty = true;
+            self.dirty.push(number);
+        }
+        if upstream.paused.is_none() {
+            self.run(number);
+        }
+    }
+
+    pub(super) fn run(&mut self, number: usize) {
+        let Some(upstream) = self.upstreams.get_mut(number) else {
+            return;
+        };
+        if !matches!(upstream.state, State::Open) {
+            return;
+        }
+        match upstream.run(&mut self.input, &mut self.front, self.now) {
+            Ran::Wait => self.settle_private(number),
+            Ran::Again => self.again.push_back(number),
+            Ran::Paused => self.paused.push(number),
+            Ran::Ended(fault) => self.fail(number, fault),
+        }
+    }
+
+    /// Goes on where more is to be read, or a client takes its answers again.
+    pub fn go_on(&mut self) {
+        for _ in 0..self.again.len() {
+            if let Some(number) = self.again.pop_front() {
+                self.run(number);
+            }
+        }
+        for number in std::mem::take(&mut self.paused) {
+            let Some(upstream) = self.upstreams.get(number) else {
+                continue;
+            };
+            let Some(since) = upstream.paused else {
+                continue;
+            };
+            let timeout = self.servers[upstream.server].rules.timeout;
+            let waited = self.now.saturating_sub(since);
+            let full = upstream
+                .next()
+                .copied()
+                .filter(|ticket| self.front.is_full(ticket, upstream.next_key(ticket)));
+            let Some(To::Client { seat, .. }) = full.map(|ticket| ticket.to) else {
+                self.run(number);
+                continue;
+            };
+            let seat = seat as usize;
+            if waited > GRANT_AFTER && self.front.grant(seat) {
+                self.run(number);
+                continue;
+            }
+            // Whoever holds up others has to go.
+            if waited > timeout
+                && upstream.holds_up_others()
+                && let Some(client) = self.front.seats.get_mut(seat)
+            {
+                client.broken = true;
+                self.front.touch(seat);
+            }
+            self.paused.push(number);
+        }
+    }
+
+    /// Sends what waits for servers.
+    pub fn flush(&mut self) {
+        while let Some(number) = self.dirty.pop() {
+            let Some(upstream) = self.upstreams.get_mut(number) else {
+                continue;
+            };
+            upstream.dirty = false;
+            match upstream.flush() {
+                Ok(()) => {
+                    if let Some(seat) = upstream.uploads_for
+                        && upstream.waiting() <= UPLOAD_MAX / 2
+                    {
+                        self.front.call(seat);
+                    }
+                }
+                Err(fault) => self.fail(number, fault),
+            }
+        }
+    }
+
+    /// How long the poll may wait.
+    pub fn patience(&self) -> Option<Duration> {
+        if !self.again.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let busy = self.has_delayed()
+            || self.upstreams.iter().any(|(_, upstream)| {
+                upstream.requests() > 0 || matches!(upstream.state, State::Connecting { .. })
+            });
+        if busy {
+            return Some(TICK);
+        }
+        if self.number > 0 {
+            return None;
+        }
+        let wanted = self.servers.iter().filter(|(_, server)| server.wanted);
+        let next = wanted.map(|(_, server)| server.target.next_probe()).min()?;
+        Some(Duration::from_millis(next.saturating_sub(self.now)).max(TICK))
+    }
+
+    /// Looks at deadlines, and at what is to be told and asked from time to time.
+    pub fn tick(&mut self) {
+        if self.now.saturating_sub(self.ticked) < TICK.as_millis() as u64 {
+            return;
+        }
+        self.ticked = self.now;
+        for (_, upstream) in &mut self.upstreams {
+            self.servers[upstream.server].answered += upstream.take_answered();
+        }
+        for (_, server) in &mut self.servers {
+            let requests = std::mem::take(&mut server.requests);
+            if requests > 0 {
+                server.target.counts.requests.fetch_add(requests, Relaxed);
+            }
+            let answered = std::mem::take(&mut server.answered);
+            if answered > 0 {
+                server.target.on(Event::Answered(answered), self.now);
+            }
+        }
+        self.retire();
+        let overdue: Vec<(usize, Fault)> = self
+            .upstreams
+            .iter()
+            .filter_map(|(number, upstream)| {
+                let rules = &self.servers[upstream.server].rules;
+                Some((number, upstream.overdue(self.now, rules)?))
+            })
+            .collect();
+        for (number, fault) in overdue {
+            self.fail(number, fault);
+        }
+        self.send_delayed();
+        self.tend_hot();
+        if self.number == 0 {
+            self.probe();
+        }
+    }
+
+    /// Asks servers whether they are alive, and sends them the deletes that wait.
+    fn probe(&mut self) {
+        let wanted: Vec<usize> = self
+            .servers
+            .iter()
+            .filter(|(_, server)| server.wanted)
+            .map(|(place, _)| place)
+            .collect();
+        for place in wanted {
+            let target = self.servers[place].target.clone();
+            if target.tick(self.now) {
+                let ticket = self.own_ticket(To::Probe, place);
+                if !self.send_own(place, b"version\r\n", ticket) {
+                    target.on(Event::ProbeFailed, self.now);
+                }
+            }
+            if self.servers[place].deleting.is_none() {
+                self.send_deletes(place);
+            }
+        }
+    }
+
+    /// Sends a server some of the deletes that wait for it, if it can take them, and those that stood in
+    /// for it: they have the keys no longer than needed, or what they have would be read from them the
+    /// next time.
+    fn send_deletes(&mut self, place: usize) {
+        let target = self.servers[place].target.clone();
+        let keys = target.drain(DELETES, self.now);
+        if keys.is_empty() {
+            return;
+        }
+        let pool = self.servers[place].pool;
+        let failover = self.servers[place].rules.failover;
+        let mut requests: Vec<(usize, usize)> = Vec::new();
+        for (nth, key) in keys.iter().enumerate() {
+            requests.push((place, nth));
+            let others = self.plan.pools[pool].ring.preference(key).skip(1);
+            for other in others.take(failover) {
+                let other = self.places[pool][other];
+                if self.servers[other].target.is_down() {
+                    self.servers[other].target.remember(key);
+                } else {
+                    requests.push((other, nth));
+                }
+            }
+        }
+        self.servers[place].deleting = Some(Deleting {
+            left: requests.len(),
+            good: true,
+            keys: keys.clone(),
+        });
+        for (to, nth) in requests {
+            let ticket = self.own_ticket(To::Delete, place);
+            if !self.send_own(to, &delete(&keys[nth]), ticket) {
+                self.deleted(place, false);
+            }
+        }
+    }
+
+    /// A server has been asked whether it is alive.
+    pub(super) fn probed(&mut self, place: usize, good: bool) {
+        if let Some(server) = self.servers.get(place) {
+            let event = if good {
+                Event::ProbeAnswered
+            } else {
+                Event::ProbeFailed
+            };
+            server.target.on(event, self.now);
+            if good && self.servers[place].deleting.is_none() {
+                self.send_deletes(place);
+            }
+        }
+    }
+
+    /// A delete that had waited has been answered, or never will be.
+    pub(super) fn deleted(&mut self, place: usize, good: bool) {
+        let Some(server) = self.servers.get_mut(place) else {
+            return;
+        };
+        let Some(deleting) = &mut server.deleting else {
+            return;
+        };
+        deleting.good &= good;
+        deleting.left -= 1;
+        if deleting.left == 0
+            && let Some(all) = server.deleting.take()
+        {
+            server.target.drained(&all.keys, all.good);
+            if all.good {
+                self.send_deletes(place);
+            }
+        }
+    }
+
+    /// Sends something of the worker's own.
+    fn send_own(&mut self, place: usize, request: &[u8], ticket: Ticket) -> bool {
+        // A server that is down is tried whenever a probe is due.
+        if let Some(&number) = self.servers[place].shared[Dialect::Text as usize].first()
+            && let Some(upstream) = self.upstreams.get_mut(number)
+            && let State::Closed { retry_at } = &mut upstream.state
+        {
+            *retry_at = 0;
+        }
+        match self.connection(place, Dialect::Text, 0) {
+            Ok(number) => {
+                self.upstreams[number].send(request, ticket);
+                self.mark(number);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn own_ticket(&self, to: To, place: usize) -> Ticket {
+        Ticket {
+            to,
+            shape: Shape::Line,
+            quiet: Quiet::Loud,
+            opcode: 0,
+            opaque: place as u32,
+            keys: 0,
+            body: false,
+            wrote: 0,
+            sent: self.now,
+        }
+    }
+}
+
+/// A delete of any key, as far as text has one.
+fn delete(key: &[u8]) -> Vec<u8> {
+    if key.iter().all(|&byte| byte > b' ') {
+        return [b"delete ", key, b"\r\n"].concat();
+    }
+    let mut text = [0; base64::ENCODED_MAX];
+    let length = base64::encode(key, &mut text);
+    [b"md ", &text[..length], b" b\r\n"].concat()
+}

@@ -1,0 +1,757 @@
+#![forbid(unsafe_code)]
+//! Requests that more than one answer belongs to: those whose routes ask for more than one server, those
+//! that are copied to other servers when they have been done, those that go to all.
+//!
+//! A task keeps its request, since it may be sent again, and answers its client's slot once. What is to
+//! be sent a [`Walk`] knows; here it is made and sent, and the outcome told.
+
+use slab::Slab;
+
+use super::{Forward, Proxy, Refused};
+use crate::cluster::front::{Event, nothing, refusal};
+use crate::cluster::rewrite::{self, Change, Owned};
+use crate::cluster::route::{Action, Outcome, Question, Send, Source, Tag, Ttl, Walk, What, World};
+use crate::cluster::upstream::{Fault, KeyTicket, Quiet, Sink, Ticket, To};
+use crate::protocol::Dialect;
+use crate::protocol::answer::{Shape, Verdict};
+use crate::settings::proxy::{Command, Failure, Route, RouteId};
+
+/// Bytes that requests of tasks may hold on one worker.
+const BYTES_MAX: usize = 64 << 20;
+
+/// All tasks of one worker.
+#[derive(Default)]
+pub(super) struct Tasks {
+    slab: Slab<Task>,
+    generation: u32,
+    /// Bytes of requests and answers that are kept.
+    bytes: usize,
+    /// Sends that wait for their time: when, of which task, what.
+    delayed: Vec<(u64, u32, u32, Send)>,
+}
+
+/// One request.
+struct Task {
+    generation: u32,
+    /// To the client, and in the shape that it expects.
+    ticket: Ticket,
+    /// One key of a get of several.
+    of_many: bool,
+    command: Command,
+    key: Box<[u8]>,
+    request: Owned,
+    kind: Kind,
+    /// What has been answered and may be needed.
+    replies: Vec<Reply>,
+}
+
+/// What has come of one send.
+struct Reply {
+    tag: Tag,
+    bytes: Vec<u8>,
+    verdict: Verdict,
+    /// What it was sent with, if that is not the client's.
+    key: Option<Box<[u8]>>,
+}
+
+pub(super) enum Kind {
+    Walk(Option<Walk>),
+    /// Copied to the next servers when its own has done it.
+    Copied {
+        pool: usize,
+        owner: usize,
+    },
+    /// A read of a hot key, whose answer is kept.
+    Hot {
+        hash: u64,
+        stamp: u32,
+    },
+    /// Sent to all servers: how many have not answered, and the worst answer so far.
+    All {
+        left: usize,
+        worst: Option<(Vec<u8>, Verdict)>,
+    },
+}
+
+/// What a walk sees of the world.
+struct View<'p> {
+    proxy: &'p Proxy,
+    random: u64,
+}
+
+impl World for View<'_> {
+    fn load(&self, pool: usize, key: &[u8]) -> u64 {
+        let server = &self.proxy.servers[self.proxy.owner(pool, key)];
+        if !server.target.admits(key) {
+            return u64::MAX;
+        }
+        let requests = |&number: &usize| {
+            let upstream = self.proxy.upstreams.get(number);
+            upstream.map_or(0, |upstream| upstream.requests() as u64)
+        };
+        server.shared.iter().flatten().map(requests).sum()
+    }
+
+    fn random(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random
+    }
+
+    fn nanoseconds(&self) -> u64 {
+        self.proxy.cluster.nanoseconds()
+    }
+
+    fn unix_seconds(&self) -> u64 {
+        self.proxy.unix
+    }
+}
+
+fn outcome_of(verdict: Verdict, answer: &[u8]) -> Outcome {
+    match verdict {
+        Verdict::Hit => Outcome::Hit,
+        Verdict::Miss => Outcome::Miss,
+        Verdict::Done => Outcome::Done,
+        Verdict::Refused => Outcome::Refused,
+        Verdict::ClientError => Outcome::ClientError,
+        Verdict::ServerError if answer.starts_with(b"SERVER_ERROR 307") => {
+            Outcome::Failed(Failure::Busy)
+        }
+        Verdict::ServerError | Verdict::Unknown => Outcome::Failed(Failure::Error),
+    }
+}
+
+impl Proxy {
+    /// Begins a request whose route is more than a pool.
+    #[cold]
+    pub(super) fn walk(&mut self, seat: usize, request: &Forward<'_>, route: RouteId) {
+        let ticket = self.ticket(request);
+        let kind = Kind::Walk(None);
+        let Some(task) = self.add_task(seat, ticket, false, request, kind) else {
+            return;
+        };
+        self.start(task, seat, route);
+    }
+
+    /// Begins one key of a get of several whose route is more than a pool.
+    #[cold]
+    pub(super) fn walk_key(
+        &mut self,
+        seat: usize,
+        command: &[u8],
+        key: &[u8],
+        what: Command,
+        route: RouteId,
+    ) {
+        let line = [command, b" ", key, b"\r\n"].concat();
+        let request = Forward {
+            pieces: [&line, b"", b""],
+            key,
+            command: what,
+            dialect: Dialect::Text,
+            shape: Shape::Get,
+            quiet: Quiet::Loud,
+            opcode: 0,
+            opaque: 0,
+            body: false,
+        };
+        let ticket = self.ticket(&request);
+        if let Some(task) = self.add_task(seat, ticket, true, &request, Kind::Walk(None)) {
+            self.start(task, seat, route);
+        }
+    }
+
+    /// Sends a write to its server, and to the next ones when that has done it.
+    #[cold]
+    pub(super) fn copy(&mut self, seat: usize, request: &Forward<'_>, pool: usize, owner: usize) {
+        let ticket = self.ticket(request);
+        let kind = Kind::Copied { pool, owner };
+        let Some(task) = self.add_task(seat, ticket, false, request, kind) else {
+            return;
+        };
+        let bytes = request.pieces.concat();
+        if let Err(refused) = self.send_for(task, 0, owner, request.dialect, &bytes, ticket) {
+            let answer = refusal(&ticket, &self.excuse(owner, &refused));
+            self.answer(task, &answer, Verdict::ServerError);
+            self.end_task(task);
+        }
+    }
+
+    /// Sends a request without a key to every server, and answers it when all have.
+    pub fn to_all(&mut self, seat: usize, request: &Forward<'_>) {
+        let ticket = self.ticket(request);
+        let kind = Kind::All {
+            left: 0,
+            worst: None,
+        };
+        let Some(task) = self.add_task(seat, ticket, false, request, kind) else {
+            return;
+        };
+        let bytes = request.pieces.concat();
+        let places: Vec<usize> = self.places.iter().flatten().copied().collect();
+        for place in places {
+            match self.send_for(task, 0, place, request.dialect, &bytes, ticket) {
+                Ok(()) => {
+                    if let Some(Kind::All { left, .. }) = self.kind(task) {
+                        *left += 1;
+                    }
+                }
+                Err(refused) => {
+                    let answer = refusal(&ticket, &self.excuse(place, &refused));
+                    if let Some(Kind::All { worst, .. }) = self.kind(task) {
+                        *worst = Some((answer, Verdict::ServerError));
+                    }
+                }
+            }
+        }
+        self.all_told(task);
+    }
+
+    fn kind(&mut self, task: usize) -> Option<&mut Kind> {
+        self.tasks.slab.get_mut(task).map(|task| &mut task.kind)
+    }
+
+    /// Makes a task and reserves its client's slot. `None`: too much is kept already, and the client
+    /// has been told.
+    pub(super) fn add_task(
+        &mut self,
+        seat: usize,
+        mut ticket: Ticket,
+        of_many: bool,
+        request: &Forward<'_>,
+        kind: Kind,
+    ) -> Option<usize> {
+        let client = self.front.seats.get_mut(seat)?;
+        let slot = client.slots.reserve();
+        ticket.to = To::Client {
+            seat: seat as u32,
+            generation: client.generation,
+            slot,
+        };
+        let owned = Owned::of(request);
+        let size = owned.head.len() + owned.body.len();
+        if self.tasks.bytes + size > BYTES_MAX {
+            let busy = refusal(&ticket, "307 busy");
+            self.front.touch(seat);
+            if let Some(client) = self.front.seats.get_mut(seat) {
+                match of_many {
+                    true => client.slots.fail_key(slot, &busy),
+                    false if ticket.quiet == Quiet::All => client.slots.silence(slot),
+                    false => client.slots.fill(slot, &busy),
+                }
+            }
+            return None;
+        }
+        self.tasks.bytes += size;
+        self.tasks.generation = self.tasks.generation.wrapping_add(1);
+        Some(self.tasks.slab.insert(Task {
+            generation: self.tasks.generation,
+            ticket,
+            of_many,
+            command: request.command,
+            key: request.key.into(),
+            request: owned,
+            kind,
+            replies: Vec::new(),
+        }))
+    }
+
+    pub(super) fn end_task(&mut self, task: usize) {
+        if let Some(task) = self.tasks.slab.try_remove(task) {
+            let kept: usize = task.replies.iter().map(|reply| reply.bytes.len()).sum();
+            let size = task.request.head.len() + task.request.body.len() + kept;
+            self.tasks.bytes = self.tasks.bytes.saturating_sub(size);
+        }
+    }
+
+    fn start(&mut self, number: usize, seat: usize, route: RouteId) {
+        let listener = self
+            .front
+            .seats
+            .get(seat)
+            .and_then(|it| it.listener.clone());
+        let Some(task) = self.tasks.slab.get(number) else {
+            return;
+        };
+        let question = Question {
+            command: task.command,
+            key: &task.key,
+            listener: listener.as_deref(),
+        };
+        let mut actions = Vec::new();
+        let tree = self.plan.tree.clone();
+        let mut view = View {
+            proxy: self,
+            random: self.random,
+        };
+        let walk = Walk::start(&tree, route, &question, &mut view, &mut actions);
+        self.random = view.random;
+        if let Some(Kind::Walk(place)) = self.kind(number) {
+            *place = Some(walk);
+        }
+        self.act(number, actions);
+    }
+
+    /// Does what a walk wants done, and what comes of that.
+    fn act(&mut self, number: usize, actions: Vec<Action>) {
+        let mut actions = std::collections::VecDeque::from(actions);
+        while let Some(action) = actions.pop_front() {
+            match action {
+                Action::Answer(source) => self.answer_from(number, source),
+                Action::Send(send) if send.delay_ms > 0 => {
+                    let due = self.now + send.delay_ms;
+                    if let Some(task) = self.tasks.slab.get(number) {
+                        let generation = task.generation;
+                        let undelayed = Send {
+                            delay_ms: 0,
+                            ..send
+                        };
+                        self.tasks
+                            .delayed
+                            .push((due, number as u32, generation, undelayed));
+                    }
+                }
+                Action::Send(send) => {
+                    if let Err(outcome) = self.send_of(number, &send)
+                        && send.awaited
+                    {
+                        actions.extend(self.outcome(number, send.tag, outcome));
+                    }
+                }
+            }
+        }
+        let over = match self.kind(number) {
+            Some(Kind::Walk(Some(walk))) => walk.is_over(),
+            _ => false,
+        };
+        let waits = self
+            .tasks
+            .delayed
+            .iter()
+            .any(|(_, task, ..)| *task as usize == number);
+        if over && !waits {
+            self.end_task(number);
+        }
+    }
+
+    /// Tells a walk what has come of a send; returns what is to be done now.
+    fn outcome(&mut self, number: usize, tag: Tag, outcome: Outcome) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let Some(Kind::Walk(place)) = self.kind(number) else {
+            return actions;
+        };
+        let Some(mut walk) = place.take() else {
+            return actions;
+        };
+        let mut view = View {
+            proxy: self,
+            random: self.random,
+        };
+        walk.outcome(tag, outcome, &mut view, &mut actions);
+        self.random = view.random;
+        if let Some(Kind::Walk(place)) = self.kind(number) {
+            *place = Some(walk);
+        }
+        actions
+    }
+
+    /// Makes a request and sends it.
+    fn send_of(&mut self, number: usize, send: &Send) -> Result<(), Outcome> {
+        let unsendable = Outcome::ClientError;
+        let Some(task) = self.tasks.slab.get(number) else {
+            return Err(unsendable);
+        };
+        let Kind::Walk(Some(walk)) = &task.kind else {
+            return Err(unsendable);
+        };
+        let key: Box<[u8]> = walk.key(send.key).into();
+        let command = match send.what {
+            What::Request => task.command,
+            What::Read => Command::Get,
+            What::Fill { .. } => Command::Add,
+            What::Delete => Command::Delete,
+        };
+        let owner = self.owner(send.pool, &key);
+        let (place, capped) = if self.servers[owner].target.admits(&key) {
+            (owner, Ttl::AsIs)
+        } else {
+            match self.instead(send.pool, owner, command, &key) {
+                Some(instead) => (instead.place, instead.ttl),
+                None => {
+                    if command == Command::Delete {
+                        self.is_remembered(send.pool, owner, &key);
+                    }
+                    return Err(Outcome::Failed(Failure::Down));
+                }
+            }
+        };
+        let Some(task) = self.tasks.slab.get(number) else {
+            return Err(unsendable);
+        };
+        let mut ticket = task.ticket;
+        let same_key = send.key == 0;
+        let (dialect, bytes) = match send.what {
+            What::Request => {
+                let ttl = match capped {
+                    Ttl::AtMost(most) => at_most(send.ttl, most),
+                    _ => send.ttl,
+                };
+                let change = Change {
+                    key: (!same_key).then_some(&key),
+                    ttl,
+                    now: self.unix,
+                };
+                let bytes = match (same_key, ttl) {
+                    (true, Ttl::AsIs) => {
+                        Some([&task.request.head[..], &task.request.body].concat())
+                    }
+                    _ => rewrite::request(&task.request, &change),
+                };
+                (task.request.dialect, bytes.ok_or(unsendable)?)
+            }
+            What::Read => {
+                ticket.shape = Shape::Get;
+                (Dialect::Text, [b"get ", &key[..], b"\r\n"].concat())
+            }
+            What::Delete => {
+                ticket.shape = Shape::Line;
+                (Dialect::Text, [b"delete ", &key[..], b"\r\n"].concat())
+            }
+            What::Fill { of, ttl } => {
+                let mut replies = task.replies.iter();
+                let hit = replies.find(|it| it.tag == of && it.verdict == Verdict::Hit);
+                let value = hit.and_then(|reply| {
+                    let dialect = match reply.bytes.first() {
+                        Some(0x81) => Dialect::Binary,
+                        _ => Dialect::Text,
+                    };
+                    rewrite::value_of(dialect, &reply.bytes)
+                });
+                let (flags, value) = value.ok_or(unsendable)?;
+                ticket.shape = Shape::Line;
+                let head = format!(" {flags} {ttl} {}\r\n", value.len());
+                let line = [b"add ", &key[..], head.as_bytes(), value, b"\r\n"].concat();
+                (Dialect::Text, line)
+            }
+        };
+        ticket.body = matches!(send.what, What::Fill { .. }) || ticket.body;
+        if !send.awaited {
+            ticket.to = To::Nobody;
+            ticket.sent = self.now;
+            return match self.connection(place, dialect, number) {
+                Ok(upstream) => {
+                    self.upstreams[upstream].send(&bytes, ticket);
+                    self.mark(upstream);
+                    Ok(())
+                }
+                Err(_) => Err(unsendable),
+            };
+        }
+        let sent = self.send_for(number, send.tag, place, dialect, &bytes, ticket);
+        if let Err(refused) = sent {
+            let answer = refusal(&ticket, &self.excuse(place, &refused));
+            self.keep(number, send.tag, answer, Verdict::ServerError, None);
+            return Err(Outcome::Failed(match refused {
+                Refused::Busy => Failure::Busy,
+                Refused::Unreachable => Failure::Down,
+            }));
+        }
+        if !same_key {
+            // The answer has to look as if it had been sent under the client's key.
+            self.keep(number, send.tag, Vec::new(), Verdict::Miss, Some(key));
+        }
+        Ok(())
+    }
+
+    /// Sends bytes for a task.
+    pub(super) fn send_for(
+        &mut self,
+        number: usize,
+        tag: Tag,
+        place: usize,
+        dialect: Dialect,
+        bytes: &[u8],
+        mut ticket: Ticket,
+    ) -> Result<(), Refused> {
+        let generation = self
+            .tasks
+            .slab
+            .get(number)
+            .map_or(0, |task| task.generation);
+        let upstream = self.connection(place, dialect, number)?;
+        ticket.to = To::Task {
+            task: number as u32,
+            generation,
+            tag,
+        };
+        ticket.sent = self.now;
+        self.upstreams[upstream].send(bytes, ticket);
+        self.mark(upstream);
+        Ok(())
+    }
+
+    fn keep(
+        &mut self,
+        number: usize,
+        tag: Tag,
+        bytes: Vec<u8>,
+        verdict: Verdict,
+        key: Option<Box<[u8]>>,
+    ) {
+        if let Some(task) = self.tasks.slab.get_mut(number) {
+            self.tasks.bytes += bytes.len();
+            match task.replies.iter_mut().find(|reply| reply.tag == tag) {
+                Some(reply) => (reply.bytes, reply.verdict) = (bytes, verdict),
+                None => task.replies.push(Reply {
+                    tag,
+                    bytes,
+                    verdict,
+                    key,
+                }),
+            }
+        }
+    }
+
+    /// What servers have said to tasks and probes since the last call.
+    pub fn run_tasks(&mut self) {
+        while !self.front.events.is_empty() {
+            for event in std::mem::take(&mut self.front.events) {
+                match event {
+                    Event::Answer {
+                        task,
+                        generation,
+                        tag,
+                        bytes,
+                        verdict,
+                    } => self.answered(task as usize, generation, tag, bytes, verdict, None),
+                    Event::Failed {
+                        task,
+                        generation,
+                        tag,
+                        server,
+                        fault,
+                    } => {
+                        let ticket = match self.tasks.slab.get(task as usize) {
+                            Some(task) => task.ticket,
+                            None => continue,
+                        };
+                        let bytes = refusal(&ticket, &self.front.failure(server, fault));
+                        let why = Some(fault);
+                        let verdict = Verdict::ServerError;
+                        self.answered(task as usize, generation, tag, bytes, verdict, why);
+                    }
+                    Event::Probed { server, good } => self.probed(server, good),
+                    Event::Deleted { server, good } => self.deleted(server, good),
+                }
+            }
+        }
+    }
+
+    fn answered(
+        &mut self,
+        number: usize,
+        generation: u32,
+        tag: Tag,
+        bytes: Vec<u8>,
+        verdict: Verdict,
+        fault: Option<Fault>,
+    ) {
+        let Some(task) = self.tasks.slab.get_mut(number) else {
+            return;
+        };
+        if task.generation != generation {
+            return;
+        }
+        match &mut task.kind {
+            Kind::Walk(_) => {
+                let outcome = match fault {
+                    Some(Fault::TimedOut | Fault::ConnectTimeout) => {
+                        Outcome::Failed(Failure::Timeout)
+                    }
+                    Some(_) => Outcome::Failed(Failure::Down),
+                    None => outcome_of(verdict, &bytes),
+                };
+                self.keep(number, tag, bytes, verdict, None);
+                let actions = self.outcome(number, tag, outcome);
+                self.act(number, actions);
+            }
+            Kind::Copied { pool, owner } => {
+                let (pool, owner) = (*pool, *owner);
+                self.answer(number, &bytes, verdict);
+                if matches!(verdict, Verdict::Done | Verdict::Hit | Verdict::Miss) {
+                    self.send_copies(number, pool, owner);
+                }
+                self.end_task(number);
+            }
+            Kind::Hot { hash, stamp } => {
+                let (hash, stamp) = (*hash, *stamp);
+                let key = std::mem::take(&mut task.key);
+                self.answer(number, &bytes, verdict);
+                self.keep_hot(hash, stamp, &key, &bytes, verdict);
+                self.end_task(number);
+            }
+            Kind::All { left, worst } => {
+                *left -= 1;
+                let bad = |verdict: Verdict| verdict != Verdict::Done;
+                if worst
+                    .as_ref()
+                    .is_none_or(|(_, was)| !bad(*was) && bad(verdict))
+                {
+                    *worst = Some((bytes, verdict));
+                }
+                self.all_told(number);
+            }
+        }
+    }
+
+    /// Answers a task that went to all servers, if all have answered.
+    fn all_told(&mut self, number: usize) {
+        let Some(Kind::All { left: 0, worst }) = self.kind(number) else {
+            return;
+        };
+        if let Some((bytes, verdict)) = worst.take() {
+            self.answer(number, &bytes, verdict);
+        }
+        self.end_task(number);
+    }
+
+    /// Sends what the owner of a key has done to the next servers, which nobody waits for.
+    fn send_copies(&mut self, number: usize, pool: usize, owner: usize) {
+        let Some(task) = self.tasks.slab.get(number) else {
+            return;
+        };
+        let Some(bytes) = rewrite::copy(&task.request) else {
+            return;
+        };
+        let ticket = Ticket {
+            to: To::Nobody,
+            sent: self.now,
+            ..task.ticket
+        };
+        let (dialect, rules) = (task.request.dialect, self.plan.pools[pool].rules);
+        let places: Vec<usize> = self.plan.pools[pool]
+            .ring
+            .preference(&task.key)
+            .skip(1)
+            .take(rules.replicas - 1)
+            .map(|member| self.places[pool][member])
+            .filter(|&place| place != owner)
+            .collect();
+        for place in places {
+            let target = self.servers[place].target.clone();
+            // What it has missed must not be read from it later.
+            if target.is_down() {
+                if let Some(task) = self.tasks.slab.get(number) {
+                    target.remember(&task.key);
+                }
+                continue;
+            }
+            match self.connection(place, dialect, 0) {
+                Ok(upstream) if self.upstreams[upstream].waiting() < rules.bytes_max / 2 => {
+                    self.upstreams[upstream].send(&bytes, ticket);
+                    self.mark(upstream);
+                }
+                _ => {
+                    let dropped = &target.counts.copies_dropped;
+                    dropped.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    fn answer_from(&mut self, number: usize, source: Source) {
+        let Some(task) = self.tasks.slab.get(number) else {
+            return;
+        };
+        let (bytes, verdict) = match source {
+            Source::Reply(tag) => {
+                let Some(reply) = task.replies.iter().find(|reply| reply.tag == tag) else {
+                    return;
+                };
+                let bytes = match &reply.key {
+                    Some(sent) => {
+                        rewrite::answer(task.request.dialect, &reply.bytes, &task.key, sent)
+                    }
+                    None => reply.bytes.clone(),
+                };
+                (bytes, reply.verdict)
+            }
+            Source::Null => (nothing(&task.ticket, task.command), Verdict::Miss),
+            Source::Error(route) => {
+                let words = match self.plan.tree.route(route) {
+                    Route::Error { message } => message.clone(),
+                    Route::Fault { error, .. } => error.clone().unwrap_or_default(),
+                    _ => String::new(),
+                };
+                (refusal(&task.ticket, &words), Verdict::ServerError)
+            }
+            Source::Busy => (refusal(&task.ticket, "307 busy"), Verdict::ServerError),
+            Source::KeyTooLong => {
+                let why = "the key is too long with what the route adds";
+                (refusal(&task.ticket, why), Verdict::ClientError)
+            }
+        };
+        self.answer(number, &bytes, verdict);
+    }
+
+    /// Answers the client.
+    pub(super) fn answer(&mut self, number: usize, bytes: &[u8], verdict: Verdict) {
+        let Some(task) = self.tasks.slab.get(number) else {
+            return;
+        };
+        let ticket = task.ticket;
+        if !task.of_many {
+            self.front.whole(&ticket, bytes, verdict);
+            return;
+        }
+        let To::Client { slot, .. } = ticket.to else {
+            return;
+        };
+        let key = KeyTicket { slot, tag: 0 };
+        match (verdict, bytes.strip_suffix(b"END\r\n")) {
+            (Verdict::Hit, Some(value)) => {
+                self.front.value(&ticket, key, value);
+            }
+            (Verdict::Miss, _) => self.front.missing(&ticket, key),
+            _ => self.front.refused(&ticket, key, bytes),
+        }
+    }
+
+    /// Sends what has waited for its time.
+    pub(super) fn send_delayed(&mut self) {
+        let mut due = Vec::new();
+        self.tasks.delayed.retain(|(when, task, generation, send)| {
+            if *when > self.now {
+                return true;
+            }
+            due.push((*task as usize, *generation, send.clone()));
+            false
+        });
+        for (number, generation, send) in due {
+            let task = self.tasks.slab.get(number);
+            if task.is_some_and(|task| task.generation == generation) {
+                self.act(number, vec![Action::Send(send)]);
+            }
+        }
+    }
+
+    /// Whether something waits for its time.
+    pub(super) fn has_delayed(&self) -> bool {
+        !self.tasks.delayed.is_empty()
+    }
+
+    /// Requests that more than one answer belongs to, and the bytes they hold.
+    pub(super) fn tasks_open(&self) -> (usize, usize) {
+        (self.tasks.slab.len(), self.tasks.bytes)
+    }
+}
+
+/// A life that is shortened further.
+fn at_most(ttl: Ttl, most: u32) -> Ttl {
+    match ttl {
+        Ttl::AsIs => Ttl::AtMost(most),
+        Ttl::AtMost(seconds) => Ttl::AtMost(seconds.min(most)),
+        Ttl::Exactly(seconds) => Ttl::Exactly(seconds.min(most)),
+    }
+}

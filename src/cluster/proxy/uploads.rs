@@ -1,0 +1,180 @@
+#![forbid(unsafe_code)]
+//! Long values on their way to servers, each over a connection of its own while it lasts: a client that
+//! is slow to bring its value holds up nobody.
+
+use super::{Forward, Proxy, Refused, UPLOAD_MAX};
+use crate::cluster::rewrite::{self, Change, Owned};
+use crate::cluster::route::Settled;
+use crate::cluster::upstream::{Fault, To};
+use crate::protocol::Dialect;
+
+/// Long values on their way to one server at a time, and connections kept for more of them.
+const PRIVATE_MAX: usize = 64;
+const IDLE_MAX: usize = 2;
+
+/// A long value on its way to a server.
+#[derive(Debug, Clone, Copy)]
+pub struct Long {
+    pub(super) upstream: usize,
+    serial: u64,
+    /// Bytes to come, the line end counted.
+    left: u64,
+}
+
+/// What has become of a piece of a long value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Upload {
+    /// So many bytes are on their way.
+    Taken(usize),
+    /// The server has to take some first; the seat is called then.
+    Full,
+    /// It is complete: the answer will come.
+    Done,
+    /// The connection has ended, and the client has been told: so many bytes are to be passed over.
+    Gone(u64),
+}
+
+impl Proxy {
+    /// Begins to send a long value, whose request `forward` is but for the value, over a connection of
+    /// its own: a client that is slow to bring its value holds up nobody. `None` if it cannot be sent;
+    /// the client has been told.
+    pub fn begin_upload(
+        &mut self,
+        seat: usize,
+        forward: &Forward<'_>,
+        length: u64,
+    ) -> Option<Long> {
+        let mut ticket = self.ticket(forward);
+        let Settled::Pool(pool) = self.settle(seat, forward.command, forward.key) else {
+            return None;
+        };
+        let owner = self.owner(pool, forward.key);
+        let mut place = owner;
+        let mut head = forward.pieces.concat();
+        if !self.servers[owner].target.admits(forward.key) {
+            let Some(instead) = self.instead(pool, owner, forward.command, forward.key) else {
+                self.refuse(seat, &ticket, owner, &Refused::Unreachable);
+                return None;
+            };
+            place = instead.place;
+            let change = Change {
+                key: None,
+                ttl: instead.ttl,
+                now: self.unix,
+            };
+            let terminator = usize::from(forward.dialect == Dialect::Text) * 2;
+            let value = length as usize - terminator;
+            if let Some(changed) = rewrite::head(&Owned::of(forward), &change, value) {
+                head = changed;
+            }
+        }
+        let found = self.private(place, forward.dialect);
+        let client = self.front.seats.get_mut(seat)?;
+        match found {
+            Ok(number) => {
+                ticket.to = To::Client {
+                    seat: seat as u32,
+                    generation: client.generation,
+                    slot: client.slots.reserve(),
+                };
+                let upstream = &mut self.upstreams[number];
+                upstream.send_piece(&head);
+                upstream.push_ticket(ticket);
+                upstream.uploads_for = Some(seat);
+                let serial = upstream.serial;
+                self.mark(number);
+                Some(Long {
+                    upstream: number,
+                    serial,
+                    left: length,
+                })
+            }
+            Err(refused) => {
+                self.refuse(seat, &ticket, place, &refused);
+                None
+            }
+        }
+    }
+
+    /// Whether a long value for this key can be sent on as it comes: not if it may have to be sent again,
+    /// or to several.
+    pub fn streams(&self, seat: usize, request: &Forward<'_>) -> bool {
+        match self.settle(seat, request.command, request.key) {
+            Settled::Pool(pool) => self.plan.pools[pool].rules.replicas == 1,
+            Settled::Route(_) => false,
+        }
+    }
+
+    /// More of a long value.
+    pub fn upload(&mut self, long: &mut Long, bytes: &[u8]) -> Upload {
+        let Some(upstream) = self
+            .upstreams
+            .get_mut(long.upstream)
+            .filter(|upstream| upstream.serial == long.serial && upstream.uploads_for.is_some())
+        else {
+            return Upload::Gone(long.left);
+        };
+        if long.left == 0 {
+            upstream.uploads_for = None;
+            self.settle_private(long.upstream);
+            return Upload::Done;
+        }
+        if upstream.waiting() > UPLOAD_MAX {
+            return Upload::Full;
+        }
+        let here = usize::try_from(long.left).map_or(bytes.len(), |left| left.min(bytes.len()));
+        upstream.send_piece(&bytes[..here]);
+        upstream.touch(self.now);
+        long.left -= here as u64;
+        self.mark(long.upstream);
+        Upload::Taken(here)
+    }
+
+    /// A long value will not be completed: its client has gone.
+    pub fn abandon(&mut self, long: Long) {
+        if let Some(upstream) = self.upstreams.get(long.upstream)
+            && upstream.serial == long.serial
+        {
+            self.fail(long.upstream, Fault::Retired);
+        }
+    }
+
+    /// A connection that nothing is under way on, for a long request.
+    fn private(&mut self, place: usize, dialect: Dialect) -> Result<usize, Refused> {
+        let server = &mut self.servers[place];
+        server.requests += 1;
+        let upstreams = &self.upstreams;
+        let idle = server.idle.iter().rposition(|&number| {
+            upstreams
+                .get(number)
+                .is_some_and(|upstream| upstream.dialect == dialect)
+        });
+        if let Some(at) = idle {
+            return Ok(server.idle.swap_remove(at));
+        }
+        if server.private >= PRIVATE_MAX {
+            return Err(Refused::Busy);
+        }
+        server.private += 1;
+        let number = self.add_upstream(place, dialect, true);
+        self.connect(number)
+    }
+
+    /// A long request may have come to its end on a connection of its own.
+    pub(super) fn settle_private(&mut self, number: usize) {
+        let Some(upstream) = self.upstreams.get(number) else {
+            return;
+        };
+        if !upstream.private || upstream.uploads_for.is_some() || upstream.requests() > 0 {
+            return;
+        }
+        let server = &mut self.servers[upstream.server];
+        if server.wanted && server.idle.len() < IDLE_MAX {
+            if !server.idle.contains(&number) {
+                server.idle.push(number);
+            }
+        } else {
+            self.fail(number, Fault::Retired);
+        }
+    }
+}

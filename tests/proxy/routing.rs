@@ -1,0 +1,279 @@
+//! Routes, listeners, reloads, and keys that everybody wants.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use larder::server::Server;
+use larder::server::control::Stop;
+use larder::settings::proxy::{Mode, parse};
+
+use crate::common::{self, Client, TestServer};
+use crate::fleet;
+
+/// Servers of pools `a`, `b` and `c`, one each, and a proxy with these routes.
+struct Pools {
+    servers: Vec<TestServer>,
+    proxy: TestServer,
+}
+
+fn pools(routes: &str) -> Pools {
+    let servers: Vec<TestServer> = (0..3).map(|_| TestServer::start()).collect();
+    let names = fleet::addresses(&servers);
+    let mut text = routes.to_owned();
+    for (pool, name) in ["a", "b", "c"].iter().zip(&names) {
+        text.push_str(&format!(
+            "\n[pools.{pool}]\nservers = [{name:?}]\ntimeout = \"20s\"\n"
+        ));
+    }
+    let proxy = fleet::proxy_with(parse(&text).unwrap());
+    Pools { servers, proxy }
+}
+
+impl Pools {
+    #[track_caller]
+    fn holds(&self, nth: usize, key: &str, value: &str) {
+        let since = Instant::now();
+        let mut direct = self.servers[nth].connect();
+        loop {
+            direct.send(format!("get {key}\r\n"));
+            let found = match direct.line().as_str() {
+                "END" => String::new(),
+                _ => {
+                    let value = direct.line();
+                    direct.line();
+                    value
+                }
+            };
+            if found == value {
+                return;
+            }
+            // What nobody waits for comes a little later.
+            assert!(
+                since.elapsed() < Duration::from_secs(10),
+                "{nth} has {found:?} for {key}, not {value:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn by_prefix_and_command() {
+    let pools = pools(
+        "route = \"r\"\n[routes.r]\nmatch = [{ prefix = \"u:\", to = \"b\" }, { command = \"delete\", to = { error = \"no deletes\" } }]\notherwise = \"a\"\n",
+    );
+    let mut client = pools.proxy.connect();
+    client.ask("set u:1 0 0 1\r\nx\r\n", "STORED\r\n");
+    client.ask("set v:1 0 0 1\r\ny\r\n", "STORED\r\n");
+    client.ask("delete v:1\r\n", "SERVER_ERROR no deletes\r\n");
+    client.ask(
+        "get u:1 v:1 u:2\r\n",
+        "VALUE u:1 0 1\r\nx\r\nVALUE v:1 0 1\r\ny\r\nEND\r\n",
+    );
+    pools.holds(1, "u:1", "x");
+    pools.holds(0, "v:1", "y");
+}
+
+#[test]
+fn to_all_and_to_the_next() {
+    let pools = pools(
+        "route = \"r\"\n[routes.r]\nmatch = [{ prefix = \"f:\", to = { failover = [{ error = \"down\" }, \"b\"], on = [\"error\", \"miss\"] } }, { prefix = \"n:\", to = { null = true } }]\notherwise = { fanout = [\"a\", \"b\", \"c\"] }\n",
+    );
+    let mut client = pools.proxy.connect();
+    client.ask("set k 0 0 1\r\nx\r\n", "STORED\r\n");
+    for nth in 0..3 {
+        pools.holds(nth, "k", "x");
+    }
+    client.ask(
+        "get k nope k\r\n",
+        "VALUE k 0 1\r\nx\r\nVALUE k 0 1\r\nx\r\nEND\r\n",
+    );
+    client.ask(
+        "ms k 1 q\r\ny\r\nmg k v k\r\nmn\r\n",
+        "VA 1 kk\r\ny\r\nMN\r\n",
+    );
+    client.ask(
+        "set f:1 0 0 1\r\nz\r\nget f:1\r\n",
+        "STORED\r\nVALUE f:1 0 1\r\nz\r\nEND\r\n",
+    );
+    pools.holds(1, "f:1", "z");
+    pools.holds(0, "f:1", "");
+    client.ask(
+        "get n:1\r\nset n:1 0 0 1\r\nx\r\ndelete n:1\r\n",
+        "END\r\nNOT_STORED\r\nNOT_FOUND\r\n",
+    );
+    client.ask("flush_all\r\n", "OK\r\n");
+    let long = "l".repeat(200_000);
+    client.ask(format!("set long 0 0 200000\r\n{long}\r\n"), "STORED\r\n");
+    client.ask(
+        "get long\r\n",
+        format!("VALUE long 0 200000\r\n{long}\r\nEND\r\n"),
+    );
+    for nth in 0..3 {
+        pools.holds(nth, "long", &long);
+    }
+}
+
+#[test]
+fn warmup_shadow_and_rewrite() {
+    let pools = pools(
+        "route = \"r\"\n[routes.r]\nmatch = [{ prefix = \"w:\", to = { warmup = { cold = \"a\", warm = \"b\", ttl = \"60s\" } } }, { prefix = \"s:\", to = { shadow = { main = \"a\", copies = \"c\", share = 1.0 } } }]\notherwise = { rewrite = { to = \"a\", prefix = \"p:\", ttl_max = \"9s\" } }\n",
+    );
+    let mut client = pools.proxy.connect();
+    pools.servers[1]
+        .connect()
+        .ask("set w:1 7 0 4\r\nwarm\r\n", "STORED\r\n");
+    client.ask("get w:1\r\n", "VALUE w:1 7 4\r\nwarm\r\nEND\r\n");
+    pools.holds(0, "w:1", "warm");
+    client.ask("set s:1 0 0 1\r\nx\r\n", "STORED\r\n");
+    pools.holds(0, "s:1", "x");
+    pools.holds(2, "s:1", "x");
+    client.ask("set k 0 0 1\r\nx\r\n", "STORED\r\n");
+    pools.holds(0, "p:k", "x");
+    client.ask("get k\r\n", "VALUE k 0 1\r\nx\r\nEND\r\n");
+    client.ask(
+        "get k l k\r\n",
+        "VALUE k 0 1\r\nx\r\nVALUE k 0 1\r\nx\r\nEND\r\n",
+    );
+    client.ask("mg k k v t\r\n", "VA 1 kk t9\r\nx\r\n");
+    let mut direct = pools.servers[0].connect();
+    direct.send("mg p:k t\r\n");
+    let ttl = direct.line();
+    assert!(["HD t9", "HD t8", "HD t7"].contains(&ttl.as_str()), "{ttl}");
+}
+
+#[test]
+fn limits_and_faults() {
+    let pools = pools(
+        "route = \"r\"\n[routes.r]\nmatch = [{ prefix = \"l:\", to = { limit = { to = \"a\", rate = 0.001, burst = 2 } } }, { prefix = \"f:\", to = { fault = { to = \"a\", share = 1.0, delay = \"30ms\" } } }]\notherwise = \"a\"\n",
+    );
+    let mut client = pools.proxy.connect();
+    client.ask(
+        "get l:1\r\nget l:2\r\nget l:3\r\nget k\r\n",
+        "END\r\nEND\r\nSERVER_ERROR 307 busy\r\nEND\r\n",
+    );
+    let since = Instant::now();
+    client.ask("get f:1\r\nget k\r\n", "END\r\nEND\r\n");
+    assert!(since.elapsed() >= Duration::from_millis(30));
+}
+
+#[test]
+fn a_hundred_reloads_under_load() {
+    let servers: Vec<TestServer> = (0..4).map(|_| TestServer::start()).collect();
+    let names = fleet::addresses(&servers);
+    let three = fleet::configuration(&names[..3], "");
+    let four = fleet::configuration(&names, "connections = 2");
+    let mut settings = common::settings();
+    settings.proxy = Some(Mode {
+        proxy: three.clone(),
+        file: None,
+    });
+    let server = Server::bind(settings).unwrap();
+    let (address, control) = (server.addresses()[0], server.control());
+    let cluster = server.cluster().unwrap();
+    let thread = std::thread::spawn(|| server.serve());
+    let over = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..3)
+        .map(|number| {
+            let over = over.clone();
+            std::thread::spawn(move || {
+                let mut client = Client::to(address);
+                let mut rounds = 0;
+                while !over.load(Relaxed) {
+                    let key = format!("c{number}k{}", rounds % 50);
+                    client.ask(format!("set {key} 0 0 1\r\nx\r\n"), "STORED\r\n");
+                    client.ask(
+                        format!("get {key} nope{rounds}\r\nmn\r\n"),
+                        format!("VALUE {key} 0 1\r\nx\r\nEND\r\nMN\r\n"),
+                    );
+                    rounds += 1;
+                }
+                rounds
+            })
+        })
+        .collect();
+    // A key that moves between two requests of one client is missed, so keys must not move.
+    let mut same = three.clone();
+    for n in 0..100 {
+        same.pools[0].timeout_ms = 20_000 + n;
+        same.pools[0].connections = 1 + n as usize % 3;
+        cluster.reload(same.clone()).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    over.store(true, Relaxed);
+    let rounds: usize = clients.into_iter().map(|it| it.join().unwrap()).sum();
+    assert!(rounds > 50, "{rounds}");
+    // Servers come and go.
+    for proxy in [four, three] {
+        cluster.reload(proxy).unwrap();
+        let mut client = Client::to(address);
+        for n in 0..200 {
+            client.ask(
+                format!("set k{n} 0 0 1\r\nx\r\nget k{n}\r\n"),
+                format!("STORED\r\nVALUE k{n} 0 1\r\nx\r\nEND\r\n"),
+            );
+        }
+    }
+    assert!(servers[3].connect().stat("cmd_set").parse::<u32>().unwrap() > 10);
+    control.stop(Stop::Normal).unwrap();
+    thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn hot_keys_are_answered_by_the_proxy() {
+    let server = TestServer::start();
+    let name = fleet::addresses(std::slice::from_ref(&server));
+    let text = format!(
+        "hot_keys = {{ reads_per_second = 50, cache = \"30s\" }}\n[pools.all]\nservers = {name:?}\ntimeout = \"20s\"\n"
+    );
+    let mut settings = common::settings();
+    settings.server.threads = 1;
+    settings.proxy = Some(Mode {
+        proxy: parse(&text).unwrap(),
+        file: None,
+    });
+    let proxy = TestServer::start_with(settings);
+    let mut client = proxy.connect();
+    client.ask("set hot 5 0 3\r\none\r\n", "STORED\r\n");
+    for _ in 0..20 {
+        client.ask(
+            "get hot\r\n".repeat(100),
+            "VALUE hot 5 3\r\none\r\nEND\r\n".repeat(100),
+        );
+        client.ask(
+            "get hot cold hot\r\n",
+            "VALUE hot 5 3\r\none\r\nVALUE hot 5 3\r\none\r\nEND\r\n",
+        );
+    }
+    let asked: u32 = server.connect().stat("cmd_get").parse().unwrap();
+    assert!(asked < 1000, "{asked} of 2000 reads reached the server");
+    // What is written is read, at once and by everybody.
+    let mut other = proxy.connect();
+    for n in 100..200 {
+        client.ask(format!("set hot 5 0 3\r\n{n}\r\n"), "STORED\r\n");
+        other.ask(
+            "get hot\r\n".repeat(5),
+            format!("VALUE hot 5 3\r\n{n}\r\nEND\r\n").repeat(5),
+        );
+    }
+    client.ask("delete hot\r\n", "DELETED\r\n");
+    other.ask(
+        "get hot\r\nget hot x\r\ngets hot\r\n",
+        "END\r\nEND\r\nEND\r\n",
+    );
+    // The list is that of the last full second.
+    let since = Instant::now();
+    loop {
+        other.ask("get hot\r\n".repeat(60), "END\r\n".repeat(60));
+        other.send("stats hotkeys\r\n");
+        let mut line = other.line();
+        let shown = line.starts_with("STAT hot ");
+        while line != "END" {
+            line = other.line();
+        }
+        if shown {
+            break;
+        }
+        assert!(since.elapsed() < Duration::from_secs(20));
+    }
+}
