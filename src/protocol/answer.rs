@@ -4,7 +4,7 @@
 //! A server is trusted no more than a client: what does not have the shape that its request calls for
 //! is [`Framed::Garbage`], and whoever reads it can no longer tell where the next answer begins.
 
-use memchr::memchr;
+use memchr::{memchr, memchr2};
 
 use super::number;
 
@@ -124,7 +124,8 @@ fn values(input: &[u8]) -> Framed {
 #[inline]
 fn value_line(rest: &[u8]) -> Framed {
     const START: usize = 6;
-    let Some(key) = rest.iter().position(|&byte| byte <= b' ') else {
+    // A key may have any byte but a blank and a line end.
+    let Some(key) = memchr2(b' ', b'\n', rest) else {
         return unfinished(rest);
     };
     let Some(end) = memchr(b'\n', &rest[key..]).map(|end| key + end) else {
@@ -359,6 +360,8 @@ mod tests {
         }
         let meta = "VA 2 f1 s2\r\nab\r\n";
         assert_eq!(whole(Shape::Meta, meta), (meta.len(), Verdict::Hit));
+        let odd = "VALUE c\rr\t\0 0 1\r\nx\r\nEND\r\n";
+        assert_eq!(whole(Shape::Get, odd), (odd.len(), Verdict::Hit));
         assert!(matches!(
             frame(Shape::Gets, b"VALUE k 1 2 18446744073709551615\r\n"),
             Framed::Value { body: 4, .. }

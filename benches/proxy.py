@@ -1,0 +1,197 @@
+#!/usr/bin/env python3
+"""Measures larder proxy side by side with nutcracker: the same three servers, the same ring, the same requests.
+
+    benches/proxy.py --larder target/release/larder [--seconds 2] [--rounds 5]
+
+What is compared is the processor time that the proxy has spent per request, as the kernel accounts for it in
+nanoseconds, and the time one client waits for one get (median). Both proxies have one thread; they are driven in turn,
+A B A B, and each answer is checked for its length before it is counted. Needs nutcracker and memcached.
+"""
+
+import argparse
+import os
+import selectors
+import signal
+import socket
+import statistics
+import subprocess
+import tempfile
+import time
+
+KEYS, VALUE = 20_000, b"v" * 100
+
+# name: clients, keys per request, requests that a client sends at once
+WORKLOADS = {
+    "get, 16 pipelined": (50, 1, 16),
+    "get, 100 pipelined": (10, 1, 100),
+    "get of 10 keys": (50, 10, 1),
+    "get of 100 keys": (50, 100, 1),
+    "get of 10 keys, 8 pipelined": (20, 10, 8),
+    "get": (50, 1, 1),
+    "set, 16 pipelined": (50, 0, 16),
+}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(port):
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), 10)
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"nobody serves at {port}") from None
+            time.sleep(0.01)
+
+
+def processor_time(process):
+    """Nanoseconds, all threads."""
+    total = 0
+    for thread in os.listdir(f"/proc/{process.pid}/task"):
+        with open(f"/proc/{process.pid}/task/{thread}/schedstat") as file:
+            total += int(file.read().split()[0])
+    return total
+
+
+def key(number):
+    return b"key_%016d" % (number % KEYS)
+
+
+def batch(seed, keys, depth):
+    """Bytes to send, and the length of the right answer."""
+    sent, answer = [], 0
+    for nth in range(depth):
+        first = seed * 7919 + nth * 104_729
+        if keys == 0:
+            sent.append(b"set %s 0 0 %d\r\n%s\r\n" % (key(first), len(VALUE), VALUE))
+            answer += len(b"STORED\r\n")
+        else:
+            asked = [key(first + 31 * each) for each in range(keys)]
+            sent.append(b"get " + b" ".join(asked) + b"\r\n")
+            answer += sum(len(b"VALUE %s 0 %d\r\n%s\r\n" % (each, len(VALUE), VALUE)) for each in asked) + 5
+    return b"".join(sent), answer
+
+
+def drive(port, workload, seconds):
+    """Requests answered by then."""
+    clients, keys, depth = workload
+    batches = [batch(seed, keys, depth) for seed in range(200)]
+    selector = selectors.DefaultSelector()
+    for number in range(clients):
+        connection = wait_for(port)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        selector.register(connection, selectors.EVENT_READ, [number, 0])
+    done, running = 0, clients
+    end = time.monotonic() + seconds
+    for each in selector.get_map().values():
+        sent, each.data[1] = batches[each.data[0] % 200]
+        each.fileobj.sendall(sent)
+    while running:
+        for each, _ in selector.select():
+            part = each.fileobj.recv(1 << 20)
+            if not part:
+                raise SystemExit("the proxy has hung up")
+            each.data[1] -= len(part)
+            if each.data[1] < 0:
+                raise SystemExit(f"too long an answer: {part[-200:]!r}")
+            if each.data[1] == 0:
+                done += depth
+                if time.monotonic() >= end:
+                    selector.unregister(each.fileobj)
+                    each.fileobj.close()
+                    running -= 1
+                    continue
+                each.data[0] += 50
+                sent, each.data[1] = batches[each.data[0] % 200]
+                each.fileobj.sendall(sent)
+    return done
+
+
+def waits(port, count):
+    """Microseconds that one client waits for one get, again and again."""
+    connection = wait_for(port)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    found = []
+    for seed in range(count):
+        sent, _ = batch(seed, 1, 1)
+        answer = b""
+        began = time.perf_counter_ns()
+        connection.sendall(sent)
+        while not answer.endswith(b"END\r\n"):
+            answer += connection.recv(4096)
+        found.append((time.perf_counter_ns() - began) / 1000)
+    connection.close()
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--larder", default="target/release/larder")
+    parser.add_argument("--nutcracker", default="nutcracker")
+    parser.add_argument("--memcached", default="memcached")
+    parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", help="workloads whose name has this")
+    arguments = parser.parse_args()
+    user = ["-u", "root"] if os.geteuid() == 0 else []
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    processes = []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            servers = [free_port() for _ in range(3)]
+            for port in servers:
+                command = [arguments.memcached, "-l", "127.0.0.1", "-p", str(port), "-t", "1", "-m", "256", *user]
+                processes.append(subprocess.Popen(command, **quiet))
+            ports = {"nutcracker": free_port(), "larder": free_port()}
+            config = os.path.join(folder, "nutcracker.yml")
+            with open(config, "w") as file:
+                file.write(f"all:\n  listen: 127.0.0.1:{ports['nutcracker']}\n  hash: md5\n  distribution: ketama\n  servers:\n")
+                file.writelines(f"   - 127.0.0.1:{port}:1\n" for port in servers)
+            command = [arguments.nutcracker, "-c", config, "-s", str(free_port()), "-o", os.path.join(folder, "log")]
+            proxies = {"nutcracker": subprocess.Popen(command, **quiet)}
+            behind = ",".join(f"127.0.0.1:{port}" for port in servers)
+            command = [arguments.larder, "proxy", "-l", "127.0.0.1", "-p", str(ports["larder"]), "-t", "1"]
+            command += ["--servers", behind, "--ring", "twemproxy", "--hash", "md5", *user]
+            proxies["larder"] = subprocess.Popen(command, **quiet)
+            processes += proxies.values()
+            for port in [*servers, *ports.values()]:
+                wait_for(port).close()
+            filler = wait_for(ports["larder"])
+            for number in range(KEYS):
+                filler.sendall(b"set %s 0 0 %d\r\n%s\r\n" % (key(number), len(VALUE), VALUE))
+                if filler.recv(100) != b"STORED\r\n":
+                    raise SystemExit("cannot fill the servers")
+            print(f"{'processor time per request':32} {'nutcracker':>12} {'larder':>12} {'ratio':>7}")
+            for name, workload in WORKLOADS.items():
+                if arguments.only and arguments.only not in name:
+                    continue
+                spent = {who: [] for who in ports}
+                for _ in range(arguments.rounds):
+                    for who, port in ports.items():
+                        before = processor_time(proxies[who])
+                        done = drive(port, workload, arguments.seconds)
+                        spent[who].append((processor_time(proxies[who]) - before) / done / 1000)
+                medians = [statistics.median(spent[who]) for who in ports]
+                print(f"{name:32} {medians[0]:9.2f} us {medians[1]:9.2f} us {medians[1] / medians[0]:7.2f}")
+            waited = {who: [] for who in ports}
+            for _ in range(arguments.rounds * 4):
+                for who, port in ports.items():
+                    waited[who] += waits(port, 500)
+            direct = statistics.median(waits(servers[0], 2000))
+            medians = [statistics.median(waited[who]) for who in ports]
+            print(f"{'one get, median wait':32} {medians[0]:9.2f} us {medians[1]:9.2f} us {medians[1] / medians[0]:7.2f}")
+            added = [median - direct for median in medians]
+            print(f"{'of which the proxy adds':32} {added[0]:9.2f} us {added[1]:9.2f} us {added[1] / added[0]:7.2f}")
+        finally:
+            for process in processes:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""Sends the same random requests to one server and to a proxy with five such servers behind it.
+
+    compat/proxied.py --reference /usr/bin/memcached --proxy target/release/larder --commands 500000
+
+The servers run without CAS ids (-C), which are a matter of each server's own; what only one server can
+answer (stats, crawlers, slabs, ...) is left out. See compat/differential.py, whose runner this is.
+"""
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+from differ import rules, runner, servers
+
+BEHIND = 5
+# What is a server's own affair, or ends it.
+OWN = (
+    b"stats", b"lru", b"slabs", b"watch", b"shutdown", b"extstore", b"cache_memlimit", b"verbosity", b"version",
+    b"refresh_certs", b"debug", b"misbehave", b"flush_all", b"me ",
+)  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Fleet:
+    """Four more servers like the one at `port`, and a proxy in front of the five."""
+
+    larder = None
+
+    def __init__(self, program, options, port):
+        self.log = tempfile.TemporaryFile()
+        self.processes = []
+        ports = [port]
+        user = ["-u", "root"] if os.geteuid() == 0 else []
+        for _ in range(BEHIND - 1):
+            ports.append(free_port())
+            self._start([program, "-l", "127.0.0.1", "-p", str(ports[-1]), "-U", "0", "-m", "1024", "-t", "2", *options, *user])
+        self.port = free_port()
+        behind = ",".join(f"127.0.0.1:{port}" for port in ports)
+        self._start([self.larder, "proxy", "-l", "127.0.0.1", "-p", str(self.port), "-t", "2", "--servers", behind, *user])
+        for each in [*ports[1:], self.port]:
+            self._wait(each)
+
+    def _start(self, command):
+        self.processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log))
+
+    def _wait(self, port):
+        deadline = time.monotonic() + servers.TIMEOUT
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), servers.TIMEOUT).close()
+                return
+            except ConnectionRefusedError:
+                if time.monotonic() > deadline:
+                    raise SystemExit(f"nobody serves at {port}") from None
+                time.sleep(0.005)
+
+    def stop(self):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        self.log.close()
+
+
+class Subject(servers.Server):
+    """A server that may have a fleet around it."""
+
+    def __init__(self, program, options=(), wrap=None):
+        if wrap is Fleet:
+            super().__init__(program, options, lambda port: Fleet(program, options, port))
+            # The proxy answers this itself.
+            self.version = self._version()
+            self.marker = b"VERSION " + self.version + b"\r\n"
+        else:
+            super().__init__(program, options, wrap)
+
+
+class Epoch(runner.Epoch):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.options = [*self.options, "-C"]
+
+    def special(self, command):
+        return command.startswith(OWN) or super().special(command)
+
+    def forbidden(self, command):
+        return command.lstrip(b" ").startswith(OWN) or super().forbidden(command)
+
+
+def play(reference, larder, seed, number, commands, dialects):
+    servers.Server, runner.Epoch, Fleet.larder = Subject, Epoch, larder
+    found = subprocess.run([reference, "-V"], capture_output=True, check=True).stdout.split()
+    known = rules.applicable(found[1], True)
+    explained = {}
+    programs, wraps = (reference, reference), (None, Fleet)
+    sent, failure = runner.run_epoch(programs, wraps, seed, number, commands, known, dialects, explained)
+    if failure:
+        print(f"DIFFERENCE: seed {seed}, epoch {number}, options {failure.options}")
+        for line in failure.steps[-1].lines:
+            for piece in line[2][:8]:
+                print(f"  sent {piece[:600]!r}")
+        reference_said, proxy_said = failure.difference.answers
+        pairs = enumerate(zip(reference_said, proxy_said, strict=False))
+        at = next((i for i, (a, b) in pairs if a != b), min(len(reference_said), len(proxy_said)))
+        print(f"  server: ...{reference_said[max(at - 80, 0) : at + 200]!r} ({len(reference_said)} bytes)")
+        print(f"  proxy:  ...{proxy_said[max(at - 80, 0) : at + 200]!r} ({len(proxy_said)} bytes)")
+        sys.stdout.flush()
+    return sent, explained, bool(failure)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reference", default="/usr/bin/memcached")
+    parser.add_argument("--proxy", default="target/release/larder")
+    parser.add_argument("--commands", type=int, default=500_000)
+    parser.add_argument("--seed", default="1")
+    parser.add_argument("--epoch", type=int, help="play this epoch only")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--dialect", default="text", help="text, meta, binary, or several with commas")
+    arguments = parser.parse_args()
+    size = min(arguments.commands, runner.EPOCH)
+    count = -(-arguments.commands // size)
+    numbers = [arguments.epoch] if arguments.epoch is not None else list(range(count))
+    dialects = arguments.dialect.split(",")
+    began = time.monotonic()
+    sent, explained, failed = 0, {}, 0
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        work = [
+            pool.submit(play, arguments.reference, arguments.proxy, arguments.seed, number, size, dialects)
+            for number in numbers
+        ]
+        for future in as_completed(work):
+            done, why, bad = future.result()
+            sent += done
+            failed += bad
+            for name, times in why.items():
+                explained[name] = explained.get(name, 0) + times
+    print(
+        f"proxied: {sent} commands ({arguments.dialect}) through a proxy with {BEHIND} servers, seed {arguments.seed}, "
+        f"{failed} unexplained differences, {explained or 'none'} explained, {time.monotonic() - began:.0f} s"
+    )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
