@@ -8,7 +8,8 @@
 /// Bytes a worker reads at a time.
 pub const SIZE: usize = 64 << 10;
 
-/// A buffer of [`SIZE`] bytes, of which `head..tail` wait to be taken.
+/// A buffer of [`SIZE`] bytes, of which `head..tail` wait to be taken. It has no memory before the
+/// first use.
 #[derive(Debug)]
 pub struct Input {
     bytes: Box<[u8]>,
@@ -20,7 +21,7 @@ pub struct Input {
 impl Input {
     pub fn new() -> Input {
         Input {
-            bytes: vec![0; SIZE].into_boxed_slice(),
+            bytes: Box::default(),
             head: 0,
             tail: 0,
         }
@@ -32,7 +33,7 @@ impl Input {
         self.head = 0;
         self.tail = kept.len();
         if self.tail > 0 {
-            self.bytes[..self.tail].copy_from_slice(kept);
+            self.memory()[..kept.len()].copy_from_slice(kept);
             *kept = Vec::new();
         }
     }
@@ -58,7 +59,16 @@ impl Input {
             self.tail -= self.head;
             self.head = 0;
         }
-        &mut self.bytes[self.tail..]
+        let tail = self.tail;
+        &mut self.memory()[tail..]
+    }
+
+    #[inline]
+    fn memory(&mut self) -> &mut [u8] {
+        if self.bytes.is_empty() {
+            self.bytes = vec![0; SIZE].into_boxed_slice();
+        }
+        &mut self.bytes
     }
 
     /// `n` bytes of [`space`](Input::space) have been filled.
@@ -122,6 +132,7 @@ mod tests {
     #[test]
     fn space_is_made_by_moving_what_waits() {
         let mut input = Input::new();
+        assert_eq!(input.space().len(), SIZE);
         input.filled(SIZE);
         assert!(input.space().is_empty());
         input.take(SIZE - 3);

@@ -128,7 +128,11 @@ impl Inner {
             return;
         }
         let forget = 1.0 - (1.0 - DECAY) * 10.0 / f64::from(tuning.automove_window.max(1));
-        let decay = forget.clamp(0.5, 1.0).powf(rounds);
+        let forget = forget.clamp(0.5, 1.0);
+        // Of a round that is not over, its share.
+        let whole = rounds as i32;
+        let part = rounds - f64::from(whole);
+        let decay = forget.powi(whole) * (1.0 - (1.0 - forget) * part);
         let mut flow = 0.0;
         let mut standings: Vec<Standing> = Vec::with_capacity(self.bins.len());
         for (bin, shared) in self.bins.iter().enumerate() {
