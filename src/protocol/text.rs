@@ -97,7 +97,7 @@ pub enum NextKey<'a> {
 }
 
 /// The next key of a multiget.
-#[inline]
+#[inline(always)]
 pub fn next_key(input: &[u8]) -> NextKey<'_> {
     // Nearly always: one blank, a key, and a blank or the line end; or the line end.
     let blank = usize::from(input.first() == Some(&b' '));

@@ -152,9 +152,12 @@ impl<'i> Plan<'i> {
         let (before, start) = (self.lookups.len(), at);
         let then = loop {
             match text::next_key(&input[at..]) {
-                NextKey::Key { .. } if self.lookups.is_full() => break Then::More,
                 NextKey::Key { key, taken } => {
-                    self.lookups.push(LookUp::new(context.store(), key));
+                    // One too many has asked for its memory early.
+                    let lookup = LookUp::new(context.store(), key);
+                    if self.lookups.try_push(lookup).is_err() {
+                        break Then::More;
+                    }
                     at += taken;
                 }
                 NextKey::End { taken } => {
