@@ -195,6 +195,10 @@ pub struct Store {
     pub large_pages: bool,
     /// `-e`
     pub memory_file: Option<PathBuf>,
+    /// `-o verify`
+    pub verify: Verify,
+    /// `-o scrub_rate`, bytes per second.
+    pub scrub_rate: u64,
     /// `-o crash_restart`
     pub crash_restart: bool,
     /// `-o hashpower`; 0 means the default start size.
@@ -249,6 +253,8 @@ impl Default for Store {
             large_pages: false,
             memory_file: None,
             crash_restart: false,
+            verify: Verify::Scrub,
+            scrub_rate: 32 << 20,
             hash_power: 0,
             hash_expand: true,
             hash_algorithm: None,
@@ -272,6 +278,17 @@ impl Default for Store {
             detail: false,
         }
     }
+}
+
+/// When values of 64 KiB or more are compared with their digests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verify {
+    /// They have none.
+    Off,
+    /// By the scrubber, and at every read.
+    Read,
+    /// By the scrubber.
+    Scrub,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -368,6 +368,10 @@ pub fn larder(view: &View<'_>, emit: &mut Emit<'_>) {
         stat!(emit, "restart_lost", began.lost);
         stat!(emit, "restart_milliseconds", began.milliseconds);
     }
+    let verified = view.store.verified();
+    stat!(emit, "verified_bytes", verified.bytes);
+    stat!(emit, "scrub_passes", verified.passes);
+    stat!(emit, "values_damaged", verified.bad);
     stat!(emit, "page_bytes", state.page_bytes);
     stat!(emit, "index_bytes", state.hash_bytes);
     stat!(emit, "connections", view.admission.open());

@@ -3,7 +3,7 @@
 
 use super::options::Draft;
 use super::{Exit, atof, atoi};
-use crate::settings::HashAlgorithm;
+use crate::settings::{HashAlgorithm, Verify};
 
 /// Whether a name changes anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +100,21 @@ pub(super) const NAMES: &[Name] = names! {
     };
     "crash_restart" Bare, Works, "with -e: items outlive a crash, too (4 bytes each)", |draft, _| {
         draft.settings.store.crash_restart = true;
+        Ok(())
+    };
+    "verify" Required("Missing verify argument"), Works,
+        "values of 64 KiB or more: off, read or scrub (default scrub)", |draft, text| {
+        draft.settings.store.verify = match text {
+            "off" => Verify::Off,
+            "read" => Verify::Read,
+            "scrub" => Verify::Scrub,
+            _ => return Err(wrong("Unknown verify option (off, read, scrub)")),
+        };
+        Ok(())
+    };
+    "scrub_rate" Required("Missing scrub_rate argument"), Works,
+        "megabytes of values that the scrubber reads in a second, 0 for none (default 32)", |draft, text| {
+        draft.settings.store.scrub_rate = u64::from(number("scrub_rate", text)?) << 20;
         Ok(())
     };
     "slab_reassign" Bare, Works, "allow pages to move between classes (default)", |draft, _| {

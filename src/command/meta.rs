@@ -65,6 +65,16 @@ fn put_ttl(room: &mut Room<'_>, expires: u32, now: u32) {
     }
 }
 
+fn hex(digest: &[u8; 32]) -> [u8; 64] {
+    let mut text = [0; 64];
+    for (two, byte) in text.chunks_exact_mut(2).zip(digest) {
+        for (digit, half) in two.iter_mut().zip([byte >> 4, byte & 15]) {
+            *digit = b"0123456789abcdef"[usize::from(half)];
+        }
+    }
+    text
+}
+
 /// A code with nothing but key and opaque behind it.
 pub fn echo(code: &[u8; 2], flags: &[u8], key: &[u8], encoded: bool, replies: &mut Replies) {
     let mut room = replies.room(LINE);
@@ -156,6 +166,11 @@ pub fn fetched(
     replies: &mut Replies,
 ) {
     let length = hit.length();
+    let root = words(flags)
+        .find(|token| token[0] == b'H')
+        .and_then(|token| Some((&token[1..], hex(&hit.root()?))));
+    // Who has the same value need not be shown it.
+    let value = value && root.is_none_or(|(known, root)| !known.eq_ignore_ascii_case(&root));
     let inline = if value { hit.inline() } else { None };
     let mut room = replies.room(LINE + inline.map_or(0, <[u8]>::len));
     if value {
@@ -181,6 +196,12 @@ pub fn fetched(
             b'h' => put_number(&mut room, b'h', u64::from(hit.fetched())),
             b'O' => put_opaque(&mut room, token),
             b'k' => put_key(&mut room, key, hit.binary_key()),
+            b'H' => {
+                if let Some((_, root)) = root {
+                    room.put(b" H");
+                    room.put(&root);
+                }
+            }
             _ => {}
         }
     }

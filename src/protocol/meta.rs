@@ -20,6 +20,8 @@ const LINE_END: u64 = 2;
 
 pub const TOO_MANY_FLAGS: &str = "CLIENT_ERROR options flags are too long";
 pub const DUPLICATE_FLAG: &str = "CLIENT_ERROR duplicate flag";
+/// Hexadecimal digits of the root of a value (`H`, Larder's own).
+const ROOT_DIGITS: usize = 64;
 pub const INVALID_FLAG: &str = "CLIENT_ERROR invalid flag";
 pub const BAD_TOKEN: &str = "CLIENT_ERROR bad token in command line format";
 pub const BAD_INITIAL: &str = "CLIENT_ERROR invalid numeric initial value";
@@ -105,6 +107,18 @@ pub(super) fn parse<'a>(command: u8, mut rest: &'a [u8], taken: usize) -> Parsed
             };
         }
     };
+    if flags.root && command != b'g' {
+        return Parsed::Refused {
+            reply: Refusal::Line(INVALID_FLAG),
+            taken,
+            skip: if command == b's' {
+                length as u64 + LINE_END
+            } else {
+                0
+            },
+            close: false,
+        };
+    }
     let key = Key {
         raw: key,
         base64: flags.base64,
@@ -222,6 +236,7 @@ struct Flags {
     bump: bool,
     stale: bool,
     drop_value: bool,
+    root: bool,
     touch: Option<i64>,
     vivify: Option<i64>,
     recache: Option<i64>,
@@ -244,6 +259,7 @@ impl Flags {
             bump: true,
             stale: false,
             drop_value: false,
+            root: false,
             touch: None,
             vivify: None,
             recache: None,
@@ -317,6 +333,13 @@ impl Flags {
                 b'u' => flags.bump = false,
                 b'I' => flags.stale = true,
                 b'x' => flags.drop_value = true,
+                b'H' => {
+                    flags.root = true;
+                    let hex = argument.iter().all(u8::is_ascii_hexdigit);
+                    if !(hex && matches!(argument.len(), 0 | ROOT_DIGITS)) {
+                        wrong = Some(BAD_TOKEN);
+                    }
+                }
                 b'c' | b'f' | b'h' | b'k' | b'l' | b's' | b't' | b'P' | b'L' => {}
                 _ => last = Some(INVALID_FLAG),
             }

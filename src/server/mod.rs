@@ -153,6 +153,7 @@ impl Server {
             background::start_watch(&shared, control.clone())?,
             background::start_steps("maintainer", &shared, control.clone(), Store::maintain)?,
             background::start_steps("crawler", &shared, control.clone(), Store::crawl_step)?,
+            background::start_steps("scrubber", &shared, control.clone(), Store::scrub_step)?,
         ];
         if let Some(cluster) = &cluster {
             others.push(background::start_resolver(

@@ -391,7 +391,7 @@ impl Inner {
         length: usize,
     ) -> Option<Upload> {
         let large = length > super::COPY_MAX;
-        let total = self.arena.overhead(put.key.len(), put.flags != 0, false) + length;
+        let total = self.arena.overhead(put.key.len(), put.flags != 0) + length;
         let class = self.classes.class_of_total(total + self.classes.extra());
         let fit = self.fit(total);
         let bin = match fit {
@@ -406,6 +406,7 @@ impl Inner {
             expires: put.expires,
             accessed: self.stamp(cx.now),
             large: large || fit == Fit::Chain,
+            verified: self.verifies(length),
             binary_key: put.binary_key,
         });
         Some(Upload::new(self.clone(), slot, at, length, class))

@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::merkle::{self, Tree};
 use super::raw::{ChainEdit, Handle, Link, Slot};
 use super::read::Pin;
 use super::write::Pieces;
@@ -95,7 +96,11 @@ impl Inner {
             return Ok(None);
         };
         let length = version.length + added;
-        let total = self.arena.overhead(put.key.len(), put.flags != 0, false) + length;
+        if held.verified() != self.verifies(length) {
+            // It is written again, this time with digests.
+            return Ok(None);
+        }
+        let total = self.arena.overhead(put.key.len(), put.flags != 0) + length;
         let class = self.classes.class_of_total(total + self.classes.extra());
         let full = super::raw::Arena::chunk_room(self.arena.slot_size(self.arena.chunk_bin()));
         let mut bytes = Vec::new();
@@ -158,6 +163,16 @@ impl Inner {
                 replacing: joins.then_some(first.handle),
             }
         };
+        let mut digests = Digests {
+            inner: self,
+            slots: match held.verified() {
+                true => {
+                    let held = (&*held, version.handle);
+                    self.digests_of_extended(cx, put.mode, held, added, value, class)?
+                }
+                false => Vec::new(),
+            },
+        };
         let (mut guard, found) = self.find_to_store(cx, put.key, put.hash);
         let Ok(place) = found else {
             drop(guard);
@@ -186,6 +201,10 @@ impl Inner {
                 return Ok(None);
             }
         };
+        if held.verified() {
+            digests.slots = guard.swap_digests(&place, std::mem::take(&mut digests.slots));
+        }
+        let item = guard.item(&place);
         let cas = self.next_cas(put.new_cas);
         self.renew(cx, &item, cas, item.head().expires.load(Relaxed), 0);
         let class = self.class_of(&item);
@@ -198,6 +217,57 @@ impl Inner {
             class,
             length,
         }))
+    }
+}
+
+impl Inner {
+    /// The digests of a value that is held, with so many bytes more before or behind it, in slots that
+    /// hang nowhere yet. Full segments that stay where they are need not be read again.
+    fn digests_of_extended<'i>(
+        &'i self,
+        cx: Cx<'_>,
+        mode: Mode,
+        (held, owner): (&Pin, Handle),
+        added: usize,
+        value: &Pieces<'_>,
+        class: u8,
+    ) -> Result<Vec<Slot<'i>>, Refused> {
+        let length = held.length() + added;
+        let tree = held.digests().and_then(|digests| Tree::read(&digests));
+        let mut known = tree.map_or(Vec::new(), |tree| tree.leaves);
+        if mode == Mode::Prepend || merkle::segments(held.length()) == 1 {
+            known.clear();
+        }
+        known.truncate(held.length() / merkle::SEGMENT);
+        let mut offset = known.len() * merkle::SEGMENT;
+        let mut builder = merkle::Builder::resume(length, known);
+        if mode == Mode::Prepend {
+            value(&mut |piece| builder.update(piece));
+        }
+        while offset < held.length() {
+            let piece = held.slice(offset);
+            builder.update(piece);
+            offset += piece.len();
+        }
+        if mode == Mode::Append {
+            value(&mut |piece| builder.update(piece));
+        }
+        self.lay_digests(cx, owner, &builder.finish(), class)
+            .ok_or(Refused::NoMemory)
+    }
+}
+
+/// Slots of digests that hang nowhere. Dropping them gives them back.
+struct Digests<'s> {
+    inner: &'s Inner,
+    slots: Vec<Slot<'s>>,
+}
+
+impl Drop for Digests<'_> {
+    fn drop(&mut self) {
+        for slot in self.slots.drain(..) {
+            self.inner.give(slot);
+        }
     }
 }
 

@@ -401,7 +401,7 @@ impl Store {
                     let word = head.word();
                     if word.linked() {
                         let flags = word.has(super::raw::flag::CLIENT);
-                        let total = inner.arena.overhead(word.key_length(), flags, false)
+                        let total = inner.arena.overhead(word.key_length(), flags)
                             + head.length.load(Relaxed) as usize
                             + inner.classes.extra();
                         *sizes
@@ -417,7 +417,7 @@ impl Store {
     /// The class of an item with such a key, flags and value; what `cmd_set` counts under.
     pub fn class_of(&self, key_length: usize, flags: u32, length: usize) -> u8 {
         let inner = &self.inner;
-        let total = inner.arena.overhead(key_length, flags != 0, false) + length;
+        let total = inner.arena.overhead(key_length, flags != 0) + length;
         inner.classes.class_of_total(total + inner.classes.extra())
     }
 }

@@ -43,7 +43,7 @@ impl Store {
         };
         let old_cas = item.cas();
         let mut old = None;
-        let kept = match tombstone.and_then(|upload| upload.into_slot(inner)) {
+        let kept = match tombstone.and_then(|upload| upload.into_slot(cx, inner)) {
             Some(slot) => {
                 let new = slot.item();
                 let head = new.head();
@@ -180,7 +180,7 @@ impl Store {
             if parts.iter().any(|part| upload.write(cx, part).is_err()) {
                 return Counted::NoMemory;
             }
-            let Some(slot) = upload.into_slot(inner) else {
+            let Some(slot) = upload.into_slot(cx, inner) else {
                 return Counted::NoMemory;
             };
             if let Some(stored) = inner.link_over(cx, &put, slot, cas, version) {

@@ -27,6 +27,8 @@ mod classes;
 /// Limits, tuning, pages, the crawler, dumps, numbers.
 pub mod control;
 mod edit;
+/// Segment trees of values.
+pub mod merkle;
 mod mover;
 mod raw;
 mod read;
@@ -35,6 +37,7 @@ mod recover;
 /// Leaving memory behind and finding it again.
 pub mod restart;
 mod upkeep;
+mod verify;
 mod write;
 
 use std::sync::Arc;
@@ -260,6 +263,7 @@ struct Inner {
     moves: mover::Moves,
     huge: AtomicBool,
     upkeep: upkeep::Upkeep,
+    verify: verify::Verify,
     /// The memory file, if there is one.
     files: Option<restart::Files>,
 }
@@ -431,6 +435,7 @@ impl Inner {
             moves: mover::Moves::default(),
             huge: AtomicBool::new(false),
             upkeep: upkeep::Upkeep::new(settings),
+            verify: verify::Verify::new(settings),
             files: None,
             arena,
         };
@@ -681,7 +686,7 @@ impl Store {
     /// The longest value that fits beside a key of this length.
     pub fn value_max(&self, key_length: usize, flags: u32) -> usize {
         let overhead =
-            self.inner.arena.overhead(key_length, flags != 0, false) + self.inner.classes.extra();
+            self.inner.arena.overhead(key_length, flags != 0) + self.inner.classes.extra();
         self.inner.item_size_max.saturating_sub(overhead)
     }
 

@@ -109,6 +109,11 @@ impl<'g> Hit<'g> {
         self.item.word().has(flag::BINARY_KEY)
     }
 
+    /// The BLAKE3 hash of the value. Nothing if it is longer than a segment and without digests.
+    pub fn root(&self) -> Option<super::merkle::Digest> {
+        super::verify::root_of(&self.item)
+    }
+
     /// This request may recache (`W`).
     pub fn won(&self) -> bool {
         self.won
@@ -186,6 +191,18 @@ impl Pin {
             Some(pinned) => guard.edit_chain(place, pinned, edit, chunks, length),
             None => Err(chunks),
         }
+    }
+
+    /// Its item has digests, or once had room for some.
+    pub(super) fn verified(&self) -> bool {
+        self.pinned
+            .as_ref()
+            .is_some_and(|pinned| pinned.verified(&self.inner.arena))
+    }
+
+    /// The digests of the value, as they lie there.
+    pub(super) fn digests(&self) -> Option<Vec<u8>> {
+        self.pinned.as_ref()?.digests(&self.inner.arena)
     }
 
     /// The longest contiguous run of value bytes that begins at `offset`; empty at the end.
@@ -298,8 +315,30 @@ impl Store {
         if moment.kills(hit.expires, hit.accessed) {
             return Err(inner.bury(cx, guard, place, hash, false));
         }
+        if item.word().has(flag::VERIFIED) && inner.verify.reads() {
+            drop(guard);
+            return self.get_checked(cx, key, hash, read);
+        }
         let result = read(&hit);
         inner.bump_at(cx, &item, moment.stamp);
+        Ok(result)
+    }
+
+    /// As [`get`](Store::get), of a value that is first compared with its digests.
+    #[cold]
+    #[inline(never)]
+    fn get_checked<R>(
+        &self,
+        cx: Cx<'_>,
+        key: &[u8],
+        hash: u64,
+        read: impl FnOnce(&Hit<'_>) -> R,
+    ) -> Result<R, Miss> {
+        let inner = &self.inner;
+        let (guard, place) = inner.find_checked(cx, key, hash);
+        let item = guard.item(&place?);
+        let result = read(&Hit::shown(inner, item));
+        inner.bump(cx, &item);
         Ok(result)
     }
 
@@ -321,7 +360,7 @@ impl Store {
                 let found = guard.find(hash, key).ok_or(Miss::NotFound);
                 (guard, found)
             } else {
-                inner.find(cx, key, hash)
+                inner.find_checked(cx, key, hash)
             };
             let place = match (found, how.vivify) {
                 (Ok(place), _) => place,

@@ -432,8 +432,8 @@ impl Inner {
         if bin == self.arena.chunk_bin() {
             let word = head.word();
             let flags = word.has(super::raw::flag::CLIENT);
-            let total = self.arena.overhead(word.key_length(), flags, false)
-                + head.length.load(Relaxed) as usize;
+            let total =
+                self.arena.overhead(word.key_length(), flags) + head.length.load(Relaxed) as usize;
             self.classes.class_of_total(total + self.classes.extra())
         } else {
             self.classes.class_of_bin(bin)

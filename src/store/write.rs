@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::alloc::Fit;
 use super::chain::Version;
+use super::merkle;
 use super::raw::{Handle, Item, NewItem, PairGuard, Parked, Place, Slot, State, flag};
 use super::read::Pin;
 use super::{COPY_MAX, Cx, Inner, Mode, Put, Refused, Store, Stored};
@@ -27,6 +28,8 @@ pub struct Upload {
     arrived: usize,
     /// The slab class that is charged if there is no memory.
     class: u8,
+    /// The digests of what has arrived, if the item will have any.
+    tree: Option<Box<merkle::Builder>>,
 }
 
 impl Upload {
@@ -37,7 +40,9 @@ impl Upload {
         length: usize,
         class: u8,
     ) -> Upload {
+        let verified = inner.verifies(length);
         Upload {
+            tree: verified.then(|| Box::new(merkle::Builder::new(length))),
             inner,
             room: (head.size() - at).min(length),
             owner: head.handle(),
@@ -89,6 +94,11 @@ impl Upload {
             self.filled + n <= self.room,
             "more bytes than there was room for"
         );
+        if let Some(tree) = &mut self.tree
+            && let Some(slot) = self.chunk.as_mut().or(self.head.as_mut())
+        {
+            tree.update(slot.bytes_mut(&self.inner.arena, self.at + self.filled, n));
+        }
         self.filled += n;
         self.arrived += n;
     }
@@ -148,8 +158,17 @@ impl Upload {
         Ok(())
     }
 
-    pub(super) fn into_slot(mut self, inner: &Inner) -> Option<Slot<'_>> {
-        self.head.take().map(|head| head.unpark(&inner.arena))
+    /// The item, with all that belongs to it, for whoever links it.
+    pub(super) fn into_slot<'i>(mut self, cx: Cx<'_>, inner: &'i Inner) -> Option<Slot<'i>> {
+        let mut slot = self.head.take()?.unpark(&inner.arena);
+        if let Some(tree) = self.tree.take() {
+            let tree = tree.finish();
+            // Without memory for them the value has no digests, and is as good as any other.
+            if let Some(digests) = inner.lay_digests(cx, slot.handle(), &tree, self.class) {
+                slot.hang_digests(digests);
+            }
+        }
+        Some(slot)
     }
 }
 
@@ -343,10 +362,7 @@ impl Inner {
         if length > COPY_MAX || word.has(flag::LARGE) {
             return false;
         }
-        let total = self
-            .arena
-            .overhead(word.key_length(), client_flags != 0, false)
-            + length;
+        let total = self.arena.overhead(word.key_length(), client_flags != 0) + length;
         if old_length > COPY_MAX || self.fit(total) != Fit::Slot(word.bin()) {
             return false;
         }
@@ -368,7 +384,7 @@ impl Inner {
         head.accessed.store(self.stamp(cx.now), Relaxed);
         self.arena.set_cas(item.handle(), cas);
         let word = head.word();
-        let flags = word.flags() & (flag::CLIENT | flag::LARGE) | marks;
+        let flags = word.flags() & (flag::CLIENT | flag::LARGE | flag::VERIFIED) | marks;
         if flags != word.flags() {
             head.update(|word| word.with_flags(flags));
         }
@@ -377,7 +393,7 @@ impl Inner {
 
     /// `set`, `add`, `replace`, `cas` of a value at hand.
     fn put(self: &Arc<Self>, cx: Cx<'_>, put: &Put<'_>, value: &[u8]) -> Stored {
-        let total = self.arena.overhead(put.key.len(), put.flags != 0, false) + value.len();
+        let total = self.arena.overhead(put.key.len(), put.flags != 0) + value.len();
         if total + self.classes.extra() > self.item_size_max {
             return Stored::TooLarge;
         }
@@ -392,7 +408,7 @@ impl Inner {
                 if upload.write(cx, value).is_err() {
                     return Stored::NoMemory;
                 }
-                return match upload.into_slot(self) {
+                return match upload.into_slot(cx, self) {
                     Some(slot) => self.link(cx, put, slot, cas),
                     None => Stored::NoMemory,
                 };
@@ -416,6 +432,7 @@ impl Inner {
             expires: put.expires,
             accessed: self.stamp(cx.now),
             large: false,
+            verified: false,
             binary_key: put.binary_key,
         });
         slot.bytes_mut(at, value.len()).copy_from_slice(value);
@@ -494,7 +511,7 @@ impl Inner {
                             return Stored::NoMemory;
                         }
                         let stored = upload
-                            .into_slot(self)
+                            .into_slot(cx, self)
                             .map_or(Stored::NoMemory, |slot| self.link(cx, &fresh, slot, cas));
                         match stored {
                             Stored::NotStored => continue,
@@ -510,7 +527,7 @@ impl Inner {
             let (word, handle, old_length) = (item.word(), item.handle(), item.length());
             let (flags, expires) = (item.client_flags(), item.head().expires.load(Relaxed));
             let length = old_length + added;
-            let total = self.arena.overhead(put.key.len(), flags != 0, false) + length;
+            let total = self.arena.overhead(put.key.len(), flags != 0) + length;
             if total + self.classes.extra() > self.item_size_max {
                 return Stored::NotStored;
             }
@@ -580,7 +597,7 @@ impl Inner {
                 return Stored::NotStored;
             }
             drop(held);
-            let Some(slot) = upload.into_slot(self) else {
+            let Some(slot) = upload.into_slot(cx, self) else {
                 return Stored::NoMemory;
             };
             if let Some(stored) = self.link_over(cx, &plain, slot, cas, version) {
@@ -664,7 +681,7 @@ impl Store {
 
     fn refuses(&self, put: &Put<'_>, length: usize) -> bool {
         let inner = &self.inner;
-        let total = inner.arena.overhead(put.key.len(), put.flags != 0, false) + length;
+        let total = inner.arena.overhead(put.key.len(), put.flags != 0) + length;
         total + inner.classes.extra() > inner.item_size_max
     }
 
@@ -682,7 +699,7 @@ impl Store {
     pub fn finish(&self, cx: Cx<'_>, put: &Put<'_>, upload: Upload) -> Stored {
         assert_eq!(upload.missing(), 0, "an upload is linked when it is whole");
         let inner = &self.inner;
-        let Some(slot) = upload.into_slot(inner) else {
+        let Some(slot) = upload.into_slot(cx, inner) else {
             return Stored::NoMemory;
         };
         match put.mode {

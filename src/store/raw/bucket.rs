@@ -769,12 +769,8 @@ impl<'t> PairGuard<'t> {
     ) {
         let item = self.item(place);
         let word = item.word();
-        let room = slot
-            - self.arena.overhead(
-                word.key_length(),
-                client_flags != 0,
-                word.has(super::flag::LARGE),
-            );
+        let room =
+            slot - self.arena.overhead(word.key_length(), client_flags != 0) - word.extension();
         let length = keep + parts.iter().map(|part| part.len()).sum::<usize>();
         assert!(length <= room && item.unpinned() && keep <= item.length());
         assert!(keep == 0 || (client_flags != 0) == word.has(super::flag::CLIENT));

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
-use super::item::HEAD;
-use super::{Arena, Handle, PairGuard, Parked, Pinned, Place, Slot, flag};
+use super::item::{HEAD, hang_all};
+use super::{Arena, Handle, PairGuard, Parked, Pinned, Place, Slot};
 
 /// What hangs behind what in a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,11 +81,30 @@ impl Pinned {
 
 /// Where the value begins in the slot of a large item.
 fn value_offset(arena: &Arena, handle: Handle) -> usize {
-    let word = arena.head(handle).word();
-    arena.overhead(word.key_length(), word.has(flag::CLIENT), true)
+    arena.value_offset(arena.head(handle).word())
 }
 
 impl<'t> PairGuard<'t> {
+    /// Hangs other digests off an item that only the caller has pinned. Returns those that hung there.
+    pub fn swap_digests(&mut self, place: &Place<'t>, slots: Vec<Slot<'t>>) -> Vec<Slot<'t>> {
+        let arena = self.arena();
+        let handle = place.handle();
+        let Some(cell) = arena.tree_cell(handle) else {
+            return slots;
+        };
+        let mut left = Vec::new();
+        let mut next = arena.first_digests(handle);
+        while let Some(old) = next {
+            next = arena.chunk(old).next();
+            let bin = arena.head(old).word().bin();
+            // SAFETY: digests are read under the pair's lock or by those who have the item pinned; the
+            // lock is borrowed mutably here, and behind the swap they hang nowhere.
+            left.push(unsafe { arena.slot(old, bin) });
+        }
+        hang_all(arena, cell, slots);
+        left
+    }
+
     /// Changes the chain of an item that the caller has pinned, and nobody else; `chunks` are the new
     /// ones, and `length` that of the whole value from here on. Returns the slot of the chunk that
     /// left, or else the chunks, if the item is not the pinned one or others have it pinned as well.

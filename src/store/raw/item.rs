@@ -54,6 +54,8 @@ pub mod flag {
     pub const BINARY_KEY: u8 = 1 << 4;
     /// Has the extension with pins and the next chunk.
     pub const LARGE: u8 = 1 << 5;
+    /// Of a large item: the extension also leads to the digests of its value.
+    pub const VERIFIED: u8 = 1 << 6;
 }
 
 /// The first 16 bytes of every slot.
@@ -120,6 +122,18 @@ impl Word {
     #[inline]
     pub fn bin(self) -> u8 {
         (self.0 >> 24) as u8
+    }
+
+    /// Bytes between the header and the key.
+    #[inline]
+    pub fn extension(self) -> usize {
+        if !self.has(flag::LARGE) {
+            0
+        } else if self.has(flag::VERIFIED) {
+            EXTENSION + TREE
+        } else {
+            EXTENSION
+        }
     }
 
     #[inline]
@@ -210,6 +224,8 @@ const CAS: usize = size_of::<u64>();
 const CHECK: usize = size_of::<u32>();
 /// Pins and next chunk.
 const EXTENSION: usize = 8;
+/// The first slot of the digests, behind those two.
+const TREE: usize = 4;
 /// Cells of [`Arena::notes`].
 pub const NOTES: usize = 32;
 /// The pin word's mark of an item that has been unlinked.
@@ -304,11 +320,13 @@ impl Arena {
     }
 
     /// Bytes of the first slot of an item with these traits that do not hold its value.
-    pub fn overhead(&self, key_length: usize, client_flags: bool, large: bool) -> usize {
-        self.header
-            + key_length
-            + if client_flags { 4 } else { 0 }
-            + if large { EXTENSION } else { 0 }
+    pub fn overhead(&self, key_length: usize, client_flags: bool) -> usize {
+        self.header + key_length + if client_flags { 4 } else { 0 }
+    }
+
+    /// Where the value of an item with this word begins in its slot.
+    pub fn value_offset(&self, word: Word) -> usize {
+        self.overhead(word.key_length(), word.has(flag::CLIENT)) + word.extension()
     }
 
     /// Value bytes that a chunk of `slot` bytes holds.
@@ -431,6 +449,21 @@ impl Arena {
         }
     }
 
+    /// What leads to the digests of a large item's value, if it may have some.
+    pub(super) fn tree_cell(&self, handle: Handle) -> Option<&AtomicU32> {
+        let word = self.head(handle).word();
+        // SAFETY: as in `extension`, of which these 4 bytes are part then.
+        (word.has(flag::LARGE) && word.has(flag::VERIFIED)).then(|| unsafe {
+            let at = self.at(handle).add(self.header + EXTENSION);
+            &*at.cast::<AtomicU32>()
+        })
+    }
+
+    /// The first slot of the digests of a large item's value, which is a chunk like others.
+    pub fn first_digests(&self, handle: Handle) -> Option<Handle> {
+        Handle::from_raw(self.tree_cell(handle)?.load(Relaxed))
+    }
+
     /// Asks for the cache lines at the head of a slot.
     #[inline]
     pub fn prefetch(&self, raw: u32) {
@@ -492,7 +525,7 @@ impl Arena {
         if !word.linked() {
             return None;
         }
-        let start = self.header + if word.has(flag::LARGE) { EXTENSION } else { 0 };
+        let start = self.header + word.extension();
         // SAFETY: a linked item's key was written before its state was (release, acquire), never
         // changes while it is linked, and stays in place when it is unlinked until the slot is
         // handed out again, which the caller rules out.
@@ -528,17 +561,17 @@ impl Arena {
 
     /// Hangs `new` where `old` hangs in an item's chain. False if it does not.
     pub(super) fn relink_chunk(&self, item: Handle, old: Handle, new: Handle) -> bool {
-        let mut link = self.extension(item)[1];
-        loop {
-            match Handle::from_raw(link.load(Relaxed)) {
-                None => return false,
-                Some(chunk) if chunk == old => {
+        let chains = [Some(self.extension(item)[1]), self.tree_cell(item)];
+        for mut link in chains.into_iter().flatten() {
+            while let Some(chunk) = Handle::from_raw(link.load(Relaxed)) {
+                if chunk == old {
                     link.store(new.raw(), Relaxed);
                     return true;
                 }
-                Some(chunk) => link = &self.head(chunk).expires,
+                link = &self.head(chunk).expires;
             }
         }
+        false
     }
 
     /// The chunk behind a large item's first slot.
@@ -622,12 +655,7 @@ impl<'g> Item<'g> {
 
     #[inline]
     fn key_offset(&self) -> usize {
-        self.arena.header
-            + if self.word.has(flag::LARGE) {
-                EXTENSION
-            } else {
-                0
-            }
+        self.arena.header + self.word.extension()
     }
 
     #[inline]
@@ -668,12 +696,7 @@ impl<'g> Item<'g> {
     /// Bytes of its first slot in use, without the extension: what its size class goes by.
     #[inline(always)]
     pub fn total(&self) -> usize {
-        let extension = if self.word.has(flag::LARGE) {
-            EXTENSION
-        } else {
-            0
-        };
-        self.value_offset() - extension + self.length()
+        self.value_offset() - self.word.extension() + self.length()
     }
 
     /// The whole value, if it lies in one piece.
@@ -725,7 +748,8 @@ impl<'g> Item<'g> {
     #[inline(never)]
     fn sum(&self) -> u32 {
         let word = self.head().word();
-        let layout = word.0 & 0xff | u32::from(word.flags() & (flag::CLIENT | flag::LARGE)) << 8;
+        let layout = word.0 & 0xff
+            | u32::from(word.flags() & (flag::CLIENT | flag::LARGE | flag::VERIFIED)) << 8;
         let seed = u64::from(layout) << 32 | self.length() as u64;
         let item = Item { word, ..*self };
         let begin = item.key_offset();
@@ -739,6 +763,22 @@ impl<'g> Item<'g> {
             xxhash_rust::xxh3::xxh3_64_with_seed(item.bytes(begin, end - begin), seed)
         };
         (sum >> 32) as u32 ^ sum as u32 ^ self.arena.check_mask(self.handle)
+    }
+
+    /// The digests of the value, one behind the other, as they were laid down; nothing if it has none.
+    pub fn digests(&self) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let mut next = self.arena.first_digests(self.handle);
+        next?;
+        while let Some(chunk) = next {
+            let cursor = Cursor {
+                chunk: Some(chunk),
+                begins: 0,
+            };
+            bytes.extend_from_slice(cursor.rest(self));
+            next = self.arena.chunk(chunk).next();
+        }
+        Some(bytes)
     }
 
     /// Counts one more reference that outlives the lock. Only large items can be pinned.
@@ -862,6 +902,16 @@ impl Pinned {
         }
     }
 
+    pub fn verified(&self, arena: &Arena) -> bool {
+        arena.head(self.handle).word().has(flag::VERIFIED)
+    }
+
+    /// See [`Item::digests`].
+    pub fn digests(&self, arena: &Arena) -> Option<Vec<u8>> {
+        // SAFETY: the pin keeps the item and its chains in place and unchanged.
+        unsafe { arena.item(self.handle) }.digests()
+    }
+
     /// Gives the pin back, and with it the item's slot if the item was unlinked meanwhile and this
     /// was its last pin.
     pub fn release(self, arena: &Arena) -> Option<Slot<'_>> {
@@ -931,6 +981,8 @@ pub struct NewItem<'k> {
     pub expires: u32,
     pub accessed: u32,
     pub large: bool,
+    /// A large one that will get digests.
+    pub verified: bool,
     pub binary_key: bool,
 }
 
@@ -955,7 +1007,11 @@ impl<'a> Slot<'a> {
         } else {
             0
         };
-        let large = if new.large { flag::LARGE } else { 0 };
+        let large = match (new.large, new.verified) {
+            (false, _) => 0,
+            (true, false) => flag::LARGE,
+            (true, true) => flag::LARGE | flag::VERIFIED,
+        };
         let binary = if new.binary_key { flag::BINARY_KEY } else { 0 };
         let head = arena.head(self.handle);
         head.expires.store(new.expires, Relaxed);
@@ -976,6 +1032,10 @@ impl<'a> Slot<'a> {
             pins.store(0, Relaxed);
             next.store(0, Relaxed);
             at += EXTENSION;
+            if let Some(tree) = arena.tree_cell(self.handle) {
+                tree.store(0, Relaxed);
+                at += TREE;
+            }
         }
         self.bytes_mut(at, new.key.len()).copy_from_slice(new.key);
         at += new.key.len();
@@ -1011,15 +1071,23 @@ impl<'a> Slot<'a> {
             Word(kept | word.0 & QUEUED | (State::Busy as u32) << STATE_SHIFT)
         });
         if item.word.has(flag::LARGE) {
-            let mut chunk = arena.first_chunk(self.handle);
-            while let Some(handle) = chunk {
-                arena
-                    .head(handle)
-                    .accessed
-                    .store(self.handle.raw(), Relaxed);
-                chunk = arena.chunk(handle).next();
+            for first in [
+                arena.first_chunk(self.handle),
+                arena.first_digests(self.handle),
+            ] {
+                let mut chunk = first;
+                while let Some(handle) = chunk {
+                    arena
+                        .head(handle)
+                        .accessed
+                        .store(self.handle.raw(), Relaxed);
+                    chunk = arena.chunk(handle).next();
+                }
             }
             arena.extension(item.handle)[1].store(0, Relaxed);
+            if let Some(tree) = arena.tree_cell(item.handle) {
+                tree.store(0, Relaxed);
+            }
         }
     }
 
@@ -1077,6 +1145,15 @@ impl<'a> Slot<'a> {
         }
     }
 
+    /// Hangs the slots that hold the digests of its value off a large item that is not linked yet.
+    pub fn hang_digests(&mut self, slots: Vec<Slot<'a>>) {
+        let arena = self.arena;
+        let Some(cell) = arena.tree_cell(self.handle) else {
+            return;
+        };
+        hang_all(arena, cell, slots);
+    }
+
     /// Takes the first chunk off a large item.
     pub fn pop_chunk(&mut self) -> Option<Slot<'a>> {
         let arena = self.arena;
@@ -1084,9 +1161,15 @@ impl<'a> Slot<'a> {
         if word.state() == State::Chunk || !word.has(flag::LARGE) {
             return None;
         }
-        let chunk = arena.first_chunk(self.handle)?;
+        let (link, chunk) = match arena.first_chunk(self.handle) {
+            Some(chunk) => (arena.extension(self.handle)[1], chunk),
+            None => (
+                arena.tree_cell(self.handle)?,
+                arena.first_digests(self.handle)?,
+            ),
+        };
         let next = arena.chunk(chunk).next().map_or(0, Handle::raw);
-        arena.extension(self.handle)[1].store(next, Relaxed);
+        link.store(next, Relaxed);
         let bin = arena.head(chunk).word().bin();
         // SAFETY: the chunks of an item belong to whoever owns it, and this one has just been
         // taken off its chain.
@@ -1098,6 +1181,16 @@ impl<'a> Slot<'a> {
         // SAFETY: the slot belongs to us, and is borrowed as long as the view.
         unsafe { self.arena.item(self.handle) }
     }
+}
+
+/// Makes slots a chain that hangs behind a link.
+pub(super) fn hang_all(arena: &Arena, link: &AtomicU32, slots: Vec<Slot<'_>>) {
+    let mut link = link;
+    for slot in slots {
+        link.store(slot.handle.raw(), Relaxed);
+        link = &arena.head(slot.handle).expires;
+    }
+    link.store(0, Relaxed);
 }
 
 /// Replaces the value of a linked item where it stands, keeping the first `keep` bytes of the old one.
@@ -1116,10 +1209,7 @@ pub(super) unsafe fn overwrite(
 ) {
     let head = arena.head(handle);
     let word = head.word();
-    let mut at = arena.header + word.key_length();
-    if word.has(flag::LARGE) {
-        at += EXTENSION;
-    }
+    let mut at = arena.header + word.extension() + word.key_length();
     let put = |at: usize, bytes: &[u8]| {
         // SAFETY: the caller vouches for exclusive access and for the room; `bytes` lies outside the
         // slot, because no view into it is alive.

@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::super::merkle;
 use super::item::flag;
 use super::{Arena, Handle, Item, PAGE, PageTable, State};
 
@@ -101,7 +102,8 @@ impl<'a> Salvage<'a> {
             | flag::STALE
             | flag::TOKEN_SENT
             | flag::BINARY_KEY
-            | flag::LARGE;
+            | flag::LARGE
+            | flag::VERIFIED;
         let key_length = word.key_length();
         if self.pages.entry(arena.page_of(handle)).bin() != Some(bin)
             || word.flags() & !known != 0
@@ -110,14 +112,16 @@ impl<'a> Salvage<'a> {
             return None;
         }
         let large = word.has(flag::LARGE);
-        let overhead = arena.overhead(key_length, word.has(flag::CLIENT), large);
-        let room = arena.slot_size(bin).checked_sub(overhead)?;
+        let room = arena.slot_size(bin).checked_sub(arena.value_offset(word))?;
         let length = head.length.load(Relaxed) as usize;
         if large && arena.first_chunk(handle).is_some() {
             let rest = length.checked_sub(room)?;
-            self.check_chain(handle, rest)?;
+            self.check_chain(handle, arena.first_chunk(handle), rest)?;
         } else if length > room {
             return None;
+        }
+        if let Some(digests) = arena.first_digests(handle) {
+            self.check_chain(handle, Some(digests), merkle::bytes_for(length))?;
         }
         // SAFETY: nobody else uses the arena, and key, flags and value lie within the slot and, if
         // there are chunks, within theirs.
@@ -132,8 +136,8 @@ impl<'a> Salvage<'a> {
     }
 
     /// Whether the chunks behind an item's slot are its own and hold so many bytes.
-    fn check_chain(&self, owner: Handle, mut rest: usize) -> Option<()> {
-        let mut next = self.arena.first_chunk(owner);
+    fn check_chain(&self, owner: Handle, first: Option<Handle>, mut rest: usize) -> Option<()> {
+        let mut next = first;
         while let Some(chunk) = next {
             let size = self.size_of_slot(chunk)?;
             let head = self.arena.head(chunk);
@@ -168,10 +172,12 @@ impl<'a> Salvage<'a> {
         if !self.arena.head(item).word().has(flag::LARGE) {
             return;
         }
-        let mut next = self.arena.first_chunk(item);
-        while let Some(chunk) = next {
-            used.insert(chunk);
-            next = self.arena.chunk(chunk).next();
+        for first in [self.arena.first_chunk(item), self.arena.first_digests(item)] {
+            let mut next = first;
+            while let Some(chunk) = next {
+                used.insert(chunk);
+                next = self.arena.chunk(chunk).next();
+            }
         }
     }
 
