@@ -17,6 +17,9 @@ pub const UPTIME_LAG: u32 = 60;
 /// Relative times end here (30 days); anything larger is a date.
 pub const RELATIVE_MAX: i64 = 60 * 60 * 24 * 30;
 
+/// Where they end with [`Clock::with_long_ttl`]: dates before the year 2001 lie behind any clock.
+pub const LONG_RELATIVE_MAX: i64 = 999_999_999;
+
 /// The coarse clock that every thread reads and one thread advances.
 #[derive(Debug)]
 pub struct Clock {
@@ -26,6 +29,8 @@ pub struct Clock {
     /// When it was made, and what it read then.
     started: Instant,
     first: u32,
+    /// The longest relative time.
+    relative_max: i64,
     /// Seconds by which `debugtime` has moved the clock.
     shift: AtomicI64,
     paused: AtomicBool,
@@ -43,12 +48,22 @@ impl Clock {
         Clock::reading(now as u32)
     }
 
+    /// Takes times of up to 31 years for relative ones.
+    #[must_use]
+    pub fn with_long_ttl(self) -> Clock {
+        Clock {
+            relative_max: LONG_RELATIVE_MAX,
+            ..self
+        }
+    }
+
     fn reading(now: u32) -> Clock {
         Clock {
             now: AtomicU32::new(now),
             epoch: AtomicI64::new(unix_time() - i64::from(now)),
             started: Instant::now(),
             first: now,
+            relative_max: RELATIVE_MAX,
             shift: AtomicI64::new(0),
             paused: AtomicBool::new(false),
         }
@@ -87,13 +102,13 @@ impl Clock {
     }
 
     /// The moment an item dies, from an expiry time as clients give it: 0 never (returned as 0),
-    /// up to 30 days relative, beyond that a Unix date; negative or past dates are dead at once
+    /// up to 30 days relative (or 31 years), beyond that a Unix date; negative or past dates are dead at once
     /// (returned as 1, which always lies behind the clock).
     #[inline]
     pub fn expiry(&self, exptime: i64) -> u32 {
         match exptime {
             0 => 0,
-            1..=RELATIVE_MAX => self.now().saturating_add(exptime as u32),
+            1.. if exptime <= self.relative_max => self.now().saturating_add(exptime as u32),
             _ if exptime < 0 => 1,
             _ => {
                 let relative = exptime - self.epoch.load(Relaxed);
@@ -151,6 +166,19 @@ mod tests {
         assert_eq!(clock.expiry(RELATIVE_MAX), now + RELATIVE_MAX as u32);
         assert_eq!(clock.expiry(RELATIVE_MAX + 1), 1, "a date in 1970");
         assert_eq!(clock.expiry(clock.unix_now() + 100), now + 100);
+        assert_eq!(clock.expiry(i64::MAX), u32::MAX);
+    }
+
+    #[test]
+    fn with_long_ttl_a_year_is_relative_and_a_date_is_a_date() {
+        let clock = Clock::new().with_long_ttl();
+        let (now, year) = (clock.now(), 365 * 24 * 3600);
+        assert_eq!(clock.expiry(year), now + year as u32);
+        assert_eq!(clock.expiry(LONG_RELATIVE_MAX), now + 999_999_999);
+        assert_eq!(clock.expiry(LONG_RELATIVE_MAX + 1), 1, "a date in 2001");
+        assert_eq!(clock.expiry(-1), 1);
+        let far = clock.unix_now() + 50 * year;
+        assert_eq!(clock.expiry(far), now + 50 * year as u32);
         assert_eq!(clock.expiry(i64::MAX), u32::MAX);
     }
 

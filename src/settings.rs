@@ -199,6 +199,10 @@ pub struct Store {
     pub verify: Verify,
     /// `-o scrub_rate`, bytes per second.
     pub scrub_rate: u64,
+    /// `-o total_memory`
+    pub total_memory: Option<TotalMemory>,
+    /// `-o long_ttl`
+    pub long_ttl: bool,
     /// `-o crash_restart`
     pub crash_restart: bool,
     /// `-o hashpower`; 0 means the default start size.
@@ -252,6 +256,8 @@ impl Default for Store {
             slab_sizes: Vec::new(),
             large_pages: false,
             memory_file: None,
+            total_memory: None,
+            long_ttl: false,
             crash_restart: false,
             verify: Verify::Scrub,
             scrub_rate: 32 << 20,
@@ -278,6 +284,14 @@ impl Default for Store {
             detail: false,
         }
     }
+}
+
+/// What the whole process may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TotalMemory {
+    Bytes(u64),
+    /// What its control group may.
+    Cgroup,
 }
 
 /// When values of 64 KiB or more are compared with their digests.

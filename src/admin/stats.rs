@@ -368,6 +368,9 @@ pub fn larder(view: &View<'_>, emit: &mut Emit<'_>) {
         stat!(emit, "restart_lost", began.lost);
         stat!(emit, "restart_milliseconds", began.milliseconds);
     }
+    if view.settings.store.total_memory.is_some() {
+        stat!(emit, "item_budget", view.store.budget());
+    }
     let verified = view.store.verified();
     stat!(emit, "verified_bytes", verified.bytes);
     stat!(emit, "scrub_passes", verified.passes);

@@ -3,7 +3,7 @@
 
 use super::options::Draft;
 use super::{Exit, atof, atoi};
-use crate::settings::{HashAlgorithm, Verify};
+use crate::settings::{HashAlgorithm, TotalMemory, Verify};
 
 /// Whether a name changes anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +100,22 @@ pub(super) const NAMES: &[Name] = names! {
     };
     "crash_restart" Bare, Works, "with -e: items outlive a crash, too (4 bytes each)", |draft, _| {
         draft.settings.store.crash_restart = true;
+        Ok(())
+    };
+    "total_memory" Required("Missing total_memory argument"), Works,
+        "megabytes for items, table, buffers and clients together, or cgroup; -m is a bound for items then", |draft, text| {
+        draft.settings.store.total_memory = Some(match text {
+            "cgroup" => TotalMemory::Cgroup,
+            _ => {
+                let megabytes = u64::from(number("total_memory", text)?);
+                check(megabytes >= 24, "total_memory must be at least 24 megabytes")?;
+                TotalMemory::Bytes(megabytes << 20)
+            }
+        });
+        Ok(())
+    };
+    "long_ttl" Bare, Works, "expiry times up to 31 years are relative, dates may lie beyond 2038", |draft, _| {
+        draft.settings.store.long_ttl = true;
         Ok(())
     };
     "verify" Required("Missing verify argument"), Works,

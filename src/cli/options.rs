@@ -12,7 +12,7 @@ use clap::{Arg, ArgAction, Command};
 use super::extended::{self, Effect};
 use super::{Exit, USAGE, atof, atoi};
 use super::{listen, proxy};
-use crate::settings::{LARDER_VERSION, MEMCACHED_VERSION, Protocol, Settings};
+use crate::settings::{LARDER_VERSION, MEMCACHED_VERSION, Protocol, Settings, TotalMemory};
 
 const ITEM_SIZE_MIN: i64 = 1024;
 const ITEM_SIZE_MAX: i64 = 1 << 30;
@@ -27,6 +27,7 @@ pub(super) struct Draft {
     pub warnings: Vec<String>,
     pub slab_sizes: Option<String>,
     pub chunk_max_given: bool,
+    memory_given: bool,
     /// Options of `larder proxy`, when it is that.
     pub proxy: Option<proxy::Draft>,
     protocol_given: bool,
@@ -109,6 +110,7 @@ const ROWS: &[Row] = rows! {
     };
     Some('m'), "memory-limit" Some("num"), "megabytes for items (default 64)", |draft, text| {
         draft.settings.store.max_bytes = (atoi(text).max(0) as u64) << 20;
+        draft.memory_given = true;
         Ok(())
     };
     Some('M'), "disable-evictions" None, "answer with an error when memory is full, instead of evicting", |draft, _| {
@@ -417,6 +419,18 @@ impl Draft {
             ));
         }
         let store = &mut settings.store;
+        if let (Some(total), false) = (store.total_memory, self.memory_given) {
+            store.max_bytes = match total {
+                TotalMemory::Bytes(bytes) => bytes,
+                // The server will know.
+                TotalMemory::Cgroup => u64::MAX,
+            };
+        }
+        if store.total_memory.is_some() && (store.large_pages || store.memory_file.is_some()) {
+            return refuse(
+                "total_memory cannot be kept with -L or -e, whose memory stays taken.".to_owned(),
+            );
+        }
         let item_max = store.item_size_max as i64;
         if item_max < ITEM_SIZE_MIN {
             return refuse(format!(

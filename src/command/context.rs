@@ -8,6 +8,7 @@ use crate::admin::{View, Watchers};
 use crate::clock::Clock;
 use crate::net::Keyring;
 use crate::observe::{Admission, Board, Prefixes, Registry, ThreadCounters, events};
+use crate::protocol::Rules;
 use crate::settings::Settings;
 use crate::store::{self, Store};
 
@@ -19,6 +20,8 @@ pub const VERBOSITY_MAX: u32 = 2;
 /// What all connections share. Made once, by the server.
 pub struct Shared {
     pub settings: Settings,
+    /// What requests may say.
+    pub rules: Rules,
     pub clock: Arc<Clock>,
     pub store: Arc<Store>,
     pub registry: Arc<Registry>,
@@ -45,9 +48,12 @@ impl Shared {
             Some(age) => Clock::resumed(age.epoch, age.stopped),
             None => Clock::new(),
         };
+        let long = settings.store.long_ttl;
+        let clock = if long { clock.with_long_ttl() } else { clock };
         store.note_epoch(clock.to_unix(0));
         let watchers = Watchers::new(registry.taps().clone(), settings.watch.watcher_buffer);
         let shared = Shared {
+            rules: Rules { long_times: long },
             credentials,
             keyring,
             certificates_read: AtomicU32::new(0),

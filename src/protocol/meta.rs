@@ -1,6 +1,7 @@
 #![forbid(unsafe_code)]
 //! Meta commands: `mg ms md ma mn me`, a key, and flags of one letter with an argument glued on.
 
+use super::Rules;
 use super::base64;
 use super::number;
 use super::request::{
@@ -34,7 +35,7 @@ pub const STORE_MODE: &str = "CLIENT_ERROR invalid mode for ms M token";
 pub const ARITH_MODE: &str = "CLIENT_ERROR invalid mode for ma M token";
 
 /// Takes a line apart whose first word is a meta command; `rest` is what stands behind that word.
-pub(super) fn parse<'a>(command: u8, mut rest: &'a [u8], taken: usize) -> Parsed<'a> {
+pub(super) fn parse<'a>(rules: Rules, command: u8, mut rest: &'a [u8], taken: usize) -> Parsed<'a> {
     let refuse = |line| Parsed::Refused {
         reply: Refusal::Line(line),
         taken,
@@ -84,7 +85,7 @@ pub(super) fn parse<'a>(command: u8, mut rest: &'a [u8], taken: usize) -> Parsed
         }
     }
     let before = if command == b's' { 3 } else { 2 };
-    let flags = match Flags::read(key, rest, before) {
+    let flags = match Flags::read(rules, key, rest, before) {
         Ok(flags) => flags,
         // Told before anything else, even the length: there is nothing to skip.
         Err(Wrong::Word) => return refuse(BAD_FORMAT),
@@ -251,7 +252,7 @@ struct Flags {
 impl Flags {
     /// Reads them all before any error but those that leave nothing to read on for is told: the last
     /// one found is what the client hears, as with memcached.
-    fn read(key: &[u8], rest: &[u8], before: usize) -> Result<Flags, Wrong> {
+    fn read(rules: Rules, key: &[u8], rest: &[u8], before: usize) -> Result<Flags, Wrong> {
         let mut flags = Flags {
             base64: false,
             quiet: false,
@@ -299,7 +300,7 @@ impl Flags {
                         wrong = Some(BAD_KEY);
                     }
                 }
-                b'N' | b'T' | b'R' => match number::signed32(argument).map(i64::from) {
+                b'N' | b'T' | b'R' => match number::time(argument, rules.long_times) {
                     None => wrong = Some(BAD_TOKEN),
                     time if letter == b'N' => flags.vivify = time,
                     time if letter == b'T' => flags.touch = time,

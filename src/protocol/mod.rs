@@ -48,11 +48,24 @@ impl Dialect {
     }
 }
 
+/// What requests may say that memcached would not understand.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// Times have 64 bits; they are cut off, or refused, at 32 otherwise.
+    pub long_times: bool,
+}
+
 /// What the start of `input` asks for.
 #[inline]
 pub fn parse(dialect: Dialect, input: &[u8]) -> Parsed<'_> {
+    parse_by(Rules::default(), dialect, input)
+}
+
+/// As [`parse`], by other rules than memcached's.
+#[inline]
+pub fn parse_by(rules: Rules, dialect: Dialect, input: &[u8]) -> Parsed<'_> {
     match dialect {
-        Dialect::Text => text::parse(input),
+        Dialect::Text => text::parse_by(rules, input),
         Dialect::Binary => binary::parse(input),
     }
 }

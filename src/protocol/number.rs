@@ -38,6 +38,20 @@ fn long(text: &[u8]) -> Option<u64> {
 /// Digits with an optional minus, in the range of an `i32`. A lone minus is 0, as in memcached.
 #[inline]
 pub fn signed32(text: &[u8]) -> Option<i32> {
+    signed(text).and_then(|value| i32::try_from(value).ok())
+}
+
+/// A time as clients give it: as [`signed32`], or in the range of an `i64`.
+pub fn time(text: &[u8], long: bool) -> Option<i64> {
+    if long {
+        signed(text)
+    } else {
+        signed32(text).map(i64::from)
+    }
+}
+
+#[inline]
+fn signed(text: &[u8]) -> Option<i64> {
     let (negative, digits) = match text {
         [b'-', digits @ ..] => (true, digits),
         digits => (false, digits),
@@ -46,7 +60,7 @@ pub fn signed32(text: &[u8]) -> Option<i32> {
         [] if negative => 0,
         digits => i64::try_from(unsigned(digits)?).ok()?,
     };
-    i32::try_from(if negative { -value } else { value }).ok()
+    Some(if negative { -value } else { value })
 }
 
 /// As C's `strtol` reads the start of a word.

@@ -6,6 +6,7 @@
 
 use memchr::{memchr, memchr2};
 
+use super::Rules;
 use super::request::{
     Arith, Delete, Key, Mode, Op, Parsed, Refusal, Request, Shutdown, Store, Style,
 };
@@ -29,6 +30,11 @@ pub const ERROR: &str = "ERROR";
 
 /// What the start of `input` asks for.
 pub fn parse(input: &[u8]) -> Parsed<'_> {
+    parse_by(Rules::default(), input)
+}
+
+/// As [`parse`], by other rules than memcached's.
+pub fn parse_by(rules: Rules, input: &[u8]) -> Parsed<'_> {
     if let Some(parsed) = parse_get(input) {
         return parsed;
     }
@@ -47,7 +53,7 @@ pub fn parse(input: &[u8]) -> Parsed<'_> {
         [line @ .., b'\r'] => line,
         line => line,
     };
-    Line { line, taken }.parse()
+    Line { line, taken, rules }.parse()
 }
 
 /// `get` and `gets`, whose line need not be there as a whole: its keys are pulled one by one.
@@ -200,6 +206,7 @@ fn refuse<'a>(line: &'static str, taken: usize) -> Parsed<'a> {
 struct Line<'a> {
     line: &'a [u8],
     taken: usize,
+    rules: Rules,
 }
 
 impl<'a> Line<'a> {
@@ -258,11 +265,15 @@ impl<'a> Line<'a> {
             b"debugtime" => self.request(Op::DebugTime { words: rest }),
             b"debugitem" => self.request(Op::DebugItem { words: rest }),
             [b'm', command @ (b'g' | b's' | b'd' | b'a' | b'n' | b'e')] => {
-                meta::parse(*command, rest, self.taken)
+                meta::parse(self.rules, *command, rest, self.taken)
             }
             b"misbehave" => self.request(Op::Misbehave),
             _ => self.unknown(),
         }
+    }
+
+    fn time(&self, word: &[u8]) -> Option<i64> {
+        number::time(word, self.rules.long_times)
     }
 
     fn noreply(&self) -> bool {
@@ -347,7 +358,10 @@ impl<'a> Line<'a> {
             Some(exptime) => Some(exptime as i64),
             None => number::strtol(exptime_on),
         };
-        let exptime = exptime.map(|time| i64::from(time as i32));
+        let exptime = match self.rules.long_times {
+            true => exptime,
+            false => exptime.map(|time| i64::from(time as i32)),
+        };
         let (Some(flags), Some(exptime), true) = (flags, exptime, key.len() <= KEY_MAX) else {
             return self.refuse_after(BAD_FORMAT, skip);
         };
@@ -380,7 +394,7 @@ impl<'a> Line<'a> {
         if word(&mut keys).is_none() {
             return refuse(BAD_FORMAT, self.taken);
         }
-        let Some(exptime) = number::signed32(exptime) else {
+        let Some(exptime) = self.time(exptime) else {
             return refuse(BAD_EXPTIME, self.taken);
         };
         // The keys stand where the rest of the line begins.
@@ -389,7 +403,7 @@ impl<'a> Line<'a> {
             request: Request {
                 op: Op::Get {
                     cas,
-                    touch: Some(i64::from(exptime)),
+                    touch: Some(exptime),
                 },
                 style: Style::Text { noreply: false },
             },
@@ -441,11 +455,11 @@ impl<'a> Line<'a> {
         if key.len() > KEY_MAX {
             return self.refuse(BAD_FORMAT);
         }
-        match number::signed32(exptime) {
+        match self.time(exptime) {
             None => self.refuse(BAD_EXPTIME),
             Some(exptime) => self.request(Op::Touch {
                 key: plain(key),
-                exptime: i64::from(exptime),
+                exptime,
             }),
         }
     }
@@ -454,11 +468,9 @@ impl<'a> Line<'a> {
         let exptime = match word(&mut rest) {
             None => Some(0),
             Some(b"noreply") if word(&mut rest).is_none() => Some(0),
-            Some(exptime) => number::signed32(exptime),
+            Some(exptime) => self.time(exptime),
         };
-        self.request(Op::FlushAll {
-            exptime: exptime.map(i64::from),
-        })
+        self.request(Op::FlushAll { exptime })
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::budget::Budget;
 use super::control::Control;
 use crate::clock::Clock;
 use crate::cluster::Cluster;
@@ -66,6 +67,25 @@ pub fn start_resolver(cluster: Arc<Cluster>, control: Arc<Control>) -> io::Resul
             }
         }
     })
+}
+
+/// Keeps all memory under one limit.
+///
+/// # Errors
+/// The system cannot start a thread.
+pub fn start_budget(
+    budget: Budget,
+    shared: &Arc<Shared>,
+    control: Arc<Control>,
+) -> io::Result<JoinHandle<()>> {
+    let shared = shared.clone();
+    // Before anybody is served.
+    budget.step(&shared);
+    Builder::new().name("budget".to_owned()).spawn(
+        move || {
+            while control.sleep(budget.step(&shared)) {}
+        },
+    )
 }
 
 /// Calls one of the store's steps again and again, as often as it asks for.

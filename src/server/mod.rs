@@ -27,6 +27,9 @@ mod datagram;
 /// Threads that keep the house.
 mod background;
 
+/// One limit for all memory.
+mod budget;
+
 /// Limits, user, daemon, pid file.
 mod process;
 
@@ -41,6 +44,7 @@ use std::thread::{Builder, JoinHandle};
 
 use mio::{Poll, Waker};
 
+use budget::Budget;
 use control::{Control, Stop};
 use conversation::Limits;
 use listener::{Inbox, Listening, Rules};
@@ -117,6 +121,15 @@ impl Server {
             message: error.to_string(),
             code: REFUSED,
         })?;
+        let budget = settings.store.total_memory.map(Budget::new).transpose();
+        let budget = budget.map_err(|message| Failure {
+            message,
+            code: USAGE,
+        })?;
+        if let Some(budget) = &budget {
+            let items = &mut settings.store.max_bytes;
+            *items = (*items).min(budget.limit());
+        }
         let shared =
             Shared::new(settings, keyring).map_err(|message| Failure { message, code: 1 })?;
         let shared = Arc::new(shared);
@@ -160,6 +173,9 @@ impl Server {
                 cluster.clone(),
                 control.clone(),
             )?);
+        }
+        if let Some(budget) = budget {
+            others.push(background::start_budget(budget, &shared, control.clone())?);
         }
 
         let mut names: Vec<Arc<str>> = Vec::new();

@@ -84,11 +84,12 @@ impl<'i> Plan<'i> {
             Some(how) => self.keys(context, how, false, input, 0),
             None => Some(0),
         };
+        let rules = context.shared.rules;
         while let Some(at) = next {
             if self.steps.is_full() || self.lookups.is_full() {
                 break;
             }
-            next = match protocol::parse(dialect, &input[at..]) {
+            next = match protocol::parse_by(rules, dialect, &input[at..]) {
                 Parsed::Request {
                     request:
                         Request {

@@ -185,11 +185,25 @@ impl Store {
     /// address space is not to be had.
     pub fn set_max_bytes(&self, bytes: u64) -> bool {
         let inner = &self.inner;
-        let done = !inner.fixed && inner.pool.set_limit((bytes / PAGE as u64) as usize);
-        if done {
-            inner.max_bytes.store(bytes, Relaxed);
+        if inner.fixed || !inner.pool.set_limit((bytes / PAGE as u64) as usize) {
+            return false;
         }
-        done
+        inner.max_bytes.store(bytes, Relaxed);
+        inner.set_page_limit();
+        true
+    }
+
+    /// See [`set_budget`](Store::set_budget); `u64::MAX` without such a limit.
+    pub fn budget(&self) -> u64 {
+        self.inner.budget.load(Relaxed)
+    }
+
+    /// What items may take of a limit that they share with all else, beside their own
+    /// ([`set_max_bytes`](Store::set_max_bytes)).
+    pub fn set_budget(&self, bytes: u64) {
+        let inner = &self.inner;
+        inner.budget.store(bytes, Relaxed);
+        inner.set_page_limit();
     }
 
     /// `lru mode`
@@ -423,6 +437,16 @@ impl Store {
 }
 
 impl Inner {
+    /// Lets the pool have what both limits allow.
+    fn set_page_limit(&self) {
+        let page = PAGE as u64;
+        let own = self.max_bytes.load(Relaxed) / page;
+        // Every bin may have its first page beyond the limit.
+        let shared = (self.budget.load(Relaxed) / page).saturating_sub(self.bins.len() as u64);
+        // It has been as high before, or higher.
+        self.pool.set_limit(own.min(shared) as usize);
+    }
+
     fn pages_of(&self, class: Option<u8>) -> u64 {
         self.bins_of(class)
             .map(|bin| self.bins[bin].lock().pages.pages().len() as u64)

@@ -244,6 +244,8 @@ struct Inner {
     hasher: Hasher,
     item_size_max: usize,
     max_bytes: AtomicU64,
+    /// What items may have of a limit that they share with all else; `u64::MAX` without one.
+    budget: AtomicU64,
     /// The limit cannot change: all item memory was taken at start (`-L`), or lies in a file.
     fixed: bool,
     /// What `hash_power_level` shows at least.
@@ -422,6 +424,7 @@ impl Inner {
             hasher,
             item_size_max: settings.item_size_max,
             max_bytes: AtomicU64::new(settings.max_bytes),
+            budget: AtomicU64::new(u64::MAX),
             fixed: settings.large_pages || matches!(source, Source::File(_)),
             hash_power: power,
             evicting: settings.evict,

@@ -248,7 +248,10 @@ impl Inner {
     /// Gives pages back to the system that are over a limit that was lowered: free ones first, then
     /// those of the bins that have most.
     pub(super) fn shrink(&self, cx: Cx<'_>) {
-        for _ in 0..STEP_MOST as usize {
+        // Of a limit that others need room under, a good part at a time.
+        let (used, limit) = self.pool.usage();
+        let most = ((used + self.pool.free()).saturating_sub(limit) / 4).max(STEP_MOST as usize);
+        for _ in 0..most {
             let Some(page) = self.pool.take_over_limit() else {
                 break;
             };
@@ -256,7 +259,7 @@ impl Inner {
             self.pool.bury(page);
         }
         let (used, limit) = self.pool.usage();
-        for _ in 0..used.saturating_sub(limit).min(STEP_MOST as usize) {
+        for _ in 0..used.saturating_sub(limit).min(most) {
             let most = (0..self.bins.len())
                 .map(|bin| (self.bins[bin].lock().pages.pages().len(), bin))
                 .max();
