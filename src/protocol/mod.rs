@@ -62,7 +62,7 @@ pub fn parse(dialect: Dialect, input: &[u8]) -> Parsed<'_> {
 }
 
 /// As [`parse`], by other rules than memcached's.
-#[inline]
+#[inline(always)]
 pub fn parse_by(rules: Rules, dialect: Dialect, input: &[u8]) -> Parsed<'_> {
     match dialect {
         Dialect::Text => text::parse_by(rules, input),

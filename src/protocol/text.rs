@@ -33,7 +33,8 @@ pub fn parse(input: &[u8]) -> Parsed<'_> {
     parse_by(Rules::default(), input)
 }
 
-/// As [`parse`], by other rules than memcached's.
+/// As [`parse`], by other rules than memcached's. In line where requests are planned, whoever else calls it.
+#[inline(always)]
 pub fn parse_by(rules: Rules, input: &[u8]) -> Parsed<'_> {
     if let Some(parsed) = parse_get(input) {
         return parsed;

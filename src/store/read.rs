@@ -306,40 +306,31 @@ impl Store {
         read: impl FnOnce(&Hit<'_>) -> R,
     ) -> Result<R, Miss> {
         let inner = &self.inner;
-        let guard = inner.table.lock_at(spot, &inner.arena, hash);
-        let Some((place, item)) = guard.find_at(spot, hash, key) else {
-            return Err(Miss::NotFound);
-        };
-        let hit = Hit::shown(inner, item);
-        let moment = inner.flush.moment(cx.now);
-        if moment.kills(hit.expires, hit.accessed) {
-            return Err(inner.bury(cx, guard, place, hash, false));
+        let mut checked = None;
+        loop {
+            let guard = inner.table.lock_at(spot, &inner.arena, hash);
+            let Some((place, item)) = guard.find_at(spot, hash, key) else {
+                return Err(Miss::NotFound);
+            };
+            let hit = Hit::shown(inner, item);
+            let moment = inner.flush.moment(cx.now);
+            if moment.kills(hit.expires, hit.accessed) {
+                return Err(inner.bury(cx, guard, place, hash, false));
+            }
+            if item.word().has(flag::VERIFIED)
+                && inner.verify.reads()
+                && checked != Some(item.handle())
+            {
+                let handle = item.handle();
+                checked = Some(handle);
+                drop(guard);
+                inner.check(cx, key, hash, handle);
+                continue;
+            }
+            let result = read(&hit);
+            inner.bump_at(cx, &item, moment.stamp);
+            return Ok(result);
         }
-        if item.word().has(flag::VERIFIED) && inner.verify.reads() {
-            drop(guard);
-            return self.get_checked(cx, key, hash, read);
-        }
-        let result = read(&hit);
-        inner.bump_at(cx, &item, moment.stamp);
-        Ok(result)
-    }
-
-    /// As [`get`](Store::get), of a value that is first compared with its digests.
-    #[cold]
-    #[inline(never)]
-    fn get_checked<R>(
-        &self,
-        cx: Cx<'_>,
-        key: &[u8],
-        hash: u64,
-        read: impl FnOnce(&Hit<'_>) -> R,
-    ) -> Result<R, Miss> {
-        let inner = &self.inner;
-        let (guard, place) = inner.find_checked(cx, key, hash);
-        let item = guard.item(&place?);
-        let result = read(&Hit::shown(inner, item));
-        inner.bump(cx, &item);
-        Ok(result)
     }
 
     /// Read with conditions: touches, leases, creation on a miss.

@@ -162,7 +162,15 @@ impl Inner {
     }
 
     /// Whether a value is what it was when it was stored. If not, it is gone behind this.
-    fn check(self: &Arc<Self>, cx: Cx<'_>, key: &[u8], hash: u64, handle: Handle) -> bool {
+    #[cold]
+    #[inline(never)]
+    pub(super) fn check(
+        self: &Arc<Self>,
+        cx: Cx<'_>,
+        key: &[u8],
+        hash: u64,
+        handle: Handle,
+    ) -> bool {
         let guard = self.table.lock(&self.arena, hash);
         let Some(place) = guard.find_handle(hash, handle) else {
             return true;

@@ -127,9 +127,18 @@ impl Word {
     /// Bytes between the header and the key.
     #[inline]
     pub fn extension(self) -> usize {
-        if !self.has(flag::LARGE) {
+        // One test for nearly all items; what lies behind it must not be done without a jump.
+        if self.has(flag::LARGE) {
+            self.extension_of_large()
+        } else {
             0
-        } else if self.has(flag::VERIFIED) {
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn extension_of_large(self) -> usize {
+        if self.has(flag::VERIFIED) {
             EXTENSION + TREE
         } else {
             EXTENSION
