@@ -71,6 +71,8 @@ pub struct Listen {
     pub backlog: i32,
     /// `-B`
     pub protocol: Protocol,
+    /// Look for sockets that the service manager has opened (`LISTEN_FDS`); set for the program.
+    pub inherit: bool,
     /// `-o udp_public`: allow UDP on addresses that are not loopback (Larder's own).
     pub udp_public: bool,
 }
@@ -86,6 +88,7 @@ impl Default for Listen {
             unix_mask: 0o700,
             backlog: 1024,
             protocol: Protocol::Negotiate,
+            inherit: false,
             udp_public: false,
         }
     }
@@ -127,8 +130,19 @@ pub enum Protocol {
     Binary,
 }
 
+impl Protocol {
+    /// As `stats settings` and the log call a listener's.
+    pub fn name(self) -> &'static str {
+        match self {
+            Protocol::Negotiate => "auto-negotiate",
+            Protocol::Ascii => "ascii",
+            Protocol::Binary => "binary",
+        }
+    }
+}
+
 impl fmt::Display for Protocol {
-    /// As the logs call it.
+    /// As the logs call a connection.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Protocol::Negotiate => "auto-negotiating",

@@ -36,3 +36,54 @@ fn a_unix_socket_serves_as_tcp_does() {
     assert!(answer == one.repeat(10).as_bytes());
     drop(server);
 }
+
+#[test]
+fn a_socket_left_behind_is_replaced_and_nothing_else_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("larder");
+    let mut settings = settings();
+    settings.listen.unix_socket = Some(path.clone());
+    drop(TestServer::start_with(settings.clone()));
+    assert!(path.exists(), "as memcached, it leaves its socket behind");
+    let server = TestServer::start_with(settings.clone());
+    assert_eq!(server.addresses(), [], "nothing but the Unix socket");
+    Client::local(&path).ask("version\r\n", "VERSION 1.6.45\r\n");
+    drop(server);
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, "precious").unwrap();
+    let Err(failure) = larder::server::Server::bind(settings) else {
+        panic!("a file is no socket");
+    };
+    assert_eq!(failure.code, 71);
+    assert!(
+        failure.message.contains("Address already in use"),
+        "{failure}"
+    );
+    assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+}
+
+#[test]
+fn binary_and_large_values_come_in_as_well() {
+    use common::binary::Packet;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("larder");
+    let mut settings = settings();
+    settings.listen.unix_socket = Some(path.clone());
+    let _server = TestServer::start_with(settings);
+    let value = vec![b'v'; 500_000];
+    let mut client = Client::local(&path);
+    let set = Packet {
+        opcode: 1,
+        extras: &[0; 8],
+        key: b"k",
+        value: &value,
+        ..Packet::default()
+    };
+    assert_eq!(client.call(set).status, 0);
+    let get = Packet {
+        opcode: 0,
+        key: b"k",
+        ..Packet::default()
+    };
+    assert!(client.call(get).value == value);
+}

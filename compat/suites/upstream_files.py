@@ -59,5 +59,6 @@ OURS = {
     "conn-limits": ({1, 2, 3, 4}, "memcached refuses 500 answers at once within 32 KiB of response objects; Larder has none, and answers"),
     "dyn-maxbytes": ({41}, _ROOM),
     "issue_22": ({41, 84}, _ROOM),
+    "stats-conns": ({"ends"}, "asks for UDP on every address, which Larder refuses without -o udp_public"),
     "lru": ({107, 108, 146, 150, "ends"}, f"{_ROOM}; {_CLOCK}"),
 }

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use crate::observe::board::Row;
-use crate::settings::{HashAlgorithm, LARDER_VERSION, MEMCACHED_VERSION, Protocol};
+use crate::settings::{HashAlgorithm, LARDER_VERSION, MEMCACHED_VERSION};
 
 use super::{Emit, View};
 
@@ -261,12 +261,7 @@ pub fn settings(view: &View<'_>, emit: &mut Emit<'_>) {
     stat!(emit, "reqs_per_event", server.requests_per_event);
     stat!(emit, "cas_enabled", yes(store.cas));
     stat!(emit, "tcp_backlog", listen.backlog);
-    let protocol = match listen.protocol {
-        Protocol::Negotiate => "auto-negotiate",
-        Protocol::Ascii => "ascii",
-        Protocol::Binary => "binary",
-    };
-    stat!(emit, "binding_protocol", protocol);
+    stat!(emit, "binding_protocol", listen.protocol.name());
     stat!(emit, "auth_enabled_sasl", yes(settings.security.sasl));
     stat!(
         emit,

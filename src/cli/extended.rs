@@ -412,9 +412,12 @@ fn apply(draft: &mut Draft, option: &str) -> Result<(), Exit> {
 
 /// Applies a list of names parted by commas.
 pub(super) fn read(draft: &mut Draft, list: &str) -> Result<(), Exit> {
-    list.split(',')
-        .filter(|option| !option.is_empty())
-        .try_for_each(|option| apply(draft, option))
+    // As getsubopt takes it apart: a comma at the end is none.
+    let list = list.strip_suffix(',').unwrap_or(list);
+    if list.is_empty() {
+        return Ok(());
+    }
+    list.split(',').try_for_each(|option| apply(draft, option))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
+use crate::command::log_level;
 use crate::server;
 use crate::settings::Settings;
 
@@ -69,21 +70,18 @@ pub(crate) fn settings(
     draft.settings.process.port_file = std::env::var_os("MEMCACHED_PORT_FILENAME").map(Into::into);
     draft.settings.security.sasl_password_file =
         std::env::var_os("MEMCACHED_SASL_PWDB").map(Into::into);
+    draft.settings.listen.inherit = true;
     draft.finish()
 }
 
 /// `-v` shows what went wrong, `-vv` what clients ask, `-vvv` what the server does about it.
 fn start_log(verbosity: u8) {
-    let level = match verbosity {
-        0 => log::LevelFilter::Off,
-        1 => log::LevelFilter::Info,
-        2 => log::LevelFilter::Debug,
-        _ => log::LevelFilter::Trace,
-    };
+    // The level itself is one that `verbosity` can change.
     env_logger::Builder::new()
-        .filter_level(level)
+        .filter_level(log::LevelFilter::Trace)
         .format(|out, record| writeln!(out, "{}", record.args()))
         .init();
+    log::set_max_level(log_level(u32::from(verbosity)));
 }
 
 /// A number as C's `atoi` reads it: leading blanks, a sign, digits up to the first other byte; 0

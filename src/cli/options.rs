@@ -372,12 +372,11 @@ pub(super) fn read(
 
 /// What getopt would have said.
 fn unparsable(program: &str, proxy: bool, error: &clap::Error) -> Exit {
-    let told = match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(argument)) => {
-            argument.split([' ', '=']).next().unwrap_or("").to_owned()
-        }
-        _ => String::new(),
+    let given = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(argument)) => argument.split(' ').next().unwrap_or(""),
+        _ => "",
     };
+    let told = given.split('=').next().unwrap_or("").to_owned();
     let reason = match error.kind() {
         ErrorKind::UnknownArgument if told.starts_with("--") => {
             let wanted: Vec<String> = rows(proxy)
@@ -387,7 +386,7 @@ fn unparsable(program: &str, proxy: bool, error: &clap::Error) -> Exit {
             match wanted.len() {
                 0 => format!("unrecognized option '{told}'"),
                 _ => format!(
-                    "option '{told}' is ambiguous; possibilities: {}",
+                    "option '{given}' is ambiguous; possibilities: {}",
                     wanted.join(" ")
                 ),
             }
@@ -509,7 +508,7 @@ impl Draft {
             listen.tcp_port = listen.udp_port;
         }
         for port in [listen.tcp_port, listen.udp_port] {
-            if port > i32::from(u16::MAX) {
+            if !(-1..=i32::from(u16::MAX)).contains(&port) {
                 return refuse(format!("ERROR: Invalid port number {port}."));
             }
         }

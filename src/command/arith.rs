@@ -1,8 +1,9 @@
 #![forbid(unsafe_code)]
 //! Counting: `incr decr`, `ma`, binary INCREMENT and DECREMENT.
 
+use crate::observe::events::{FETCHERS, MUTATIONS};
 use crate::protocol::request::{self, Style};
-use crate::store::{self, Counted};
+use crate::store::{self, Counted, Miss};
 
 use super::context::Context;
 use super::meta::Times;
@@ -52,6 +53,29 @@ pub fn arith(
         Counted::NotFound if op.up => cx.counters.general.incr_misses.add(1),
         Counted::NotFound => cx.counters.general.decr_misses.add(1),
         _ => {}
+    }
+    if let Counted::Number {
+        created: true,
+        value,
+        class,
+        ..
+    } = counted
+        && cx.tapped(FETCHERS | MUTATIONS)
+    {
+        // As memcached does it: looked for once more, then stored by an add.
+        let ttl = match style {
+            Style::Binary { .. } => expiry.filter(|&at| at != 0),
+            Style::Text { .. } | Style::Meta { .. } => None,
+        };
+        let ttl = ttl.map_or(0, |at| at.wrapping_sub(cx.now));
+        if cx.tapped(FETCHERS) {
+            cx.tell_fetch(key, Err(Miss::NotFound));
+        }
+        if cx.tapped(MUTATIONS) {
+            let length = itoa::Buffer::new().format(value).len();
+            let log = &cx.counters.log;
+            log.item_store(key, "stored", "add", ttl, class, cx.connection, length);
+        }
     }
     let value = matches!(style, Style::Meta { flags, .. } if super::asks_for(flags, b'v'));
     reply::counted(

@@ -9,6 +9,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use crate::net::address::reason;
 use crate::protocol::request::{Op, Refusal, Request, Style};
 use crate::protocol::words::words;
 use crate::protocol::{binary, number};
@@ -102,10 +103,10 @@ impl Credentials {
 
 fn read_file(path: &Path) -> Result<Vec<User>, String> {
     let text = std::fs::read(path).map_err(|error: io::Error| {
+        let reason = reason(&error);
         format!(
-            "Could not open authfile [{}] for reading, error {}: {error}",
-            path.display(),
-            error.raw_os_error().unwrap_or(0)
+            "Could not open authfile [{}] for reading, error {reason}: {reason}",
+            path.display()
         )
     })?;
     parse_file(&text).ok_or_else(|| {
@@ -119,9 +120,6 @@ fn read_file(path: &Path) -> Result<Vec<User>, String> {
 /// `user:password`, one a line.
 fn parse_file(text: &[u8]) -> Option<Vec<User>> {
     let text = text.strip_suffix(b"\n").unwrap_or(text);
-    if text.is_empty() {
-        return Some(Vec::new());
-    }
     text.split(|&byte| byte == b'\n')
         .take(USERS_MAX)
         .map(|line| {
@@ -345,7 +343,7 @@ mod tests {
     #[test]
     fn files_are_read() {
         for (text, users) in [
-            (&b""[..], Some(0)),
+            (&b""[..], None),
             (b"a:b\n", Some(1)),
             (b"a:b\nc:d", Some(2)),
             (b"a:b\r\nc:d:e\r\n", Some(2)),

@@ -13,9 +13,20 @@ use crate::settings::Settings;
 use crate::store::{self, Store};
 
 use super::auth::Credentials;
+use super::lease::Leases;
 
 /// `verbosity` stops here.
 pub const VERBOSITY_MAX: u32 = 2;
+
+/// What a verbosity lets through: 1 what goes wrong, 2 what clients ask, 3 more.
+pub fn log_level(verbosity: u32) -> log::LevelFilter {
+    match verbosity {
+        0 => log::LevelFilter::Off,
+        1 => log::LevelFilter::Info,
+        2 => log::LevelFilter::Debug,
+        _ => log::LevelFilter::Trace,
+    }
+}
 
 /// What all connections share. Made once, by the server.
 pub struct Shared {
@@ -30,6 +41,7 @@ pub struct Shared {
     pub prefixes: Prefixes,
     pub watchers: Arc<Watchers>,
     pub credentials: Credentials,
+    pub leases: Leases,
     /// What TLS is served with, if it is.
     pub keyring: Option<Keyring>,
     /// When its files were read, on the server's clock.
@@ -55,6 +67,8 @@ impl Shared {
         let shared = Shared {
             rules: Rules { long_times: long },
             credentials,
+            // No token is one of an earlier run.
+            leases: Leases::new(registry.taps().clone(), (clock.unix_now() as u64) << 32),
             keyring,
             certificates_read: AtomicU32::new(0),
             watchers: Arc::new(watchers),
@@ -137,7 +151,9 @@ impl Shared {
     }
 
     pub fn set_verbosity(&self, level: u32) {
-        self.verbosity.store(level.min(VERBOSITY_MAX), Relaxed);
+        let level = level.min(VERBOSITY_MAX);
+        self.verbosity.store(level, Relaxed);
+        log::set_max_level(log_level(level));
     }
 }
 

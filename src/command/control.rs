@@ -90,6 +90,8 @@ pub fn control(
         Op::DebugTime { words } => debug::time(cx, words),
         #[cfg(feature = "debug-commands")]
         Op::DebugItem { words } => debug::item(cx, words),
+        #[cfg(feature = "debug-commands")]
+        Op::Misbehave => debug::misbehave(),
         _ => ERROR,
     };
     reply::line(style, line, replies);
@@ -141,6 +143,7 @@ fn flush_all(cx: &Context<'_>, exptime: Option<i64>, style: &Style<'_>, replies:
         cx.now
     };
     cx.store().flush_all(cx.now, at);
+    cx.shared.leases.revoke_all();
     answer(style, OK, replies);
 }
 
@@ -460,6 +463,17 @@ mod debug {
             None => return ERROR,
         }
         OK
+    }
+
+    /// Tries what a sandbox should forbid: a new socket, and another program. `OK` if it does.
+    pub fn misbehave() -> Line {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0");
+        let program = std::process::Command::new("true").status();
+        if socket.is_ok() || program.is_ok() {
+            ERROR
+        } else {
+            OK
+        }
     }
 
     /// `debugitem ref | unref KEY`: there are no references to leak, so that only the look-up is

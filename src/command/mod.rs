@@ -22,6 +22,7 @@ mod arith;
 mod control;
 mod delete;
 mod dump;
+mod lease;
 mod meta;
 mod reply;
 mod set;
@@ -34,7 +35,7 @@ use crate::protocol::request::{Key, Op, Refusal, Request};
 use crate::protocol::words::words;
 use crate::store::Refused;
 
-pub use context::{Context, Session, Shared};
+pub use context::{Context, Session, Shared, log_level};
 pub use dump::Dump;
 use get::LookUp;
 pub use get::{BATCH, Read};
@@ -98,7 +99,10 @@ fn key_of<'a>(op: &Op<'a>) -> Option<Key<'a>> {
         Op::Store(op) => Some(op.key),
         Op::Delete(op) => Some(op.key),
         Op::Arith(op) => Some(op.key),
-        Op::Touch { key, .. } | Op::Describe { key } => Some(*key),
+        Op::Touch { key, .. }
+        | Op::Describe { key }
+        | Op::LeaseGet { key }
+        | Op::MetaGet { key } => Some(*key),
         _ => None,
     }
 }
@@ -167,6 +171,8 @@ pub fn execute(
             let key = plain(key, &mut room);
             touch::touch(cx, *exptime, style, key, hash, replies);
         }
+        Op::LeaseGet { key } => lease::get(cx, key.raw, hash, replies),
+        Op::MetaGet { key } => lease::describe(cx, key.raw, hash, style, replies),
         Op::Describe { key } => {
             touch::describe(cx, plain(key, &mut room), hash, replies);
         }
@@ -311,6 +317,7 @@ mod tests {
             new_cas: None,
             invalidate: false,
             vivify: None,
+            lease: None,
         })
     }
 

@@ -4,7 +4,7 @@
 //! A value at hand goes into the store with one call ([`whole`]); one that is too long to wait for
 //! is read straight into the memory it will stay in ([`begin`], [`finish`]).
 
-use crate::observe::events::{DETAIL, MUTATIONS};
+use crate::observe::events::{DETAIL, LEASES, MUTATIONS};
 use crate::protocol::request::{self, Refusal, Style};
 use crate::store::{self, Put, Refused, Stored, Upload};
 
@@ -30,6 +30,8 @@ struct Plan {
     invalidate: bool,
     vivify: Option<u32>,
     binary_key: bool,
+    /// The token of the lease to store with.
+    lease: Option<u64>,
     /// If there is no room for the new value the old one must go, lest it be read as the new one.
     clears: bool,
 }
@@ -62,6 +64,7 @@ impl Plan {
             invalidate: op.invalidate,
             vivify,
             binary_key: op.key.base64,
+            lease: op.lease,
             clears: match style {
                 Style::Meta { .. } => true,
                 Style::Binary { .. } => op.mode == request::Mode::Set,
@@ -188,7 +191,9 @@ pub fn whole(
         return bad_chunk(cx, &plan, style, key, replies);
     }
     cx.tell_lookup(key, hash);
-    let stored = cx.store().put(cx.caller(), &plan.put(key), value);
+    let stored = keep(cx, &plan, || {
+        cx.store().put(cx.caller(), &plan.put(key), value)
+    });
     settle(cx, &plan, style, key, stored, replies);
 }
 
@@ -259,8 +264,24 @@ pub fn finish(cx: &Context<'_>, pending: Pending, terminator: &[u8], replies: &m
         return bad_chunk(cx, &plan, &style, &key, replies);
     }
     cx.tell_lookup(&key, plan.hash);
-    let stored = cx.store().finish(cx.caller(), &plan.put(&key), upload);
+    let stored = keep(cx, &plan, || {
+        cx.store().finish(cx.caller(), &plan.put(&key), upload)
+    });
     settle(cx, &plan, &style, &key, stored, replies);
+}
+
+/// Stores, if the lease allows it; without one, whoever holds the key's lease loses it.
+#[inline]
+fn keep(cx: &Context<'_>, plan: &Plan, store: impl FnOnce() -> Stored) -> Stored {
+    if let Some(token) = plan.lease {
+        let leases = &cx.shared.leases;
+        let stored = leases.redeem(plan.hash, token, cx.now, store);
+        return stored.unwrap_or(Stored::NotStored);
+    }
+    if cx.tapped(LEASES) {
+        cx.shared.leases.revoke(plan.hash);
+    }
+    store()
 }
 
 /// Bytes that follow a value.
@@ -372,7 +393,20 @@ fn refused(cx: &Context<'_>, plan: &Plan, style: &Style<'_>, key: &[u8], why: Re
 
 #[cold]
 fn tell(cx: &Context<'_>, plan: &Plan, key: &[u8], status: &str, class: u8, length: usize) {
-    let ttl = match plan.expires {
+    // What is joined to a value lives as long as that.
+    let expires = match plan.mode {
+        store::Mode::Append | store::Mode::Prepend if status == "stored" => {
+            let quiet = store::Fetch {
+                quiet: true,
+                ..store::Fetch::default()
+            };
+            cx.store()
+                .fetch(cx.caller(), key, plan.hash, &quiet, |hit| hit.expires())
+                .unwrap_or(0)
+        }
+        _ => plan.expires,
+    };
+    let ttl = match expires {
         0 => 0,
         at => at.wrapping_sub(cx.now),
     };

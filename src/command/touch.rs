@@ -96,6 +96,7 @@ fn fetch_meta(
     replies: &mut Replies,
 ) {
     let touches = op.touch.is_some();
+    let mut created = false;
     let times = meta::Times {
         touch: op.touch.map(|ttl| cx.expiry(ttl)),
         vivify: op.vivify.map(|ttl| cx.expiry(ttl)),
@@ -106,6 +107,7 @@ fn fetch_meta(
             let value = op.value && op.known_cas != Some(hit.cas());
             meta::fetched(hit, key, flags, value, times, cx.now, replies);
             count_hit(cx.counters, hit, touches);
+            created = hit.created();
             (hit.class(), hit.length())
         });
     if found.is_err() {
@@ -116,6 +118,8 @@ fn fetch_meta(
         }
     }
     if cx.tapped(FETCHERS) {
+        // What has been created was not there to be found.
+        let found = if created { Err(Miss::NotFound) } else { found };
         cx.tell_fetch(key, found);
     }
 }

@@ -19,6 +19,7 @@ use mio::{Interest, Registry, Token};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::address::{reason, resolve};
+use super::inherited;
 use super::stream::{Stream, show};
 use crate::settings::{Endpoint, EndpointTls, Listen, Protocol};
 
@@ -171,6 +172,12 @@ impl Sockets {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenError(String);
 
+impl ListenError {
+    pub(super) fn new(text: String) -> ListenError {
+        ListenError(text)
+    }
+}
+
 impl fmt::Display for ListenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -194,11 +201,17 @@ impl EntryError {
     }
 }
 
-/// Binds everything that is asked for.
+/// Binds everything that is asked for. Sockets that have been handed over, if the program looks for
+/// them, take the place of all that is asked for.
 ///
 /// # Errors
 /// The first entry that binds nothing, or a socket that cannot be made to listen.
 pub fn bind(listen: &Listen) -> Result<Sockets, ListenError> {
+    if listen.inherit
+        && let Some(sockets) = inherited::take(listen.protocol)?
+    {
+        return Ok(sockets);
+    }
     let mut sockets = Sockets::default();
     if let Some(path) = &listen.unix_socket {
         let socket = bind_unix(path, listen.unix_mask, listen.backlog).map_err(|error| {

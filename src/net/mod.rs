@@ -10,6 +10,9 @@ pub mod buffer;
 /// SRV records.
 pub mod dns;
 
+/// Sockets that whoever started the program has opened.
+pub mod inherited;
+
 /// Listening sockets.
 pub mod listen;
 

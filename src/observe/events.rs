@@ -27,6 +27,8 @@ pub const CONNECTIONS: u32 = 1 << 4;
 pub const SYSTEM: u32 = 1 << 5;
 /// Not a stream: `stats detail on`, kept here so that a request asks one question only.
 pub const DETAIL: u32 = 1 << 31;
+/// Nor is this: leases have been handed out, so that whoever changes a key has to look for one.
+pub const LEASES: u32 = 1 << 30;
 
 /// Which streams anybody wants, and the number of the last line. One for the whole server.
 #[derive(Debug, Default)]
@@ -41,11 +43,16 @@ impl Taps {
         self.wanted.load(Relaxed)
     }
 
-    /// The streams in `streams` are wanted from now on, and no others; [`DETAIL`] stays.
+    /// The streams in `streams` are wanted from now on, and no others; what is no stream stays.
     pub fn want(&self, streams: u32) {
-        let _ = self
-            .wanted
-            .fetch_update(Relaxed, Relaxed, |old| Some(old & DETAIL | streams));
+        let _ = self.wanted.fetch_update(Relaxed, Relaxed, |old| {
+            Some(old & (DETAIL | LEASES) | streams)
+        });
+    }
+
+    /// From now on and for good.
+    pub fn want_leases(&self) {
+        self.wanted.fetch_or(LEASES, Relaxed);
     }
 
     pub fn want_detail(&self, on: bool) {

@@ -239,6 +239,7 @@ fn op<'a>(code: u8, header: &Header, extras: &[u8], raw: &'a [u8], length: usize
             new_cas: None,
             invalidate: false,
             vivify: None,
+            lease: None,
         })
     };
     // Expiry times have no sign here.

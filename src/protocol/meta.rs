@@ -171,6 +171,7 @@ pub(super) fn parse<'a>(rules: Rules, command: u8, mut rest: &'a [u8], taken: us
                     new_cas: flags.new_cas.filter(|&cas| cas != 0),
                     invalidate: flags.stale,
                     vivify: flags.vivify,
+                    lease: None,
                 }),
                 style,
             )

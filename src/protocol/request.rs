@@ -95,6 +95,14 @@ pub enum Op<'a> {
     Describe {
         key: Key<'a>,
     },
+    /// `lease-get`, of mcrouter: a read whose miss hands out the right to store.
+    LeaseGet {
+        key: Key<'a>,
+    },
+    /// `metaget`, of mcrouter.
+    MetaGet {
+        key: Key<'a>,
+    },
     /// `mn`, binary NOOP: also flushes what waits.
     Noop,
     Version,
@@ -205,6 +213,8 @@ pub struct Store<'a> {
     pub invalidate: bool,
     /// `N` with append and prepend.
     pub vivify: Option<i64>,
+    /// `lease-set`: the token of the lease to store with.
+    pub lease: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -15,6 +15,8 @@ use super::{meta, number};
 
 /// The longest key.
 pub const KEY_MAX: usize = 250;
+/// The longest value that can be announced.
+const LENGTH_MAX: i32 = i32::MAX - 2;
 /// The longest line that may stand there without its end, unless it is a multiget.
 const LINE_MAX: usize = 2048;
 /// A multiget of so many bytes is answered before its line has ended. A shorter one is waited for, so
@@ -226,6 +228,9 @@ impl<'a> Line<'a> {
             b"append" => self.store(rest, Mode::Append, false),
             b"prepend" => self.store(rest, Mode::Prepend, false),
             b"cas" => self.store(rest, Mode::Set, true),
+            b"lease-set" => self.lease_set(rest),
+            b"lease-get" => self.mcrouter(rest, |key| Op::LeaseGet { key }),
+            b"metaget" => self.mcrouter(rest, |key| Op::MetaGet { key }),
             b"get" | b"gets" => refuse(BAD_FORMAT, self.taken),
             b"gat" => self.gat(rest, false),
             b"gats" => self.gat(rest, true),
@@ -349,7 +354,7 @@ impl<'a> Line<'a> {
         };
         // Without a length, nobody knows how much to skip: what follows is taken for commands.
         let length = match number::signed32(length) {
-            Some(length) if (0..=i32::MAX - 2).contains(&length) => length as usize,
+            Some(length @ 0..=LENGTH_MAX) => length as usize,
             _ => return refuse(BAD_FORMAT, self.taken),
         };
         let skip = length as u64 + 2;
@@ -384,6 +389,47 @@ impl<'a> Line<'a> {
             new_cas: None,
             invalidate: false,
             vivify: None,
+            lease: None,
+        }))
+    }
+
+    /// A read of mcrouter's: one key, and never a bare `ERROR`, which would take the server out of
+    /// its service.
+    fn mcrouter(self, mut rest: &'a [u8], op: fn(Key<'a>) -> Op<'a>) -> Parsed<'a> {
+        match word(&mut rest) {
+            Some(key) if key.len() <= KEY_MAX => self.loud(op(plain(key))),
+            _ => refuse(BAD_FORMAT, self.taken),
+        }
+    }
+
+    /// `lease-set KEY TOKEN FLAGS EXPTIME LENGTH`
+    fn lease_set(self, mut rest: &'a [u8]) -> Parsed<'a> {
+        let key = word(&mut rest);
+        let token = word(&mut rest).and_then(number::unsigned);
+        let flags = word(&mut rest).and_then(number::unsigned);
+        let exptime = word(&mut rest).and_then(number::strtol);
+        let Some(length @ 0..=LENGTH_MAX) = word(&mut rest).and_then(number::signed32) else {
+            return refuse(BAD_FORMAT, self.taken);
+        };
+        let (Some(key @ [..]), Some(lease), Some(flags), Some(exptime)) = (
+            key.filter(|key| key.len() <= KEY_MAX),
+            token,
+            flags,
+            exptime,
+        ) else {
+            return self.refuse_after(BAD_FORMAT, length as u64 + 2);
+        };
+        self.request(Op::Store(Store {
+            key: plain(key),
+            mode: Mode::Add,
+            length: length as usize,
+            flags: flags as u32,
+            exptime: i64::from(exptime as i32),
+            cas: None,
+            new_cas: None,
+            invalidate: false,
+            vivify: None,
+            lease: Some(lease),
         }))
     }
 

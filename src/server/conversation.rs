@@ -7,6 +7,7 @@
 
 use super::control::{Control, Stop};
 use super::plan::{Plan, Step, Then};
+use super::trace;
 use crate::admin::Subscription;
 use crate::command::auth::{self, Admission};
 use crate::command::{
@@ -326,9 +327,14 @@ impl Conversation {
         };
         let context = &turn.context;
         let input = turn.input.unread();
+        let traced = log::log_enabled!(log::Level::Debug);
+        let negotiated = self.dialect.is_none();
         let dialect = *self
             .dialect
             .get_or_insert_with(|| Dialect::of(input.first().copied().unwrap_or_default()));
+        if traced && negotiated {
+            trace::negotiated(context.connection, dialect);
+        }
         if self.session.is_locked() && dialect == Dialect::Text {
             return self.admit(turn);
         }
@@ -342,6 +348,10 @@ impl Conversation {
         let mut skip = None;
         for (step, step_end) in &plan.steps {
             let begin = std::mem::replace(&mut end, *step_end);
+            let replied = turn.replies.bytes().len();
+            if traced && !matches!(step, Step::Keys { first: false, .. }) {
+                trace::request(context.connection, dialect, &input[begin..end]);
+            }
             if !matches!(step, Step::Keys { first: false, .. }) {
                 served.requests += 1;
             }
@@ -419,6 +429,10 @@ impl Conversation {
                     });
                 }
                 Step::HangUp => broken = true,
+            }
+            if traced {
+                let replies = turn.replies.bytes().get(replied..).unwrap_or(b"");
+                trace::reply(context.connection, dialect, replies);
             }
             enough = turn.replies.waiting() >= turn.limits.replies;
             if enough || broken || !matches!(next, Next::Done) {

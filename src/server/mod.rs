@@ -13,7 +13,7 @@ pub mod listener;
 mod worker;
 
 /// What one client says, as a state machine over bytes.
-mod conversation;
+pub mod conversation;
 
 /// What lies ahead in a client's input.
 mod plan;
@@ -35,6 +35,12 @@ mod process;
 
 /// Signals.
 mod signals;
+
+/// Word to the service manager.
+mod notify;
+
+/// What `-vv` tells.
+mod trace;
 
 use std::fmt;
 use std::io;
@@ -178,6 +184,9 @@ impl Server {
             others.push(background::start_budget(budget, &shared, control.clone())?);
         }
 
+        for (class, size, chunks) in shared.store.classes() {
+            log::debug!("slab class {class:3}: chunk size {size:9} perslab {chunks:7}");
+        }
         let mut names: Vec<Arc<str>> = Vec::new();
         for listener in &sockets.listeners {
             let name: Arc<str> = listener.acceptor.name().into();
@@ -185,7 +194,8 @@ impl Server {
             shared
                 .board
                 .enter(number, &name, None, Activity::Listening, now);
-            log::debug!("<{number} server listening ({})", listener.protocol);
+            let protocol = listener.protocol.name();
+            log::debug!("<{number} server listening ({protocol})");
             names.push(name);
         }
         let listening = Listening {
@@ -247,7 +257,9 @@ impl Server {
     /// # Errors
     /// Accepting has become impossible.
     pub fn serve(self) -> Result<Stop, Failure> {
+        notify::tell(notify::READY);
         let served = self.listening.run(&self.control);
+        notify::tell(notify::STOPPING);
         // Whoever sleeps has to wake, even if it was accepting that failed.
         let woken = self.control.stop(Stop::Normal);
         for inbox in &self.inboxes {

@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::Failure;
+use crate::net::address::reason;
 use crate::settings::Process;
 
 const NO_USER: i32 = 67;
@@ -224,16 +225,18 @@ impl PidFile {
             .and_then(|mut file| writeln!(file, "{}", std::process::id()));
         if let Err(error) = written {
             eprintln!(
-                "Could not open the pid file {} for writing: {error}",
-                temporary.display()
+                "Could not open the pid file {} for writing: {}",
+                temporary.display(),
+                reason(&error)
             );
             return None;
         }
         if let Err(error) = fs::rename(&temporary, path) {
             eprintln!(
-                "Could not rename the pid file from {} to {}: {error}",
+                "Could not rename the pid file from {} to {}: {}",
                 temporary.display(),
-                path.display()
+                path.display(),
+                reason(&error)
             );
             return None;
         }
@@ -247,8 +250,9 @@ impl Drop for PidFile {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_file(&self.path) {
             eprintln!(
-                "Could not remove the pid file {}: {error}",
-                self.path.display()
+                "Could not remove the pid file {}: {}",
+                self.path.display(),
+                reason(&error)
             );
         }
     }

@@ -353,6 +353,18 @@ impl Store {
         }
     }
 
+    /// Number, chunk size and chunks per page of each slab class.
+    pub fn classes(&self) -> impl Iterator<Item = (u8, usize, usize)> {
+        let classes = &self.inner.classes;
+        (1..=classes.largest()).map(|class| {
+            (
+                class,
+                classes.chunk_size(class),
+                classes.chunks_per_page(class),
+            )
+        })
+    }
+
     /// The class with this number, if it exists (1 to 63); `held` are the bytes of its items, which
     /// those know who count.
     pub fn class(&self, class: u8, held: u64, now: u32) -> Option<ClassState> {

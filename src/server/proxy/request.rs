@@ -27,7 +27,10 @@ pub fn key_of<'a>(op: &Op<'a>) -> Option<Key<'a>> {
         Op::Store(op) => Some(op.key),
         Op::Delete(op) => Some(op.key),
         Op::Arith(op) => Some(op.key),
-        Op::Touch { key, .. } | Op::Describe { key } => Some(*key),
+        Op::Touch { key, .. }
+        | Op::Describe { key }
+        | Op::LeaseGet { key }
+        | Op::MetaGet { key } => Some(*key),
         _ => None,
     }
 }
