@@ -18,7 +18,7 @@ MODES = {b"s": b"EAPRSSS", b"a": b"ID+-"}
 LINES = [
     b"mn", b"mn x", b"mn b k O1", b"mn  ", b"mg", b"ms", b"md", b"ma", b"me", b"mg ", b"ms k1", b"ms k1 ", b"ms k1 x", b"ms k1 -1", b"ms k1 2147483646",
     b"mg k1 z", b"mg k1 !", b"mg k1 v v", b"mg k1 \x80", b"mg k1 {", b"mg k1 [", b"mg k1 _", b"mg k1 `", b"mg k1 ^", b"mg k1 \\", b"mg k1 9",
-    b"mg k1 A", b"mg k1 B", b"mg k1 G", b"mg k1 H", b"mg k1 K", b"mg k1 Q", b"mg k1 U", b"mg k1 V", b"mg k1 W", b"mg k1 X", b"mg k1 Y", b"mg k1 Z",
+    b"mg k1 A", b"mg k1 B", b"mg k1 G", b"mg k1 K", b"mg k1 Q", b"mg k1 U", b"mg k1 V", b"mg k1 W", b"mg k1 X", b"mg k1 Y", b"mg k1 Z",
     b"mg k1 S", b"mg k1 S1", b"mg k1 a", b"mg k1 d", b"mg k1 e", b"mg k1 g", b"mg k1 i", b"mg k1 j", b"mg k1 m", b"mg k1 n", b"mg k1 o",
     b"mg k1 p", b"mg k1 r", b"mg k1 w", b"mg k1 y", b"mg k1 M", b"mg k1 O", b"mg k1 O v", b"mg k1 L", b"mg k1 P", b"mg k1 k O k", b"ma n1 M", b"ma n1 MX",
     b"ma n1 Mi", b"ma n1 Md", b"ma n1 MINCR", b"ma n1 Mdecr", b"ma n1 M1", b"md k1 MX", b"mg k1 MX", b"ma n1 !", b"ma n1 z", b"ma n1 v v", b"ma", b"ma n1 q q",
