@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::hotkey::writes::Writes;
+use super::membership;
 use super::proxy::Shown;
 use super::ring::{Member, Ring};
 use super::route::Tree;
-use super::target::Target;
+use super::target::{Access, Target};
 use crate::net::address::reason;
-use crate::settings::proxy::{self, Address, Limits};
+use crate::settings::proxy::{self, Address, Limits, Scheme};
 
 /// A pool that has come with a reload waits no longer to be looked up.
 const RESOLVE_MAX: Duration = Duration::from_secs(5);
@@ -33,6 +34,8 @@ pub struct Cluster {
     pub seed: u64,
     /// The keys that are read most, worker by worker.
     hot: Mutex<Vec<Vec<Shown>>>,
+    /// When servers were last looked up that are found by name.
+    found: AtomicU64,
 }
 
 /// One configuration.
@@ -51,6 +54,8 @@ pub struct Pool {
     pub targets: Vec<Arc<Target>>,
     pub ring: Ring,
     pub rules: Rules,
+    members: Vec<Member>,
+    scheme: Scheme,
 }
 
 /// How the servers of a pool are dealt with.
@@ -76,6 +81,8 @@ pub struct Rules {
     pub replicas: usize,
     /// Whether keys are remembered that a server that is down has to delete.
     pub retry_deletes: bool,
+    /// Whether a server that is down is taken off the ring.
+    pub eject: bool,
 }
 
 impl Plan {
@@ -129,30 +136,29 @@ impl Pool {
         let members: Vec<Member> = settings
             .servers
             .iter()
-            .map(|server| Member {
-                weight: server.weight,
-                name: server.name.clone(),
-                ..match &server.address {
-                    Address::Tcp { host, port } => Member::new(host.clone(), *port),
-                    Address::Unix(path) => Member::new(path.display().to_string(), 0),
-                }
-            })
+            .map(|server| Member::of(server, None))
             .collect();
         let targets = settings
             .servers
             .iter()
             .map(|server| {
-                old.and_then(|old| old.find(&settings.name, &server.address))
-                    .unwrap_or_else(|| {
-                        let place = server.address.clone();
-                        Arc::new(Target::new(place, settings, deletes, now))
-                    })
+                let place = &server.address;
+                let access = Access::load(settings, place)?;
+                if let Some(known) = old.and_then(|old| old.find(&settings.name, place)) {
+                    known.set_access(access);
+                    return Ok(known);
+                }
+                let target = Target::new(place.clone(), access, settings, deletes, now);
+                Ok(Arc::new(target))
             })
-            .collect();
+            .collect::<Result<Vec<_>, String>>()
+            .map_err(|error| format!("pool {}: {error}", settings.name))?;
         Ok(Pool {
             targets,
             ring: Ring::build(&settings.scheme, &members)
                 .map_err(|error| format!("pool {}: {error}", settings.name))?,
+            members,
+            scheme: settings.scheme.clone(),
             rules: Rules {
                 timeout: settings.timeout_ms,
                 connect_timeout: settings.connect_timeout_ms,
@@ -164,15 +170,54 @@ impl Pool {
                 failover_ttl: settings.failover_ttl,
                 replicas: settings.replicas,
                 retry_deletes: settings.retry_deletes,
+                eject: settings.eject,
             },
         })
     }
 }
 
+impl Pool {
+    /// The ring without the servers that are not in `live`; `None` if that is the whole ring, or none.
+    pub fn ring_among(&self, live: &[usize]) -> Option<Ring> {
+        if live.len() == self.members.len() {
+            return None;
+        }
+        Ring::build_among(&self.scheme, &self.members, live).ok()
+    }
+}
+
+/// Finds the servers of pools that are found by name. Names that cannot be looked up leave a pool as it
+/// is, if it has servers.
+fn find_servers(settings: &mut proxy::Proxy) -> Result<(), String> {
+    for pool in &mut settings.pools {
+        let Some(name) = &pool.srv else {
+            continue;
+        };
+        match membership::look_up(pool) {
+            Ok(found) if !found.is_empty() => {
+                pool.servers = found.into_iter().map(|found| found.server).collect();
+            }
+            outcome => {
+                let why = match outcome {
+                    Ok(_) => "no servers".to_owned(),
+                    Err(error) => reason(&error),
+                };
+                let told = format!("pool {}: {name}: {why}", pool.name);
+                if pool.servers.is_empty() {
+                    return Err(told);
+                }
+                log::warn!("{told}");
+            }
+        }
+    }
+    Ok(())
+}
+
 impl Cluster {
     /// # Errors
     /// A pool that cannot be, as a line for the user.
-    pub fn new(settings: proxy::Proxy) -> Result<Cluster, String> {
+    pub fn new(mut settings: proxy::Proxy) -> Result<Cluster, String> {
+        find_servers(&mut settings)?;
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let plan = Plan::new(settings, None, host.trim(), 0)?;
         Ok(Cluster {
@@ -183,6 +228,7 @@ impl Cluster {
             writes: Arc::default(),
             seed: getrandom::u64().unwrap_or_default(),
             hot: Mutex::default(),
+            found: AtomicU64::new(0),
         })
     }
 
@@ -227,7 +273,12 @@ impl Cluster {
     ///
     /// # Errors
     /// As [`new`](Cluster::new); the old one stays.
-    pub fn reload(&self, settings: proxy::Proxy) -> Result<(), String> {
+    pub fn reload(&self, mut settings: proxy::Proxy) -> Result<(), String> {
+        find_servers(&mut settings)?;
+        self.take_up(settings)
+    }
+
+    fn take_up(&self, settings: proxy::Proxy) -> Result<(), String> {
         // Names are looked up before the lock is taken: workers do not wait for that.
         let old = self.plan();
         let plan = Arc::new(Plan::new(settings, Some(&old), &self.host, self.now())?);
@@ -241,6 +292,7 @@ impl Cluster {
     pub fn resolve(&self) -> Duration {
         let plan = self.plan();
         let mut next = RESOLVE_MAX;
+        self.find_again(&plan);
         for (pool, settings) in plan.pools.iter().zip(&plan.settings.pools) {
             if settings.resolve_ms == 0 {
                 continue;
@@ -253,6 +305,30 @@ impl Cluster {
             next = next.min(Duration::from_millis(settings.resolve_ms));
         }
         next
+    }
+
+    /// Looks up the servers of pools that are found by name, if that is due, and takes up what has
+    /// changed.
+    fn find_again(&self, plan: &Arc<Plan>) {
+        let due = |pool: &proxy::Pool| {
+            pool.srv.is_some()
+                && pool.resolve_ms > 0
+                && self
+                    .now()
+                    .saturating_sub(self.found.load(Ordering::Relaxed))
+                    >= pool.resolve_ms
+        };
+        if !plan.settings.pools.iter().any(due) {
+            return;
+        }
+        self.found.store(self.now(), Ordering::Relaxed);
+        let mut settings = plan.settings.clone();
+        // It has servers, so this cannot fail.
+        let _ = find_servers(&mut settings);
+        let changed = settings != plan.settings;
+        if changed && let Err(error) = self.take_up(settings) {
+            log::warn!("{error}");
+        }
     }
 
     pub fn plan(&self) -> Arc<Plan> {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::deletes::Deletes;
 use super::health::{Event, Health, State, admits};
-use crate::net::{Stream, address};
+use crate::net::{Outward, Stream, Ways, address};
 use crate::settings::proxy::{self, Address};
 
 /// States as they are mirrored.
@@ -45,10 +45,52 @@ struct Vital {
     draining: bool,
 }
 
+/// How a server is entered.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    pub tls: Option<Outward>,
+    /// User and password.
+    pub credentials: Option<(String, String)>,
+}
+
+impl Access {
+    /// Reads the files that a pool names.
+    ///
+    /// # Errors
+    /// A line for the user.
+    pub fn load(pool: &proxy::Pool, place: &Address) -> Result<Access, String> {
+        let host = match place {
+            Address::Tcp { host, .. } => host.as_str(),
+            Address::Unix(_) => "localhost",
+        };
+        let tls = match &pool.tls {
+            None => None,
+            Some(tls) => Some(Outward::load(&Ways {
+                authorities: tls.ca.as_deref(),
+                identity: tls.certificate.as_deref().zip(tls.key.as_deref()),
+                name: tls.server_name.as_deref().unwrap_or(host),
+                verify: tls.verify,
+            })?),
+        };
+        let credentials = match &pool.auth {
+            None => None,
+            Some(auth) => {
+                let path = &auth.password_file;
+                let text = std::fs::read_to_string(path)
+                    .map_err(|error| format!("{}: {}", path.display(), address::reason(&error)))?;
+                let password = text.lines().next().unwrap_or("").to_owned();
+                Some((auth.user.clone(), password))
+            }
+        };
+        Ok(Access { tls, credentials })
+    }
+}
+
 /// One server.
 #[derive(Debug)]
 pub struct Target {
     pub place: Address,
+    access: Mutex<Access>,
     addresses: Mutex<Vec<SocketAddr>>,
     pub counts: Counts,
     vital: Mutex<Vital>,
@@ -66,10 +108,17 @@ static SEED: AtomicU64 = AtomicU64::new(0);
 impl Target {
     /// Its name is looked up once; one that cannot be is looked up again later. `now` is on the
     /// cluster's clock, as everywhere.
-    pub fn new(place: Address, pool: &proxy::Pool, deletes: usize, now: u64) -> Target {
+    pub fn new(
+        place: Address,
+        access: Access,
+        pool: &proxy::Pool,
+        deletes: usize,
+        now: u64,
+    ) -> Target {
         let seed = SEED.fetch_add(1, Relaxed) << 32 ^ u64::from(std::process::id());
         let target = Target {
             place,
+            access: Mutex::new(access),
             addresses: Mutex::default(),
             counts: Counts::default(),
             vital: Mutex::new(Vital {
@@ -85,6 +134,17 @@ impl Target {
             log::warn!("{}: {}", target.place, address::reason(&error));
         }
         target
+    }
+
+    /// How it is entered, for connections to come.
+    pub fn set_access(&self, access: Access) {
+        *self.access.lock().unwrap_or_else(PoisonError::into_inner) = access;
+    }
+
+    /// What it is shown before anything else.
+    pub fn credentials(&self) -> Option<(String, String)> {
+        let access = self.access.lock().unwrap_or_else(PoisonError::into_inner);
+        access.credentials.clone()
     }
 
     /// Whether it may be asked for a key, whose hash is only looked at while it is half open.
@@ -246,7 +306,7 @@ impl Target {
     /// The system's.
     pub fn connect(&self, attempt: u32) -> io::Result<Stream> {
         self.counts.connects.fetch_add(1, Relaxed);
-        match &self.place {
+        let stream = match &self.place {
             Address::Unix(path) => Stream::connect_local(path),
             Address::Tcp { .. } => {
                 let addresses = self
@@ -258,6 +318,11 @@ impl Target {
                     None => Err(io::ErrorKind::NotFound.into()),
                 }
             }
+        }?;
+        let access = self.access.lock().unwrap_or_else(PoisonError::into_inner);
+        match &access.tls {
+            Some(outward) => stream.secure_towards(outward),
+            None => Ok(stream),
         }
     }
 }

@@ -400,8 +400,8 @@ impl Upstream {
         }
         while self.sent < self.out.len() {
             match stream.write(&self.out[self.sent..]) {
-                Progress::Moved(n) => self.sent += n,
-                Progress::Blocked => {
+                Progress::Moved(n @ 1..) => self.sent += n,
+                Progress::Moved(_) | Progress::Blocked => {
                     if self.sent > KEEP {
                         self.out.drain(..self.sent);
                         self.open_at = self.open_at.saturating_sub(self.sent);

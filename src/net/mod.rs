@@ -25,4 +25,4 @@ pub mod tls;
 pub use buffer::Input;
 pub use listen::{Acceptor, Datagrams, ListenError, Listener};
 pub use stream::{Progress, Stream};
-pub use tls::{Keyring, News};
+pub use tls::{Keyring, News, Outward, Ways};

@@ -9,7 +9,7 @@ use mio::event::Source;
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
 
-use super::tls::{Keyring, News, Secured};
+use super::tls::{Keyring, News, Outward, Secured};
 use crate::settings::EndpointTls;
 
 /// What became of a read or a write.
@@ -40,6 +40,20 @@ impl Stream {
         // What is not sent at once should not wait for an acknowledgement.
         socket.set_nodelay(true)?;
         Ok(Stream::Tcp(socket))
+    }
+
+    /// Puts it under TLS towards a server, if it goes over a network.
+    ///
+    /// # Errors
+    /// The TLS engine's.
+    pub fn secure_towards(self, outward: &Outward) -> io::Result<Stream> {
+        match self {
+            Stream::Tcp(socket) => match Secured::towards(socket, outward) {
+                Ok(secured) => Ok(Stream::Tls(Box::new(secured))),
+                Err(error) => Err(io::Error::other(error)),
+            },
+            stream => Ok(stream),
+        }
     }
 
     /// As [`connect`](Stream::connect), through a Unix socket.

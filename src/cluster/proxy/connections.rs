@@ -10,8 +10,8 @@ use mio::Interest;
 use super::{Deleting, Proxy, Refused, UPLOAD_MAX, token};
 use crate::cluster::health::Event;
 use crate::cluster::upstream::{Fault, Quiet, Ran, Sink, State, Ticket, To, Upstream};
-use crate::protocol::answer::Shape;
-use crate::protocol::{Dialect, base64};
+use crate::protocol::answer::{HEADER, Shape};
+use crate::protocol::{Dialect, base64, binary};
 
 /// How often deadlines are looked at while something is under way.
 const TICK: Duration = Duration::from_millis(20);
@@ -85,7 +85,7 @@ impl Proxy {
         {
             return Err(Refused::Unreachable);
         }
-        let target = &self.servers[upstream.server].target;
+        let target = self.servers[upstream.server].target.clone();
         let begun = target.connect(upstream.attempts).and_then(|mut stream| {
             self.registry.register(
                 &mut stream,
@@ -97,6 +97,13 @@ impl Proxy {
         match begun {
             Ok(stream) => {
                 upstream.begin(stream, self.now);
+                if let Some((user, password)) = target.credentials() {
+                    let dialect = upstream.dialect;
+                    let (request, shape) = greeting(dialect, &user, &password);
+                    let mut ticket = self.own_ticket(To::Greeting, 0);
+                    (ticket.shape, ticket.body) = (shape, true);
+                    self.upstreams[number].send(&request, ticket);
+                }
                 Ok(number)
             }
             Err(error) => {
@@ -197,7 +204,13 @@ impl Proxy {
             return;
         }
         match upstream.run(&mut self.input, &mut self.front, self.now) {
-            Ran::Wait => self.settle_private(number),
+            Ran::Wait => {
+                // Under TLS, what could not be sent may be sent once something has been read.
+                if self.upstreams[number].waiting() > 0 {
+                    self.mark(number);
+                }
+                self.settle_private(number);
+            }
             Ran::Again => self.again.push_back(number),
             Ran::Paused => self.paused.push(number),
             Ran::Ended(fault) => self.fail(number, fault),
@@ -304,6 +317,7 @@ impl Proxy {
                 server.target.on(Event::Answered(answered), self.now);
             }
         }
+        self.eject();
         self.retire();
         let overdue: Vec<(usize, Fault)> = self
             .upstreams
@@ -447,6 +461,30 @@ impl Proxy {
             body: false,
             wrote: 0,
             sent: self.now,
+        }
+    }
+}
+
+/// What a server is shown that asks for credentials.
+fn greeting(dialect: Dialect, user: &str, password: &str) -> (Vec<u8>, Shape) {
+    match dialect {
+        Dialect::Text => {
+            let value = format!("{user} {password}");
+            let request = format!("set auth 0 0 {}\r\n{value}\r\n", value.len());
+            (request.into_bytes(), Shape::Line)
+        }
+        Dialect::Binary => {
+            const AUTHENTICATE: u8 = 0x21;
+            const MECHANISM: &[u8] = b"PLAIN";
+            let value = format!("\0{user}\0{password}");
+            let body = MECHANISM.len() + value.len();
+            let mut request = vec![0; HEADER];
+            (request[0], request[1]) = (binary::MAGIC, AUTHENTICATE);
+            request[3] = MECHANISM.len() as u8;
+            request[8..12].copy_from_slice(&(body as u32).to_be_bytes());
+            request.extend_from_slice(MECHANISM);
+            request.extend_from_slice(value.as_bytes());
+            (request, Shape::Binary(AUTHENTICATE))
         }
     }
 }

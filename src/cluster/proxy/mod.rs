@@ -34,7 +34,8 @@ use slab::Slab;
 use super::Cluster;
 use super::front::{Front, refusal};
 use super::hotkey::writes::Writes;
-use super::plan::{Plan, Rules};
+use super::plan::{Plan, Pool, Rules};
+use super::ring::Ring;
 use super::route::{Question, Settled};
 use super::target::Target;
 use super::upstream::{Fault, KeyTicket, Quiet, Ticket, To, Upstream};
@@ -119,6 +120,9 @@ pub struct Proxy {
     /// The places in `servers` of the pools' servers.
     places: Vec<Vec<usize>>,
     servers: Slab<Server>,
+    /// The rings of pools that take servers off that are down, if any are, and who is left.
+    ejected: Option<Vec<Option<Ring>>>,
+    live: Vec<Vec<usize>>,
     serial: u64,
     upstreams: Slab<Upstream>,
     /// Those that have something to send.
@@ -159,6 +163,8 @@ impl Proxy {
             plan: plan.clone(),
             places: Vec::new(),
             servers: Slab::new(),
+            ejected: None,
+            live: Vec::new(),
             serial: 0,
             upstreams: Slab::new(),
             dirty: Vec::new(),
@@ -234,6 +240,9 @@ impl Proxy {
         self.front.limit = plan.settings.limits.client_bytes;
         self.heats = Heats::new(&self.cluster, &plan, self.servers.len(), self.now);
         self.plan = plan;
+        self.ejected = None;
+        self.live.clear();
+        self.eject();
         self.retire();
     }
 
@@ -298,7 +307,30 @@ impl Proxy {
     /// The server of a pool that owns a key.
     #[inline]
     fn owner(&self, pool: usize, key: &[u8]) -> usize {
-        self.places[pool][self.plan.pools[pool].ring.owner(key)]
+        let ring = match &self.ejected {
+            None => &self.plan.pools[pool].ring,
+            Some(rings) => rings[pool].as_ref().unwrap_or(&self.plan.pools[pool].ring),
+        };
+        self.places[pool][ring.owner(key)]
+    }
+
+    /// Takes servers that are down off the rings of pools that want it, and puts them back.
+    fn eject(&mut self) {
+        let wants = |pool: &Pool| pool.rules.eject;
+        if !self.plan.pools.iter().any(wants) {
+            return;
+        }
+        let live = |pool: &Pool| -> Vec<usize> {
+            let up = |at: &usize| !wants(pool) || !pool.targets[*at].is_down();
+            (0..pool.targets.len()).filter(up).collect()
+        };
+        let all: Vec<Vec<usize>> = self.plan.pools.iter().map(live).collect();
+        if all == self.live {
+            return;
+        }
+        let rings = self.plan.pools.iter().zip(&all);
+        self.ejected = Some(rings.map(|(pool, live)| pool.ring_among(live)).collect());
+        self.live = all;
     }
 
     /// Sends a request of a client on, or answers it.

@@ -8,6 +8,9 @@
 /// OpenSSL's names for cipher suites.
 mod ciphers;
 
+/// TLS towards servers.
+mod outward;
+
 /// One connection under TLS.
 mod session;
 
@@ -30,6 +33,7 @@ use rustls::{
 use super::address::reason;
 use crate::settings::{self, EndpointTls};
 
+pub use outward::{Outward, Ways};
 pub use session::{News, Secured};
 
 /// Values of `ssl_keyformat`.

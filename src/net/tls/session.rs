@@ -14,8 +14,9 @@ use std::io::{self, IoSlice, Read, Write};
 use std::sync::Arc;
 
 use mio::net::TcpStream;
-use rustls::{Error, HandshakeKind, ServerConfig, ServerConnection};
+use rustls::{ClientConnection, Connection, Error, HandshakeKind, ServerConfig, ServerConnection};
 
+use super::Outward;
 use crate::net::stream::{Progress, retry};
 
 /// Bytes the engine reads at a time at most; plaintext that is asked for in smaller pieces waits
@@ -38,7 +39,7 @@ pub enum News {
 /// A connection under TLS, from the first byte of its handshake.
 pub struct Secured {
     socket: TcpStream,
-    session: Box<ServerConnection>,
+    session: Box<Connection>,
     /// Bytes that are encrypted, and not yet reported as written.
     owed: usize,
     /// The last read has left nothing behind, neither in the socket nor in the engine.
@@ -66,15 +67,29 @@ impl Secured {
         socket: TcpStream,
         terms: Arc<ServerConfig>,
     ) -> Result<Secured, Error> {
-        Ok(Secured {
+        Ok(Secured::over(socket, ServerConnection::new(terms)?.into()))
+    }
+
+    /// As [`new`](Secured::new), towards a server.
+    ///
+    /// # Errors
+    /// The TLS engine's.
+    pub(in crate::net) fn towards(socket: TcpStream, outward: &Outward) -> Result<Secured, Error> {
+        let (config, name) = (outward.config.clone(), outward.name.clone());
+        let session = ClientConnection::new(config, name)?;
+        Ok(Secured::over(socket, session.into()))
+    }
+
+    fn over(socket: TcpStream, session: Connection) -> Secured {
+        Secured {
             socket,
-            session: Box::new(ServerConnection::new(terms)?),
+            session: Box::new(session),
             owed: 0,
             drained: false,
             ended: false,
             greeting: true,
             news: None,
-        })
+        }
     }
 
     pub fn socket(&self) -> &TcpStream {
@@ -220,7 +235,7 @@ impl Secured {
 
     fn write_with(
         &mut self,
-        encrypt: impl FnOnce(&mut ServerConnection) -> io::Result<usize>,
+        encrypt: impl FnOnce(&mut Connection) -> io::Result<usize>,
     ) -> Progress {
         if self.owed == 0 {
             // The engine takes more only if it holds nothing back.
@@ -229,6 +244,8 @@ impl Secured {
                 progress => return progress,
             }
             match encrypt(&mut self.session) {
+                // Before the other side has agreed, the engine takes so much and no more.
+                Ok(0) => return Progress::Blocked,
                 Ok(n) => self.owed = n,
                 Err(_) => return Progress::Closed,
             }

@@ -313,11 +313,11 @@ impl Client {
         }
         while !slots.ready().is_empty() {
             match self.stream.write(slots.ready()) {
-                Progress::Moved(n) => {
+                Progress::Moved(n @ 1..) => {
                     slots.advance(n);
                     context.counters.general.bytes_written.add(n as u64);
                 }
-                Progress::Blocked => {
+                Progress::Moved(_) | Progress::Blocked => {
                     self.blocked = true;
                     return Outcome::Wait;
                 }
