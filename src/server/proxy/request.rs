@@ -93,7 +93,11 @@ pub fn forward<'a>(
         Style::Text { noreply: false } => {}
         Style::Text { noreply: true } => {
             forward.quiet = Quiet::All;
-            forward.pieces = [without_noreply(head), CRLF, body];
+            forward.pieces = match without_noreply(head) {
+                // The word is its key: another has to come behind it, or it is silent as it stands.
+                b"delete" => [b"delete noreply 0", CRLF, body],
+                line => [line, CRLF, body],
+            };
         }
         Style::Meta { flags, quiet } => {
             forward.shape = Shape::Meta;
@@ -154,10 +158,13 @@ pub fn to_all<'a>(request: &Request<'a>, head: &'a [u8], scratch: &'a mut Scratc
     forward(request, none, head, b"", scratch)
 }
 
-/// A line up to its last word, which is `noreply`.
+/// A line without the words `noreply` at its end.
 fn without_noreply(line: &[u8]) -> &[u8] {
-    let line = line.trim_ascii_end();
-    line.strip_suffix(b"noreply").unwrap_or(line)
+    let mut line = line.trim_ascii_end();
+    while let Some(before) = line.strip_suffix(b" noreply") {
+        line = before.trim_ascii_end();
+    }
+    line
 }
 
 /// A line of a meta command without the flag `q`; `flags` is how it ends, but for the line end.
@@ -214,10 +221,16 @@ mod tests {
         for (input, loud, quiet) in [
             (
                 "set k 1 0 1 noreply\r\nx\r\n",
-                "set k 1 0 1 \r\nx\r\n",
+                "set k 1 0 1\r\nx\r\n",
                 Quiet::All,
             ),
-            ("delete k  noreply \n", "delete k  \r\n", Quiet::All),
+            ("delete k  noreply \n", "delete k\r\n", Quiet::All),
+            ("delete noreply\r\n", "delete noreply 0\r\n", Quiet::All),
+            (
+                "delete noreply noreply\r\n",
+                "delete noreply 0\r\n",
+                Quiet::All,
+            ),
             ("mg k q v\r\n", "mg k v\r\n", Quiet::Miss),
             (
                 "ms k 1 c q T5\r\nx\r\n",
