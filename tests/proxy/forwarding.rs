@@ -297,3 +297,26 @@ fn what_is_answered_by_the_proxy_itself() {
     client.expect("VALUE k 0 1\r\nx\r\nEND\r\n".repeat(2));
     client.expect_end();
 }
+
+/// A server that refuses a value drops the old one; so does the proxy, where it is the one to refuse.
+#[test]
+fn a_value_that_is_refused_takes_the_old_one_with_it() {
+    let fleet = Fleet::start(2);
+    for (key, request) in [
+        ("a", "set a 0 0 2147483000\r\n"),
+        ("b", "ms b 2147483000\r\n"),
+        ("c", "add c 0 0 2147483000\r\n"),
+    ] {
+        let mut client = fleet.connect();
+        client.ask(format!("set {key} 0 0 1\r\nx\r\n"), "STORED\r\n");
+        // Its client leaves before the value has come.
+        client.send(request);
+        client.finish();
+        client.expect_end();
+        let kept = match key {
+            "c" => "VALUE c 0 1\r\nx\r\nEND\r\n",
+            _ => "END\r\n",
+        };
+        fleet.connect().ask(format!("get {key}\r\n"), kept);
+    }
+}

@@ -17,7 +17,7 @@ use crate::command::{self, Context, Next, Replies, Session};
 use crate::net::{Input, Progress, Stream};
 use crate::observe::board::{Activity, Row};
 use crate::observe::events::Reason;
-use crate::protocol::request::{Key, Op, Parsed, Refusal, Request, Style};
+use crate::protocol::request::{Key, Mode, Op, Parsed, Refusal, Request, Style};
 use crate::protocol::text::{self, NextKey};
 use crate::protocol::{self, Dialect};
 use crate::server::connection::{Outcome, tell};
@@ -551,26 +551,18 @@ impl Client {
         desk: &mut Desk<'_>,
     ) -> Step {
         if length > desk.limits.value {
-            self.state = State::Skip {
-                bytes: length,
-                reply: too_large(&request.style),
-            };
-            return (head.len(), None);
+            return self.refuse_long(request, key, head.len(), length, desk);
         }
         let owes = desk.owes(self.seat);
         let forward = request::forward(request, key, head, b"", desk.scratch);
         if !desk.proxy.streams(self.seat, &forward) {
             if length > GATHER_MAX {
-                self.state = State::Skip {
-                    bytes: length,
-                    reply: too_large(&request.style),
-                };
-            } else {
-                self.state = State::Gather {
-                    request: head.to_vec(),
-                    left: length as usize,
-                };
+                return self.refuse_long(request, key, head.len(), length, desk);
             }
+            self.state = State::Gather {
+                request: head.to_vec(),
+                left: length as usize,
+            };
             return (head.len(), None);
         }
         if owes {
@@ -585,6 +577,30 @@ impl Client {
             },
         };
         (head.len(), None)
+    }
+
+    /// A value that is too long to be sent on. As with a server that refuses one, the old value goes
+    /// with it, lest it be taken for the new one.
+    fn refuse_long(
+        &mut self,
+        request: &Request<'_>,
+        key: Key<'_>,
+        taken: usize,
+        length: u64,
+        desk: &mut Desk<'_>,
+    ) -> Step {
+        self.state = State::Skip {
+            bytes: length,
+            reply: too_large(&request.style),
+        };
+        if let Op::Store(op) = &request.op
+            && (op.mode == Mode::Set && op.cas.is_none()
+                || matches!(request.style, Style::Meta { .. }))
+        {
+            let delete = request::delete(key, desk.scratch);
+            desk.proxy.forward(self.seat, &delete);
+        }
+        (taken, None)
     }
 
     /// A get of classic text, whose keys begin at `keys`.

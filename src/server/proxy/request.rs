@@ -149,6 +149,42 @@ pub fn get<'a>(line: &'a [u8], key: &'a [u8], gat: bool) -> Forward<'a> {
     }
 }
 
+/// A delete whose answer nobody hears.
+pub fn delete<'a>(key: Key<'a>, scratch: &'a mut Scratch) -> Forward<'a> {
+    let encoded: &[u8] = if key.base64 { b" b\r\n" } else { CRLF };
+    scratch.line.clear();
+    scratch.key.clear();
+    // Binary keys may have bytes that text cannot have.
+    if !key.base64 && key.raw.iter().any(|&byte| byte <= b' ') {
+        let mut text = [0; base64::ENCODED_MAX];
+        let length = base64::encode(key.raw, &mut text);
+        scratch.line.extend_from_slice(b"md ");
+        scratch.line.extend_from_slice(&text[..length]);
+        scratch.line.extend_from_slice(b" b\r\n");
+        scratch.key.extend_from_slice(key.raw);
+    } else {
+        scratch.line.extend_from_slice(b"md ");
+        scratch.line.extend_from_slice(key.raw);
+        scratch.line.extend_from_slice(encoded);
+        let mut room = [0; base64::DECODED_MAX];
+        match base64::decode(key.raw, &mut room).filter(|_| key.base64) {
+            Some(length) => scratch.key.extend_from_slice(&room[..length]),
+            None => scratch.key.extend_from_slice(key.raw),
+        }
+    }
+    Forward {
+        pieces: [&scratch.line, b"", b""],
+        key: &scratch.key,
+        command: Command::Delete,
+        dialect: Dialect::Text,
+        shape: Shape::Meta,
+        quiet: Quiet::All,
+        opcode: 0,
+        opaque: 0,
+        body: false,
+    }
+}
+
 /// A request without a key that every server is to get.
 pub fn to_all<'a>(request: &Request<'a>, head: &'a [u8], scratch: &'a mut Scratch) -> Forward<'a> {
     let none = Key {
