@@ -19,7 +19,7 @@ class Result(NamedTuple):
 def read(text):
     plan, skipped, ran, failed = None, None, 0, {}
     for line in text.splitlines():
-        if found := _PLAN.fullmatch(line.strip()):
+        if found := _PLAN.fullmatch(line.rstrip()):
             plan = int(found[1])
             if plan == 0 or found[2]:
                 skipped = found[2] or "skipped"
