@@ -7,6 +7,7 @@ of TAP, 'ok 1 - name' or 'not ok 1 - name: what came instead'.
 import os
 import re
 import shutil
+import sysconfig
 
 from differ.servers import Server
 
@@ -87,6 +88,8 @@ def _pip(*packages):
 
 def _pylibmc():
     peers.debian("gcc", "libc6-dev", "libmemcached-dev", "zlib1g-dev", "libsasl2-2", "libsasl2-modules")
+    if not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")):
+        peers.debian("python3-dev")
     # The wheel on PyPI brings a libsasl2 that does not find the system's mechanisms.
     return [peers.python("pylibmc", compiled=("pylibmc",))]
 

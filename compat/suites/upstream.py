@@ -9,7 +9,7 @@ import tempfile
 
 from . import peers, processes, tap
 from .report import EXPLAINED, FAILED, PASSED, SKIPPED, Case
-from .upstream_files import FILES, NEWER, OUT, OURS, SLOW
+from .upstream_files import ADDED, FILES, NEWER, OUT, OURS, SLOW
 
 name = "t"
 about = "memcached's own t/*.t"
@@ -20,7 +20,9 @@ SECONDS = 100
 USERS = os.path.join(peers.WORK, "users-of-t")
 # Options that changed their unit after 1.6.18: bytes became kilobytes.
 WRAPPER = """#!/bin/sh
+# Options that are added come with COMPAT_ADDED.
 for argument; do
+    [ -n "$COMPAT_OLD" ] || break
     shift
     case $argument in
         *slab_chunk_max=[0-9]*)
@@ -31,7 +33,7 @@ for argument; do
     esac
     set -- "$@" "$argument"
 done
-exec 'PROGRAM' "$@"
+exec 'PROGRAM' "$@" $COMPAT_ADDED
 """
 
 
@@ -46,7 +48,7 @@ def version(source):
     return "unknown"
 
 
-def stage(directory, source, program, old):
+def stage(directory, source, program, wrapped=True):
     """Lays out what the tests expect of their working directory."""
     shutil.copytree(os.path.join(source, "t"), os.path.join(directory, "t"))
     for name in ("doc", "scripts"):
@@ -54,7 +56,7 @@ def stage(directory, source, program, old):
             os.symlink(os.path.join(source, name), os.path.join(directory, name))
     shutil.copy(os.path.join(source, "timedrun"), directory)
     target = os.path.join(directory, "memcached-debug")
-    if old:
+    if wrapped:
         with open(target, "w", encoding="utf-8") as file:
             file.write(WRAPPER.replace("PROGRAM", program))
         os.chmod(target, 0o755)
@@ -65,7 +67,15 @@ def stage(directory, source, program, old):
     os.chmod(directory, 0o755)
 
 
-def environment_for(file, reference):
+def environment_for(file, reference, old):
+    environment = own_environment(file, reference)
+    if not reference:
+        environment["COMPAT_OLD"] = "yes" if old else ""
+        environment["COMPAT_ADDED"] = ADDED[file][0] if file in ADDED else ""
+    return environment
+
+
+def own_environment(file, reference):
     if file.startswith("ssl_"):
         return {"SSL_TEST": "1"}
     if file == "binary-sasl":
@@ -74,9 +84,9 @@ def environment_for(file, reference):
     return {}
 
 
-def play(directory, file, seconds, reference):
+def play(directory, file, seconds, reference, old):
     """Runs one file; returns (state, failed subtests by number, note)."""
-    status, out, errors = processes.play(["perl", f"t/{file}.t"], directory, seconds, environment_for(file, reference))
+    status, out, errors = processes.play(["perl", f"t/{file}.t"], directory, seconds, environment_for(file, reference, old))
     for left in glob.glob("/tmp/memcachetest.*"):
         if (pid := left.split(".")[1]).isdigit() and not os.path.exists(f"/proc/{pid}"):
             try:
@@ -100,21 +110,23 @@ def play_all(source, program, old, files, jobs, limits, good, reference):
     """Plays files, some at a time; those that are not good get a second try by themselves."""
     found = {}
     with tempfile.TemporaryDirectory(prefix="compat-t.", dir=peers.WORK) as directory:
-        stage(directory, source, program, old)
+        stage(directory, source, program, not reference)
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-            together = {file: pool.submit(play, directory, file, limits.get(file, SECONDS), reference) for file in files if file not in SLOW}
+            together = {file: pool.submit(play, directory, file, limits.get(file, SECONDS), reference, old) for file in files if file not in SLOW}
             found.update({file: future.result() for file, future in together.items()})
         for file in files:
             if file not in found or not good(file, found[file]):
-                found[file] = play(directory, file, limits.get(file, SECONDS), reference)
+                found[file] = play(directory, file, limits.get(file, SECONDS), reference, old)
             if file in SLOW and not good(file, found[file]):
-                found[file] = play(directory, file, limits.get(file, SECONDS), reference)
+                found[file] = play(directory, file, limits.get(file, SECONDS), reference, old)
     return found
 
 
 def judge(file, before, after, newer, ours):
     """The case of one file from what memcached and Larder made of it."""
     state, failed, note = after
+    if state == "passed" and file in ADDED:
+        return Case(name, file, EXPLAINED, f"with {ADDED[file][0]}: {ADDED[file][1]}")
     if state == "passed":
         return Case(name, file, PASSED)
     if state == "skipped" and before is not None and before[0] == "passed":

@@ -50,6 +50,7 @@ NEWER = {
 }
 
 _ROOM = "Larder holds more items in the same memory, so that nothing has to be evicted yet"
+_CHUNKS = "values over 16 KiB, and only they, are chained, in chunks of one pool for all classes"
 _CLOCK = "the LRU is kept as a clock: what was read once outlives what was never read"
 
 # Deliberate or harmless differences of Larder's own, whatever the version of the suite.
@@ -57,8 +58,21 @@ OURS = {
     "64bit": ({3, 5, 6}, "pretends to have allocated 4 GiB; Larder's memory is one range and cannot be pretended"),
     "binary-sasl": ({6}, "PLAIN is the one mechanism; CRAM-MD5 would need the passwords in the clear"),
     "conn-limits": ({1, 2, 3, 4}, "memcached refuses 500 answers at once within 32 KiB of response objects; Larder has none, and answers"),
-    "dyn-maxbytes": ({41}, _ROOM),
+    "dyn-maxbytes": ({"check evicted", "stats slabs total_malloced increased"}, f"{_ROOM}, and one more needs no page"),
     "issue_22": ({41, 84}, _ROOM),
     "stats-conns": ({"ends"}, "asks for UDP on every address, which Larder refuses without -o udp_public"),
     "lru": ({107, 108, 146, 150, "ends"}, f"{_ROOM}; {_CLOCK}"),
-}
+    "slabs-mover": (
+        {"fill and move pages", "chunked items", "test locked", "expired items", "reflocked items", "ends"},
+        f"counts how often the page mover of memcached waits for items; Larder's has nothing to wait for. {_CHUNKS}",
+    ),
+    "slabs-reassign-chunked": (
+        {"some chunk rescues happened", "evictions were less than 2000", "some reassign chunk rescues happened",
+         "were able to fetch back 2/3rds of 8k keys"},
+        f"wants 11 kB to be chained in chunks of 4 KiB, which the values of 3 kB then use. {_CHUNKS}",
+    ),
+    "slabs_reassign": ({"slab 31 pagecount changed", "slab 25 pagecount changed"}, f"moves pages between classes that share one pool. {_CHUNKS}"),
+}  # fmt: skip
+
+# Options without which Larder refuses what the file asks for.
+ADDED = {"stats-conns": ("-o udp_public", "UDP on every address has to be allowed")}
