@@ -113,7 +113,7 @@ def main():
                 for other in work:
                     other.cancel()
                 break
-    for rule in [*rules.RULES, rules.WITHHELD]:
+    for rule in [*rules.RULES, rules.TEXTS, rules.WITHHELD]:
         if rule.name in explained:
             print(f"explained {explained[rule.name]:6}: {rule.name}: {rule.reason}")
     seconds = time.monotonic() - began

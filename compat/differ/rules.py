@@ -6,6 +6,8 @@ A command that a rule speaks of is sent by itself, so that its answer can be tol
 import re
 from typing import NamedTuple
 
+from . import drift
+
 
 class Rule(NamedTuple):
     name: str
@@ -85,7 +87,7 @@ RULES.append(
         "text behind a binary byte",
         "memcached waits for as many bytes as a header of nonsense announces; ours refuses the header",
         "all",
-        lambda command: command.startswith(b"\x80"),
+        lambda command: command.startswith(b"\x80") and command[1:2].islower(),
         lambda command, reference, subject: reference == b"" and subject.startswith(b"\x81"),
     )
 )
@@ -98,6 +100,8 @@ RULES.append(
         lambda command, reference, subject: True,
     )
 )
+RULES.append(Rule("1.6.18 takes it otherwise", "see drift.py", "1.6.18", drift.changed, None))
+TEXTS = Rule("error texts", drift.same_but_for_texts.__doc__, "none", lambda command: False, lambda command, reference, subject: False)
 WITHHELD = Rule(
     "withheld",
     "memcached does not send the answers it has ready while it skips a refused value, and forgets them if the client ends its side",
@@ -107,10 +111,10 @@ WITHHELD = Rule(
 )
 
 
-def applicable(reference_version, drift):
+def applicable(reference_version, with_drift):
     """The rules to apply to a reference of that version."""
-    old = reference_version.startswith(b"1.6.18")
-    return [rule for rule in RULES if rule.reference == "all" or (old and drift)]
+    old = drift.is_old(reference_version)
+    return [rule for rule in RULES if rule.reference == "all" or (old and with_drift)]
 
 
 # Not cmd_set: see the sets of "stats detail" below.
