@@ -49,6 +49,11 @@ fn values_are_kept_and_found() {
         ("set e 0 0 0\r\n\r\n", "STORED\r\n"),
         ("get e\r\n", "VALUE e 0 0\r\n\r\nEND\r\n"),
         ("set gone 0 -1 1\r\nx\r\nget gone\r\n", "STORED\r\nEND\r\n"),
+        ("add far 0 9223372036854775807 1\r\nx\r\n", "STORED\r\n"),
+        (
+            "set far 0 9223372036854775808 1\r\nx\r\n",
+            "CLIENT_ERROR bad command line format\r\n",
+        ),
     ]);
 }
 

@@ -361,7 +361,7 @@ impl<'a> Line<'a> {
         let flags = number::short(flags).or_else(|| number::strtoul(flags_on));
         let flags = flags.map(|flags| flags as u32);
         let exptime = match number::short(exptime) {
-            Some(exptime) => Some(exptime as i64),
+            Some(exptime) => i64::try_from(exptime).ok(),
             None => number::strtol(exptime_on),
         };
         let exptime = match self.rules.long_times {
