@@ -101,6 +101,16 @@ RULES.append(
     )
 )
 RULES.append(Rule("1.6.18 takes it otherwise", "see drift.py", "1.6.18", drift.changed, None))
+RULES.append(
+    Rule(
+        "forgotten expiry, opaque too long",
+        "memcached forgets the T of ma where the number gets longer, and does what it then calls an error for its opaque",
+        "all",
+        lambda command: command.startswith(b"ma ") and any(word[:1] == b"T" for word in words(command)[2:])
+        or command[:1] == b"m" and any(word[:1] == b"O" and len(word) > 32 for word in words(command)[2:]),
+        None,
+    )
+)
 TEXTS = Rule("error texts", drift.same_but_for_texts.__doc__, "none", lambda command: False, lambda command, reference, subject: False)
 WITHHELD = Rule(
     "withheld",

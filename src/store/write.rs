@@ -220,7 +220,9 @@ impl Inner {
                 self.bump_time(old, cx.now);
                 Verdict::Refuse(Stored::NotStored)
             }
-            (Mode::Append | Mode::Prepend, Some(cas)) if cas != old.cas() => {
+            (Mode::Append | Mode::Prepend, Some(cas))
+                if self.arena.has_cas() && cas != old.cas() =>
+            {
                 Verdict::Refuse(Stored::Exists)
             }
             (Mode::Set | Mode::Replace, Some(cas)) => {
