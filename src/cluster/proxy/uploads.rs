@@ -132,9 +132,12 @@ impl Proxy {
 
     /// A long value will not be completed: its client has gone.
     pub fn abandon(&mut self, long: Long) {
-        if let Some(upstream) = self.upstreams.get(long.upstream)
+        if let Some(upstream) = self.upstreams.get_mut(long.upstream)
             && upstream.serial == long.serial
         {
+            // A server that refuses a value drops the old one when it has seen the line: it has to. What
+            // the socket does not take now is lost, as with a client that is cut off.
+            let _ = upstream.flush();
             self.fail(long.upstream, Fault::Retired);
         }
     }
