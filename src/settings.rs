@@ -25,6 +25,7 @@ pub struct Settings {
     pub security: Security,
     pub tls: Tls,
     pub watch: Watch,
+    pub replication: Replication,
     /// `larder proxy`: serve other servers' items instead of own ones.
     pub proxy: Option<proxy::Mode>,
     /// Options that are parsed, checked and shown by `stats settings`, and that change nothing.
@@ -255,6 +256,68 @@ pub struct Store {
     pub prefix_delimiter: u8,
     /// `stats detail on` from the start (`-D` given).
     pub detail: bool,
+    /// Mutations are logged, for copies.
+    pub journal: Option<Journal>,
+}
+
+/// Copies on other nodes.
+#[derive(Debug, Clone)]
+pub struct Replication {
+    /// `--repl-listen`: where copies connect to, `host:port`.
+    pub listen: Option<String>,
+    /// `--follow`: whom to copy, `host:port`.
+    pub follow: Option<String>,
+    /// What is in the file of `--repl-secret-file`.
+    pub secret: Option<Vec<u8>>,
+    /// `--repl-cluster`: nodes of another name are refused.
+    pub cluster: String,
+    /// `--repl-ack`
+    pub ack: Ack,
+    /// `--repl-ack-timeout`, milliseconds.
+    pub ack_timeout_ms: u64,
+    /// `--repl-ack-policy=fail`: whoever waits too long is refused.
+    pub ack_refuses: bool,
+    /// `--repl-recover`: how long a leader that starts empty waits for a copy that is not, milliseconds.
+    pub recover_ms: u64,
+    /// `--repl-scrub`: how often values are compared, seconds; 0 is never.
+    pub scrub_seconds: u64,
+}
+
+impl Default for Replication {
+    fn default() -> Replication {
+        Replication {
+            listen: None,
+            follow: None,
+            secret: None,
+            cluster: "larder".to_owned(),
+            ack: Ack::Async,
+            ack_timeout_ms: 500,
+            ack_refuses: false,
+            recover_ms: 10_000,
+            scrub_seconds: 0,
+        }
+    }
+}
+
+/// When a mutation is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ack {
+    /// When it is here.
+    #[default]
+    Async,
+    /// When so many copies have it.
+    Copies(u8),
+    /// When all copies in sync have it, before anybody sees it.
+    TwoPhase,
+}
+
+/// The log that copies are kept by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Journal {
+    /// `--repl-ring`, bytes.
+    pub ring_bytes: usize,
+    /// It begins as a copy of somebody else's.
+    pub follower: bool,
 }
 
 impl Default for Store {
@@ -296,6 +359,7 @@ impl Default for Store {
             dump_enabled: true,
             prefix_delimiter: b':',
             detail: false,
+            journal: None,
         }
     }
 }

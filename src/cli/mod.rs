@@ -5,6 +5,7 @@ mod extended;
 mod listen;
 mod options;
 mod proxy;
+mod replication;
 
 use std::ffi::OsString;
 use std::io::Write;

@@ -11,7 +11,7 @@ use clap::{Arg, ArgAction, Command};
 
 use super::extended::{self, Effect};
 use super::{Exit, USAGE, atof, atoi};
-use super::{listen, proxy};
+use super::{listen, proxy, replication};
 use crate::settings::{LARDER_VERSION, MEMCACHED_VERSION, Protocol, Settings, TotalMemory};
 
 const ITEM_SIZE_MIN: i64 = 1024;
@@ -28,6 +28,8 @@ pub(super) struct Draft {
     pub slab_sizes: Option<String>,
     pub chunk_max_given: bool,
     memory_given: bool,
+    /// `--repl-ring`, bytes.
+    pub ring_bytes: Option<usize>,
     /// Options of `larder proxy`, when it is that.
     pub proxy: Option<proxy::Draft>,
     protocol_given: bool,
@@ -264,7 +266,8 @@ fn first_lines() -> String {
 /// The options of a server, or those of a proxy and a server.
 fn rows(proxy: bool) -> impl Iterator<Item = &'static Row> {
     let own: &[Row] = if proxy { proxy::ROWS } else { &[] };
-    own.iter().chain(ROWS)
+    let copies: &[Row] = if proxy { &[] } else { replication::ROWS };
+    own.iter().chain(ROWS).chain(copies)
 }
 
 fn help(proxy: bool) -> String {
@@ -523,6 +526,7 @@ impl Draft {
             };
             listen.endpoints = listen::parse(list, context, &mut self.warnings)?;
         }
+        replication::finish(settings, self.ring_bytes)?;
         Ok((self.settings, self.warnings))
     }
 }

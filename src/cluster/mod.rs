@@ -45,6 +45,9 @@ pub mod plan;
 /// Requests on their way to servers and back.
 pub mod proxy;
 
+/// Copies of a store on other nodes.
+pub mod replication;
+
 pub use plan::Cluster;
 
 /// A hash of a key for uses inside one process: matching answers with keys, choosing a share of them.

@@ -1,15 +1,17 @@
 #![forbid(unsafe_code)]
 //! What commands may touch.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 
 use crate::admin::{View, Watchers};
 use crate::clock::Clock;
+use crate::cluster::replication::data::StoreData;
+use crate::cluster::replication::replicas::Replicas;
 use crate::net::Keyring;
 use crate::observe::{Admission, Board, Prefixes, Registry, ThreadCounters, events};
 use crate::protocol::Rules;
-use crate::settings::Settings;
+use crate::settings::{Ack, Settings};
 use crate::store::{self, Store};
 
 use super::auth::Credentials;
@@ -42,6 +44,10 @@ pub struct Shared {
     pub watchers: Arc<Watchers>,
     pub credentials: Credentials,
     pub leases: Leases,
+    /// What is known of copies, if there are any, or this is one.
+    pub replicas: Option<Arc<Replicas>>,
+    /// Where mutations are tried out before copies vote on them.
+    pub agreement: Option<Mutex<Box<Shared>>>,
     /// What TLS is served with, if it is.
     pub keyring: Option<Keyring>,
     /// When its files were read, on the server's clock.
@@ -64,16 +70,39 @@ impl Shared {
         let clock = if long { clock.with_long_ttl() } else { clock };
         store.note_epoch(clock.to_unix(0));
         let watchers = Watchers::new(registry.taps().clone(), settings.watch.watcher_buffer);
+        let clock = Arc::new(clock);
+        let store = Arc::new(store);
+        let replicas = match StoreData::new(&store, &clock, registry.register()) {
+            Some(data) => {
+                let id = getrandom::u64()
+                    .map_err(|error| format!("no random number for the node's id: {error}"))?;
+                Some(Arc::new(Replicas::new(&settings.replication, data, id)))
+            }
+            None => None,
+        };
+        let agreement = match settings.replication.ack {
+            Ack::TwoPhase if replicas.is_some() => {
+                let mut scratch = Settings::default();
+                scratch.store.item_size_max = settings.store.item_size_max;
+                scratch.store.max_bytes = (16 << 20) + 4 * settings.store.item_size_max as u64;
+                let mut scratch = Shared::new(scratch, None)?;
+                scratch.clock = clock.clone();
+                Some(Mutex::new(Box::new(scratch)))
+            }
+            _ => None,
+        };
         let shared = Shared {
             rules: Rules { long_times: long },
             credentials,
             // No token is one of an earlier run.
             leases: Leases::new(registry.taps().clone(), (clock.unix_now() as u64) << 32),
+            replicas,
+            agreement,
             keyring,
             certificates_read: AtomicU32::new(0),
             watchers: Arc::new(watchers),
-            clock: Arc::new(clock),
-            store: Arc::new(store),
+            clock,
+            store,
             registry,
             board: Arc::default(),
             admission: Arc::default(),
@@ -181,6 +210,15 @@ impl<'a> Context<'a> {
     #[inline]
     pub fn store(&self) -> &'a Store {
         &self.shared.store
+    }
+
+    /// Whether mutations have to go to another node.
+    #[inline]
+    pub fn follows(&self) -> bool {
+        match &self.shared.replicas {
+            None => false,
+            Some(replicas) => !replicas.leading(),
+        }
     }
 
     /// Whether somebody watches, or counts prefixes: see [`events`].

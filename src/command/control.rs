@@ -78,6 +78,10 @@ pub fn control(
         Op::CacheMemlimit { megabytes } => cache_memlimit(cx, *megabytes),
         Op::Lru { words } => lru(cx, words).unwrap_or(ERROR),
         Op::Slabs { words } => slabs(cx, words),
+        Op::Repl { words } => {
+            super::repl::repl(cx, words, style, replies);
+            return Next::Done;
+        }
         Op::RefreshCerts => match cx.shared.reload_certificates() {
             Ok(()) => OK,
             Err(why) => {

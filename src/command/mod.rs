@@ -18,12 +18,14 @@ pub mod get;
 /// Who may come in.
 pub mod auth;
 
+mod agree;
 mod arith;
 mod control;
 mod delete;
 mod dump;
 mod lease;
 mod meta;
+mod repl;
 mod reply;
 mod set;
 mod stats;
@@ -31,7 +33,7 @@ mod touch;
 
 use crate::admin::Subscription;
 use crate::protocol::base64;
-use crate::protocol::request::{Key, Op, Refusal, Request};
+use crate::protocol::request::{Key, Op, Refusal, Request, Style};
 use crate::protocol::words::words;
 use crate::store::Refused;
 
@@ -66,6 +68,8 @@ pub enum Next {
     Watch(Subscription),
     /// Send what waits and what the dump appends, step by step; then go on.
     Dump(Box<Dump>),
+    /// The reply waits for the verdict on this ticket, and so does everything behind it.
+    Vote(u64),
     /// Hang up and stop the server.
     Shutdown { graceful: bool },
 }
@@ -147,6 +151,16 @@ pub fn execute(
     {
         return next;
     }
+    if cx.follows() && changes_items(&request.op) {
+        reply::not_leading(style, replies);
+        return Next::Done;
+    }
+    if cx.shared.agreement.is_some()
+        && changes_items(&request.op)
+        && let Some(next) = agree::agree(cx, session, request, value, replies)
+    {
+        return next;
+    }
     match &request.op {
         Op::Get { cas, touch } => {
             return Next::Keys(Read {
@@ -202,9 +216,39 @@ pub fn begin(
         };
         return reply::no_room(&request.style, status, body_length(request));
     };
+    if cx.follows() {
+        return Next::Skip {
+            bytes: body_length(request) as u64,
+            then: reply::not_leading_later(&request.style),
+        };
+    }
+    if cx.shared.agreement.is_some() {
+        // Longer values than those at hand are not agreed upon.
+        return Next::Skip {
+            bytes: body_length(request) as u64,
+            then: Refusal::Line("SERVER_ERROR object too large for two-phase commit"),
+        };
+    }
     let mut room = None;
     let key = plain(&op.key, &mut room);
     set::begin(cx, op, &request.style, key, hash)
+}
+
+/// What a text request is answered with that has to go to the leader.
+pub fn not_leading() -> Refusal {
+    reply::not_leading_later(&Style::Text { noreply: false })
+}
+
+/// Whether an operation is for the leader only.
+fn changes_items(op: &Op<'_>) -> bool {
+    match op {
+        Op::Get { touch, .. } => touch.is_some(),
+        Op::Fetch(op) => op.touch.is_some() || op.vivify.is_some(),
+        Op::Store(_) | Op::Delete(_) | Op::Arith(_) | Op::Touch { .. } | Op::FlushAll { .. } => {
+            true
+        }
+        _ => false,
+    }
 }
 
 /// Ends a store whose value has arrived; `terminator` is what came behind it.

@@ -34,6 +34,33 @@ pub fn line(style: &Style<'_>, line: &[u8], replies: &mut Replies) {
     }
 }
 
+/// A mutation that has to go to another node; mcrouter and others try one on such an answer.
+const NOT_LEADING: &str = "SERVER_ERROR not leader";
+
+/// Binary clients take this for a failure that passes.
+pub const STATUS_NOT_NOW: u16 = 0x86;
+
+/// Says that this node takes no mutations.
+#[cold]
+pub fn not_leading(style: &Style<'_>, replies: &mut Replies) {
+    refusal(&not_leading_later(style), replies);
+}
+
+/// As [`not_leading`], for a request whose value still has to pass.
+#[cold]
+pub fn not_leading_later(style: &Style<'_>) -> Refusal {
+    match *style {
+        Style::Text { noreply: true } => Refusal::Silent,
+        Style::Text { .. } | Style::Meta { .. } => Refusal::Line(NOT_LEADING),
+        Style::Binary { opcode, opaque, .. } => Refusal::Binary {
+            opcode,
+            opaque,
+            status: STATUS_NOT_NOW,
+            text: "Not leader",
+        },
+    }
+}
+
 /// What a refused request is answered with.
 pub fn refusal(refusal: &Refusal, replies: &mut Replies) {
     match *refusal {

@@ -82,6 +82,12 @@ fn engine(cx: &Context<'_>, what: &[u8], emit: &mut crate::admin::Emit<'_>) -> b
         b"slabs" => stats_store::slabs(&view, emit),
         b"sizes" => stats_store::sizes(&view, emit),
         b"larder" => stats::larder(&view, emit),
+        b"replication" => match &cx.shared.replicas {
+            Some(replicas) => replicas.tell(|name, value| {
+                emit(format_args!("{name}"), format_args!("{value}"));
+            }),
+            None => return false,
+        },
         _ => return false,
     }
     true

@@ -132,6 +132,9 @@ pub enum Op<'a> {
     Slabs {
         words: &'a [u8],
     },
+    Repl {
+        words: &'a [u8],
+    },
     Watch {
         words: &'a [u8],
     },

@@ -265,6 +265,7 @@ impl<'a> Line<'a> {
                 self.request(Op::Shutdown(mode))
             }
             b"slabs" => self.request(Op::Slabs { words: rest }),
+            b"repl" => self.request(Op::Repl { words: rest }),
             b"lru" => self.request(Op::Lru { words: rest }),
             b"lru_crawler" => self.request(Op::LruCrawler { words: rest }),
             b"refresh_certs" => self.request(Op::RefreshCerts),

@@ -16,10 +16,12 @@ use std::sync::Arc;
 
 use super::conversation::{Conversation, Ran, Served, Turn};
 use crate::admin::Subscription;
+use crate::cluster::replication::replicas::{Hold, Reach};
 use crate::command::{Context, Flushed, Replies};
 use crate::net::{News, Progress, Stream};
 use crate::observe::board::{Activity, Row};
 use crate::observe::events::{self, Reason};
+use crate::store::copies;
 
 /// Replies are sent when this many bytes have gathered, or when the input is drained.
 pub const SEND_AT: usize = 64 << 10;
@@ -35,11 +37,17 @@ pub const PATIENCE: usize = 32;
 /// A step of a TLS handshake takes as long as so many bytes.
 const HANDSHAKE_STEP: usize = TURN_MAX / 8;
 
+/// What a client hears whose mutations have not reached enough copies in time; they may or may not
+/// last.
+const LATE: &[u8] = b"SERVER_ERROR not enough copies in time, outcome unknown";
+
 /// What the worker is to do with the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// Nothing to do before the next event.
     Wait,
+    /// Nothing to do before copies have got further.
+    Held,
     /// It has more to do, once the others had their turn.
     Again,
     Close(Reason),
@@ -53,6 +61,8 @@ pub struct Connection {
     kept: Vec<u8>,
     /// What the socket has not taken yet; while there is some, nothing is read.
     waiting: Option<Box<Replies>>,
+    /// Replies to mutations that copies do not have yet; while there are some, nothing is read.
+    held: Option<(Hold, Box<Replies>)>,
     /// What `stats conns` shows of it.
     row: Arc<Row>,
     /// The poll has been asked to tell when it takes more.
@@ -92,6 +102,7 @@ impl Connection {
             conversation,
             kept: Vec::new(),
             waiting: None,
+            held: None,
             row,
             watched_for_writing: false,
             hung_up: false,
@@ -152,6 +163,9 @@ impl Connection {
                 Flushed::Closed => return Outcome::Close(Reason::Normal),
             }
         }
+        if let Some(outcome) = self.release(turn) {
+            return outcome;
+        }
         self.row.set(Activity::Parse);
         turn.input.load(&mut self.kept);
         let mut served = Served::default();
@@ -162,7 +176,7 @@ impl Connection {
         }
         turn.input.save(&mut self.kept);
         if !turn.replies.is_empty() {
-            if let Outcome::Wait | Outcome::Again = outcome {
+            if let Outcome::Wait | Outcome::Again | Outcome::Held = outcome {
                 self.waiting = Some(Box::new(turn.replies.take_rest()));
             }
             turn.replies.clear();
@@ -173,6 +187,52 @@ impl Connection {
             None => self.conversation.activity(&self.kept),
         });
         outcome
+    }
+
+    /// Whether copies have what was held back, which is sent then. `None`: go on.
+    fn release(&mut self, turn: &mut Turn<'_>) -> Option<Outcome> {
+        let (hold, mut replies) = self.held.take()?;
+        let replicas = turn.context.shared.replicas.as_ref()?;
+        match replicas.held(&hold) {
+            Reach::Waiting => {
+                self.held = Some((hold, replies));
+                return Some(Outcome::Held);
+            }
+            Reach::Reached => {}
+            Reach::Refused => {
+                // Which of the replies would have been wrong cannot be told apart: one error for all.
+                replies.clear();
+                replies.line(LATE);
+                self.conversation.end(Reason::Error);
+            }
+        }
+        match self.send(&mut replies, &turn.context) {
+            Flushed::All => None,
+            Flushed::Blocked => {
+                self.waiting = Some(replies);
+                Some(Outcome::Wait)
+            }
+            Flushed::Closed => Some(Outcome::Close(Reason::Normal)),
+        }
+    }
+
+    /// What the replies so far wait for, if anything has been changed and that is to be known
+    /// elsewhere first.
+    fn hold(&mut self, turn: &Turn<'_>) -> Option<Hold> {
+        let replicas = turn.context.shared.replicas.as_ref()?;
+        if let Some(ticket) = self.conversation.take_vote() {
+            return Some(Hold::for_verdict(ticket));
+        }
+        if !replicas.holds() || !copies::take_logged() || turn.replies.is_empty() {
+            return None;
+        }
+        let hold = replicas.hold(turn.context.store().journal()?);
+        replicas.waits(&hold).then_some(hold)
+    }
+
+    /// What it waits for, if it waits for copies.
+    pub fn holding(&self) -> Option<&Hold> {
+        self.held.as_ref().map(|(hold, _)| hold)
     }
 
     fn serve(&mut self, turn: &mut Turn<'_>, served: &mut Served) -> Outcome {
@@ -198,6 +258,10 @@ impl Connection {
                 }
             }
             work += turn.replies.waiting();
+            if let Some(hold) = self.hold(turn) {
+                self.held = Some((hold, Box::new(turn.replies.take_rest())));
+                return Outcome::Held;
+            }
             match self.send(turn.replies, &turn.context) {
                 Flushed::All => {}
                 Flushed::Blocked => return Outcome::Wait,

@@ -64,6 +64,8 @@ pub struct Conversation {
     active: u32,
     /// Why it will have ended.
     reason: Reason,
+    /// The replies so far wait for the verdict on this ticket.
+    vote: Option<u64>,
 }
 
 /// Where in the stream of requests the next byte belongs.
@@ -120,7 +122,13 @@ impl Conversation {
             session,
             active: now,
             reason: Reason::Error,
+            vote: None,
         }
+    }
+
+    /// The ticket that the replies so far wait for.
+    pub fn take_vote(&mut self) -> Option<u64> {
+        self.vote.take()
     }
 
     /// When something happened last.
@@ -484,6 +492,10 @@ impl Conversation {
                 None
             }
             Next::Flush => Some(Ran::Enough),
+            Next::Vote(ticket) => {
+                self.vote = Some(ticket);
+                Some(Ran::Enough)
+            }
             Next::Dump(dump) => {
                 self.state = State::Dump(dump);
                 None

@@ -24,6 +24,9 @@ mod connection;
 /// UDP.
 mod datagram;
 
+/// Copies on other nodes.
+mod replication;
+
 /// Threads that keep the house.
 mod background;
 
@@ -102,6 +105,7 @@ pub struct Server {
     control: Arc<Control>,
     listening: Listening,
     datagrams: Vec<SocketAddr>,
+    copies: Option<SocketAddr>,
     inboxes: Vec<Arc<Inbox>>,
     workers: Vec<JoinHandle<()>>,
     others: Vec<JoinHandle<()>>,
@@ -167,6 +171,7 @@ impl Server {
             inboxes.push(inbox);
             workers.push(worker);
         }
+        let mut copies = None;
         let mut others = vec![
             background::start_clock(shared.clock.clone(), control.clone())?,
             background::start_watch(&shared, control.clone())?,
@@ -182,6 +187,11 @@ impl Server {
         }
         if let Some(budget) = budget {
             others.push(background::start_budget(budget, &shared, control.clone())?);
+        }
+        if let Some(replicas) = &shared.replicas {
+            let (thread, address) = replication::start(&shared, replicas, control.clone())?;
+            others.push(thread);
+            copies = address;
         }
 
         for (class, size, chunks) in shared.store.classes() {
@@ -217,6 +227,7 @@ impl Server {
             .filter_map(|datagrams| datagrams.socket.local_addr().ok())
             .collect();
         Ok(Server {
+            copies,
             datagrams,
             shared,
             control,
@@ -236,6 +247,11 @@ impl Server {
     /// What a proxy is in front of; a configuration can be given to it while it runs.
     pub fn cluster(&self) -> Option<Arc<Cluster>> {
         self.cluster.clone()
+    }
+
+    /// Where copies connect to, if they may.
+    pub fn copies_address(&self) -> Option<SocketAddr> {
+        self.copies
     }
 
     /// The addresses it answers datagrams at.

@@ -93,6 +93,29 @@ impl<'i> Plan<'i> {
                 Parsed::Request {
                     request:
                         Request {
+                            op: Op::Get { touch, .. },
+                            ..
+                        },
+                    taken,
+                } if touch.is_some() && context.follows() => {
+                    // A change of expiry is for the leader.
+                    let rest = &input[at + taken..];
+                    let end = rest.iter().position(|byte| *byte == b'\n');
+                    self.starved |= end.is_none();
+                    end.map(|end| {
+                        let at = at + taken + end + 1;
+                        let step = Step::Refused {
+                            reply: command::not_leading(),
+                            skip: 0,
+                            close: false,
+                        };
+                        self.steps.push((step, at));
+                        at
+                    })
+                }
+                Parsed::Request {
+                    request:
+                        Request {
                             op: Op::Get { cas, touch },
                             ..
                         },

@@ -298,8 +298,22 @@ impl Worker {
                 }
             });
         }
+        if let (Some(hold), Some(replicas)) = (connection.holding(), &self.shared.replicas) {
+            let inbox = self.inbox.clone();
+            replicas.on_progress(Box::new(move || {
+                inbox.call(key);
+                if let Err(error) = inbox.wake() {
+                    log::warn!("cannot wake a worker: {error}");
+                }
+            }));
+            // It may have been reached before it was waited for.
+            if !replicas.waits(hold) {
+                connection.queued = true;
+                desk.ready.push_back(key);
+            }
+        }
         match outcome {
-            Outcome::Wait => {}
+            Outcome::Wait | Outcome::Held => {}
             Outcome::Again => {
                 connection.queued = true;
                 desk.ready.push_back(key);

@@ -368,6 +368,7 @@ impl Inner {
             Leaving::Evicted(ghost) => Some((ghost, cx.now)),
             _ => None,
         };
+        self.log_gone(&item, true);
         self.count_out(cx, &item);
         self.leave_census(&item);
         guard.remove(place, hash, ghost)

@@ -186,6 +186,7 @@ impl Inner {
             drop(guard);
             return Ok(None);
         }
+        let before = self.before(&item);
         self.count_out(cx, &item);
         self.leave_census(&item);
         let chunks = std::mem::take(&mut loose.chunks);
@@ -207,6 +208,7 @@ impl Inner {
         let item = guard.item(&place);
         let cas = self.next_cas(put.new_cas);
         self.renew(cx, &item, cas, item.head().expires.load(Relaxed), 0);
+        self.log_stored(&item, before);
         let class = self.class_of(&item);
         drop(guard);
         if let Some(left) = left {

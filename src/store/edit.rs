@@ -42,6 +42,7 @@ impl Store {
             length: item.length(),
         };
         let old_cas = item.cas();
+        let before = inner.before(&item);
         let mut old = None;
         let kept = match tombstone.and_then(|upload| upload.into_slot(cx, inner)) {
             Some(slot) => {
@@ -77,6 +78,7 @@ impl Store {
             inner.unlink(cx, guard, place, hash);
             return deleted;
         }
+        inner.log_stored(&guard.item(&place), before);
         drop(guard);
         if let Some(old) = old {
             inner.give(old);
@@ -124,11 +126,13 @@ impl Store {
             let next = inner.next_cas(None);
             let cas = how.new_cas.unwrap_or(next);
             let before = item.head().expires.load(Relaxed);
+            let logged = inner.before(&item);
             let number = |guard: &PairGuard<'_>, place: &Place<'_>| {
                 let item = guard.item_of(place);
                 if let Some(expires) = how.touch {
                     inner.set_expiry(item.handle(), expires);
                 }
+                inner.log_stored(&item, logged);
                 Counted::Number {
                     value,
                     cas: item.cas(),

@@ -26,7 +26,11 @@ mod chain;
 mod classes;
 /// Limits, tuning, pages, the crawler, dumps, numbers.
 pub mod control;
+/// What those who keep copies need: mutations told to the log, records applied, walks.
+pub mod copies;
 mod edit;
+/// Recent mutations in order, for those who keep copies.
+pub mod journal;
 /// Segment trees of values.
 pub mod merkle;
 mod mover;
@@ -268,6 +272,8 @@ struct Inner {
     verify: verify::Verify,
     /// The memory file, if there is one.
     files: Option<restart::Files>,
+    /// There is one if copies are kept, or if this is one.
+    journal: Option<Arc<journal::Journal>>,
 }
 
 /// Which items are dead whatever their expiry.
@@ -280,6 +286,8 @@ struct Flush {
     marks: AtomicU64,
     /// The earliest stamp that an access gets.
     floor: AtomicU32,
+    /// Who is told of flushes that come due.
+    journal: Option<Arc<journal::Journal>>,
 }
 
 const NO_FLUSH: u32 = u32::MAX;
@@ -304,10 +312,11 @@ impl Moment {
 }
 
 impl Flush {
-    fn new() -> Flush {
+    fn new(journal: Option<Arc<journal::Journal>>) -> Flush {
         Flush {
             marks: AtomicU64::new(u64::from(NO_FLUSH)),
             floor: AtomicU32::new(0),
+            journal,
         }
     }
 
@@ -351,15 +360,21 @@ impl Flush {
         if now < due {
             return;
         }
-        let mark = (due - 1).max(self.floor.load(Relaxed)).max(passed);
-        self.floor.fetch_max(mark + 1, Relaxed);
-        // Err means that another thread has done the same.
-        let _ = self.marks.compare_exchange(
-            marks,
-            u64::from(mark) << 32 | u64::from(NO_FLUSH),
-            Relaxed,
-            Relaxed,
-        );
+        let settle = || {
+            let mark = (due - 1).max(self.floor.load(Relaxed)).max(passed);
+            self.floor.fetch_max(mark + 1, Relaxed);
+            let settled = u64::from(mark) << 32 | u64::from(NO_FLUSH);
+            // Err means that another thread has done the same.
+            self.marks
+                .compare_exchange(marks, settled, Relaxed, Relaxed)
+                .is_ok()
+        };
+        match &self.journal {
+            Some(journal) if !journal.is_follower() => copies::log_flush(journal, 0, settle),
+            _ => {
+                settle();
+            }
+        }
     }
 }
 
@@ -413,6 +428,14 @@ impl Inner {
         for bin in 0..classes.bin_count() as u8 {
             bin_classes[usize::from(bin)] = classes.class_of_bin(bin);
         }
+        let journal = settings.journal.map(|journal| {
+            let role = if journal.follower {
+                journal::Role::Follower
+            } else {
+                journal::Role::Leader
+            };
+            Arc::new(journal::Journal::new(journal.ring_bytes, role))
+        });
         let inner = Inner {
             pages,
             table,
@@ -433,13 +456,14 @@ impl Inner {
             temporary_ttl: AtomicU32::new(settings.temporary_ttl.unwrap_or(0)),
             // memcached's first item gets 2.
             cas: AtomicU64::new(1),
-            flush: Flush::new(),
+            flush: Flush::new(journal.clone()),
             evicted_age: std::array::from_fn(|_| AtomicU32::new(0)),
             moves: mover::Moves::default(),
             huge: AtomicBool::new(false),
             upkeep: upkeep::Upkeep::new(settings),
             verify: verify::Verify::new(settings),
             files: None,
+            journal,
             arena,
         };
         if settings.large_pages {
@@ -548,6 +572,9 @@ impl Inner {
             match guard.find(hash, key) {
                 None => return (guard, Err(miss)),
                 Some(place) if self.is_dead(cx.now, guard.item(&place).head()) => {
+                    if !storing && self.hides() {
+                        return (guard, Err(self.why_dead(cx, &place)));
+                    }
                     // This gives the lock back, so somebody may store the key meanwhile: look again.
                     miss = self.bury(cx, guard, place, hash, storing);
                 }
@@ -566,23 +593,28 @@ impl Inner {
         hash: u64,
         storing: bool,
     ) -> Miss {
-        let item = guard.item(&place);
-        let flushed = item.head().accessed.load(Relaxed) <= self.flush.mark(cx.now);
-        let general = &cx.counters.general;
-        if flushed {
-            general.get_flushed.add(1)
-        } else {
-            general.get_expired.add(1)
-        }
+        let miss = self.why_dead(cx, &place);
         if storing {
+            let item = guard.item(&place);
             cx.counters.classes[usize::from(self.class_of(&item))]
                 .reclaimed
                 .add(1);
+        } else if self.hides() {
+            return miss;
         }
         self.unlink(cx, guard, place, hash);
-        if flushed {
+        miss
+    }
+
+    /// What killed an item; counted.
+    fn why_dead(&self, cx: Cx<'_>, place: &Place<'_>) -> Miss {
+        let accessed = self.arena.head(place.handle()).accessed.load(Relaxed);
+        let general = &cx.counters.general;
+        if accessed <= self.flush.mark(cx.now) {
+            general.get_flushed.add(1);
             Miss::Flushed
         } else {
+            general.get_expired.add(1);
             Miss::Expired
         }
     }
@@ -590,6 +622,7 @@ impl Inner {
     /// Takes an item out for good.
     fn unlink<'s>(&'s self, cx: Cx<'_>, mut guard: PairGuard<'s>, place: Place<'s>, hash: u64) {
         let item = guard.item(&place);
+        self.log_gone(&item, false);
         self.count_out(cx, &item);
         self.leave_census(&item);
         let slot = guard.remove(place, hash, None);
@@ -696,8 +729,12 @@ impl Store {
     /// `flush_all`: everything last accessed before `at` is dead once `at` has come; with `at` up to
     /// `now`, everything that is there is dead from here on.
     pub fn flush_all(&self, now: u32, at: u32) {
-        self.inner.flush.set(now, at);
-        self.inner.note_now(now);
+        let inner = &self.inner;
+        match &inner.journal {
+            None => inner.flush.set(now, at),
+            Some(journal) => inner.flush_and_log(journal, now, at),
+        }
+        inner.note_now(now);
     }
 }
 

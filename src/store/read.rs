@@ -45,6 +45,10 @@ impl<'g> Hit<'g> {
         }
     }
 
+    pub(super) fn item(&self) -> &Item<'g> {
+        &self.item
+    }
+
     #[inline]
     pub fn key(&self) -> &'g [u8] {
         self.item.key()
@@ -402,6 +406,9 @@ impl Store {
             }
             if !how.quiet {
                 inner.bump(cx, &item);
+            }
+            if inner.journal.is_some() && (won || how.touch.is_some()) {
+                inner.log_meta(&item);
             }
             return Ok(result);
         }

@@ -353,7 +353,7 @@ impl Inner {
             }
             let class = self.class_of_slot(handle);
             let wanted = classes & 1 << class != 0;
-            let slot = if wanted && self.is_dead(cx.now, head) {
+            let slot = if wanted && self.is_dead(cx.now, head) && !self.hides() {
                 self.reap_dead(cx, state, handle)
             } else {
                 None

@@ -305,6 +305,11 @@ impl Inner {
                     match guard.insert(put.hash, slot, state, counter) {
                         Ok(()) => {
                             self.census_of(handle).enter(state, counter);
+                            if self.journal.is_some()
+                                && let Some(place) = guard.find_handle(put.hash, handle)
+                            {
+                                self.log_stored(&guard.item(&place), 0);
+                            }
                             None
                         }
                         Err(back) => {
@@ -320,6 +325,7 @@ impl Inner {
                 Some(place) => {
                     let old = guard.item(&place);
                     let word = old.word();
+                    let before = self.before(&old);
                     self.count_out(cx, &old);
                     self.leave_census(&old);
                     // What replaces an item takes its rank over.
@@ -329,7 +335,9 @@ impl Inner {
                         (State::Main, word.counter().min(1))
                     };
                     self.census_of(handle).enter(state, counter);
-                    guard.replace(&place, slot, state, counter)
+                    let old = guard.replace(&place, slot, state, counter);
+                    self.log_stored(&guard.item(&place), before);
+                    old
                 }
             };
             drop(guard);
@@ -472,10 +480,13 @@ impl Inner {
                 expires
             }
         };
+        let before = self.before(&item);
         if !self.overwrite(cx, guard, place, put.flags, 0, &[value]) {
             return None;
         }
-        self.renew(cx, &guard.item(place), cas, expires, marks);
+        let item = guard.item(place);
+        self.renew(cx, &item, cas, expires, marks);
+        self.log_stored(&item, before);
         Some(Stored::Stored {
             cas: if self.arena.has_cas() { cas } else { 0 },
             class: self.classes.class_of_bin(bin),
@@ -558,8 +569,11 @@ impl Inner {
                         filled += piece.len();
                     });
                 }
+                let before = self.before(&item);
                 if self.overwrite(cx, &mut guard, &place, flags, keep, &[&scratch[..filled]]) {
-                    self.renew(cx, &guard.item(&place), cas, expires, 0);
+                    let item = guard.item(&place);
+                    self.renew(cx, &item, cas, expires, 0);
+                    self.log_stored(&item, before);
                     let class = self.classes.class_of_bin(word.bin());
                     return Stored::Stored {
                         cas: if self.arena.has_cas() { cas } else { 0 },
@@ -637,6 +651,7 @@ impl Inner {
         self.count_in(cx, &item);
         let old = guard.item(&place);
         let word = old.word();
+        let before = self.before(&old);
         self.count_out(cx, &old);
         self.leave_census(&old);
         let state = if word.state() == State::Temp {
@@ -647,6 +662,7 @@ impl Inner {
         let counter = word.counter().min(1);
         self.census_of(slot.handle()).enter(state, counter);
         let old = guard.replace(&place, slot, state, counter);
+        self.log_stored(&guard.item(&place), before);
         drop(guard);
         if let Some(old) = old {
             self.give(old);

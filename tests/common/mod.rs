@@ -22,6 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct TestServer {
     addresses: Vec<SocketAddr>,
     datagrams: Vec<SocketAddr>,
+    copies: Option<SocketAddr>,
     control: Arc<Control>,
     thread: Option<JoinHandle<Result<Stop, Failure>>>,
 }
@@ -52,9 +53,15 @@ impl TestServer {
         TestServer {
             addresses: server.addresses(),
             datagrams: server.datagram_addresses().to_vec(),
+            copies: server.copies_address(),
             control: server.control(),
             thread: Some(std::thread::spawn(|| server.serve())),
         }
+    }
+
+    /// Where copies connect to.
+    pub fn copies_address(&self) -> SocketAddr {
+        self.copies.expect("a port for copies")
     }
 
     pub fn address(&self) -> SocketAddr {

@@ -755,7 +755,12 @@ impl Client {
                 return Some(Ran::Close);
             }
             // Those that read or write the store are not run here.
-            Next::Done | Next::Flush | Next::Keys(_) | Next::Value(_) | Next::Dump(_) => {}
+            Next::Done
+            | Next::Flush
+            | Next::Keys(_)
+            | Next::Value(_)
+            | Next::Dump(_)
+            | Next::Vote(_) => {}
         }
         None
     }

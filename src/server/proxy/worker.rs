@@ -239,7 +239,7 @@ impl Worker {
 
     fn follow(&mut self, table: &mut Table, key: usize, outcome: Outcome) {
         match outcome {
-            Outcome::Wait => {
+            Outcome::Wait | Outcome::Held => {
                 let Some(client) = table.clients.get_mut(key) else {
                     return;
                 };

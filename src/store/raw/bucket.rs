@@ -371,6 +371,17 @@ impl Table {
         }
     }
 
+    /// Locks one of the pairs in use: for walks.
+    pub fn lock_pair<'t>(&'t self, arena: &'t Arena, pair: usize) -> PairGuard<'t> {
+        let buckets = self.pair(pair.min(self.pairs() - 1));
+        acquire(&buckets[0].control);
+        PairGuard {
+            table: self,
+            arena,
+            buckets,
+        }
+    }
+
     /// Locks the pair of a hash if nobody has it: for those who hold a bin's mutex.
     pub fn try_lock<'t>(&'t self, arena: &'t Arena, hash: u64) -> Option<PairGuard<'t>> {
         let pair = self.pair_of(hash);
@@ -957,6 +968,19 @@ impl<'t> PairGuard<'t> {
         self.table.items.fetch_sub(1, Relaxed);
         // SAFETY: the item was linked, and its only entry is gone.
         unsafe { self.arena.unlink(handle) }
+    }
+
+    /// Shows every item of the pair.
+    pub fn each<'g>(&'g self, mut visit: impl FnMut(Item<'g>)) {
+        self.each_bucket(|bucket, _| {
+            let live = bucket.live() & bucket.usable();
+            for entry in (0..ENTRIES).filter(|entry| live & 1 << entry != 0) {
+                if let Some(handle) = Handle::from_raw(bucket.handle(entry)) {
+                    // SAFETY: the entry is live, and its pair is locked as long as the view lives.
+                    visit(unsafe { self.arena.item(handle) });
+                }
+            }
+        });
     }
 
     fn each_bucket(&self, mut visit: impl FnMut(&Bucket, bool)) {

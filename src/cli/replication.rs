@@ -1,0 +1,249 @@
+#![forbid(unsafe_code)]
+//! The options of replication, and what they mean together.
+
+use std::fs;
+use std::net::ToSocketAddrs;
+
+use super::options::Row;
+use super::{Exit, USAGE, atoi};
+use crate::settings::{Ack, Journal, Settings};
+
+/// Copies of one leader.
+const COPIES_MAX: u8 = 4;
+/// The least that is kept of the log, and its share of the memory for items.
+const RING_LEAST: u64 = 64 << 20;
+const RING_SHARE: u64 = 100;
+
+fn wrong(message: impl Into<String>) -> Exit {
+    Exit::refused(message, USAGE)
+}
+
+/// An address and a port, both of them.
+fn address(option: &str, text: &str) -> Result<Option<String>, Exit> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
+            Ok(Some(text.to_owned()))
+        }
+        _ => Err(wrong(format!(
+            "--{option} needs an address and a port, not {text}"
+        ))),
+    }
+}
+
+pub(super) const ROWS: &[Row] = &[
+    Row {
+        short: None,
+        long: "repl-listen",
+        value: Some("addr"),
+        help: "lead: where followers connect to, host:port; see larder-replication(7)",
+        apply: |draft, text| {
+            draft.settings.replication.listen = address("repl-listen", text)?;
+            Ok(())
+        },
+    },
+    Row {
+        short: None,
+        long: "follow",
+        value: Some("addr"),
+        help: "be a copy of the leader there, host:port of its --repl-listen",
+        apply: |draft, text| {
+            draft.settings.replication.follow = address("follow", text)?;
+            Ok(())
+        },
+    },
+    Row {
+        short: None,
+        long: "repl-secret-file",
+        value: Some("file"),
+        help: "what leader and followers must both know; needed beyond the loopback",
+        apply: |draft, text| {
+            let secret = fs::read(text)
+                .map_err(|error| wrong(format!("cannot read the secret in {text}: {error}")))?;
+            let secret = secret.trim_ascii().to_vec();
+            if secret.len() < 16 {
+                return Err(wrong(format!(
+                    "the secret in {text} is shorter than 16 bytes"
+                )));
+            }
+            draft.settings.replication.secret = Some(secret);
+            Ok(())
+        },
+    },
+    Row {
+        short: None,
+        long: "repl-cluster",
+        value: Some("name"),
+        help: "nodes of another cluster are refused (default larder)",
+        apply: |draft, text| {
+            draft.settings.replication.cluster = text.to_owned();
+            Ok(())
+        },
+    },
+    Row {
+        short: None,
+        long: "repl-ring",
+        value: Some("num"),
+        help: "megabytes of the log that are kept for followers that were away\n\
+            (default 64, or 1 % of -m if that is more)",
+        apply: |draft, text| {
+            let megabytes = atoi(text);
+            if megabytes < 8 {
+                return Err(wrong("--repl-ring cannot be less than 8 megabytes"));
+            }
+            draft.ring_bytes = Some((megabytes as usize) << 20);
+            Ok(())
+        },
+    },
+    Row {
+        short: None,
+        long: "repl-ack",
+        value: Some("level"),
+        help: "answer a mutation when it is here (async, the default), when 1 to 4 followers\n\
+            have it, or when all in sync have agreed to it (2pc)",
+        apply: |draft, text| {
+            draft.settings.replication.ack = match text.parse::<u8>() {
+                _ if text == "async" => Ack::Async,
+                _ if text == "2pc" => Ack::TwoPhase,
+                Ok(copies @ 1..=COPIES_MAX) => Ack::Copies(copies),
+                _ => {
+                    return Err(wrong(format!(
+                        "--repl-ack is async, 1 to {COPIES_MAX} or 2pc, not {text}"
+                    )));
+                }
+            };
+            Ok(())
+        },
+    },
+    Row {
+        short: None,
+        long: "repl-ack-timeout",
+        value: Some("ms"),
+        help: "how long to wait for them (default 500)",
+        apply: |draft, text| {
+            draft.settings.replication.ack_timeout_ms = atoi(text).max(1) as u64;
+            Ok(())
+        },
+    },
+    Row {
+        short: None,
+        long: "repl-ack-policy",
+        value: Some("name"),
+        help: "then degrade (answer, and count it; the default) or fail (an error)",
+        apply: |draft, text| {
+            draft.settings.replication.ack_refuses = match text {
+                "degrade" => false,
+                "fail" => true,
+                _ => {
+                    return Err(wrong(format!(
+                        "--repl-ack-policy is degrade or fail, not {text}"
+                    )));
+                }
+            };
+            Ok(())
+        },
+    },
+    Row {
+        short: None,
+        long: "repl-recover",
+        value: Some("ms"),
+        help: "how long a leader that starts empty waits for a follower that is not\n(default 10000; 0: not at all)",
+        apply: |draft, text| {
+            draft.settings.replication.recover_ms = atoi(text).max(0) as u64;
+            Ok(())
+        },
+    },
+    Row {
+        short: None,
+        long: "repl-scrub",
+        value: Some("seconds"),
+        help: "compare all values with the followers' so often (default 0: never)",
+        apply: |draft, text| {
+            draft.settings.replication.scrub_seconds = atoi(text).max(0) as u64;
+            Ok(())
+        },
+    },
+];
+
+/// Checks what the options mean together, and turns the log on if it is needed.
+pub(super) fn finish(settings: &mut Settings, ring_bytes: Option<usize>) -> Result<(), Exit> {
+    let replication = &settings.replication;
+    if replication.listen.is_none() && replication.follow.is_none() {
+        return Ok(());
+    }
+    if !settings.store.cas {
+        return Err(wrong(
+            "copies are told apart by CAS ids: -C cannot be used with replication",
+        ));
+    }
+    if settings.store.memory_file.is_some() {
+        return Err(wrong(
+            "-e cannot be used with replication: a restarted node gets its items from a copy",
+        ));
+    }
+    if settings.listen.udp_port != 0 && replication.ack != Ack::Async {
+        return Err(wrong(
+            "datagrams are not held back for copies: -U cannot be used with --repl-ack",
+        ));
+    }
+    if settings.proxy.is_some() {
+        return Err(wrong("a proxy has no items to replicate"));
+    }
+    if let Some(listen) = &replication.listen
+        && replication.secret.is_none()
+    {
+        let public = listen
+            .to_socket_addrs()
+            .is_ok_and(|mut all| all.any(|address| !address.ip().is_loopback()));
+        if public {
+            return Err(wrong(format!(
+                "--repl-listen={listen} would give all items to everybody: add --repl-secret-file"
+            )));
+        }
+    }
+    let most = settings.store.max_bytes / RING_SHARE;
+    settings.store.journal = Some(Journal {
+        ring_bytes: ring_bytes.unwrap_or(RING_LEAST.max(most) as usize),
+        follower: true,
+    });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finished(change: impl FnOnce(&mut Settings)) -> Result<Settings, Exit> {
+        let mut settings = Settings::default();
+        change(&mut settings);
+        finish(&mut settings, None).map(|()| settings)
+    }
+
+    #[test]
+    fn the_log_is_kept_only_for_copies() {
+        assert_eq!(finished(|_| ()).unwrap().store.journal, None);
+        let leads = |settings: &mut Settings| {
+            settings.replication.listen = Some("127.0.0.1:0".to_owned());
+        };
+        let journal = finished(leads).unwrap().store.journal.unwrap();
+        assert_eq!(journal.ring_bytes, 64 << 20);
+        let large = finished(|settings| {
+            leads(settings);
+            settings.store.max_bytes = 100 << 30;
+        });
+        assert_eq!(large.unwrap().store.journal.unwrap().ring_bytes, 1 << 30);
+    }
+
+    #[test]
+    fn what_would_not_work_is_refused() {
+        let refused = |change: fn(&mut Settings)| {
+            let outcome = finished(|settings| {
+                settings.replication.listen = Some("127.0.0.1:0".to_owned());
+                change(settings);
+            });
+            assert!(matches!(outcome, Err(Exit::Refused { code: 64, .. })));
+        };
+        refused(|settings| settings.store.cas = false);
+        refused(|settings| settings.store.memory_file = Some("f".into()));
+        refused(|settings| settings.replication.listen = Some("0.0.0.0:0".to_owned()));
+    }
+}

@@ -1,0 +1,83 @@
+#![forbid(unsafe_code)]
+//! Copies of a store on other nodes: one leads, the others follow.
+//!
+//! Everything here is state machines over (bytes, now): they do no I/O, read no clock and hold no
+//! thread, so that tests run thousands of histories with faults from a seed. The server gives them
+//! sockets and time.
+//!
+//! * [`session`] is one connection: the handshake, then a [`source`] on the side that has the items
+//!   and a [`sink`] on the one that copies them.
+//! * [`group`] is what a leader knows of its copies together: who is in sync, who has what, which
+//!   prepared mutations may be committed.
+//! * [`history`] tells how far two logs are the same; [`frame`] and [`message`] are the wire.
+//! * [`data`] is what is asked of the items.
+//!
+//! Positions, partitions and digests are the [journal](crate::store::journal)'s.
+
+/// What is asked of the items.
+pub mod data;
+
+/// Checksummed frames.
+pub mod frame;
+
+/// Who is in sync, who has what.
+pub mod group;
+
+/// Who led when.
+pub mod history;
+
+/// What frames say.
+pub mod message;
+
+/// What threads share.
+pub mod replicas;
+
+/// One connection.
+pub mod session;
+
+/// The side that copies.
+pub mod sink;
+
+/// The side that has the items.
+pub mod source;
+
+#[cfg(test)]
+mod linearizable;
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod simulation;
+
+/// Something is said at least so often, in milliseconds.
+pub const HEARTBEAT: u64 = 250;
+
+/// A copy that has heard nothing for so long connects anew.
+pub const SUSPECT: u64 = 1000;
+
+/// Nobody waits longer for the other side.
+pub const DEAD: u64 = 3000;
+
+/// A copy that takes nothing for so long is out of sync.
+pub const NO_PROGRESS: u64 = 2000;
+
+/// Votes that take longer are not waited for.
+pub const VOTE_TIMEOUT: u64 = 500;
+
+/// A copy that has come so often lately has to stay before it counts as in sync.
+pub const FLAPS: usize = 3;
+/// What is lately.
+pub const FLAP_WINDOW: u64 = 60_000;
+/// How long it has to stay.
+pub const FLAP_PROBATION: u64 = 5000;
+
+/// Bytes that may be on their way to a copy.
+pub const WINDOW: u64 = 8 << 20;
+
+/// Bytes of prepared mutations that a copy keeps for one partition.
+pub const PREPARED_MAX: usize = 16 << 20;
+
+/// How fast values are compared.
+pub const SCRUB_BYTES_PER_SECOND: u64 = 50 << 20;
+
+/// A digest goes into the log of a partition that has changed at least so often.
+pub const DIGEST_EVERY: u64 = 10_000;

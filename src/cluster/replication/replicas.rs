@@ -1,0 +1,429 @@
+#![forbid(unsafe_code)]
+//! What the threads of one server share about replication: whether mutations are taken here, how far
+//! they have got, and what can be told of it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::data::{Data, StoreData};
+use super::group::{Group, Level, Verdict, Votes};
+use super::session::{Node, Role};
+use super::sink;
+use super::source::SourceCounts;
+use crate::settings;
+use crate::store::journal::{Journal, Kind, PARTITIONS, Record, Role as LogRole};
+
+/// One node's.
+pub struct Replicas {
+    /// Mutations are taken here.
+    leading: AtomicBool,
+    level: Level,
+    /// Whoever waits longer for copies is answered anyhow, or refused.
+    ack_timeout: Duration,
+    refuses: bool,
+    started: Instant,
+    state: Mutex<State>,
+    /// Called when copies have got further.
+    waiting: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
+    pub late: AtomicU64,
+    /// Rung when the role has changed.
+    bell: Mutex<Option<Box<dyn Fn() + Send>>>,
+}
+
+/// What is behind the lock.
+pub struct State {
+    pub node: Node,
+    pub group: Group,
+    pub data: StoreData,
+    /// Counts every change of role: sessions of before are over.
+    pub reign: u64,
+    /// Of sources, by the node they send to.
+    pub counts: Vec<(u64, SourceCounts)>,
+    /// Whom this node follows, as the user wrote it.
+    pub follows: Option<String>,
+    pub recovering_until: Option<u64>,
+    /// Prepared mutations, and what has become of them.
+    pub votes: Votes,
+    pub verdicts: BTreeMap<u64, Verdict>,
+    pub tickets: u64,
+    pub committed: u64,
+    pub aborted: u64,
+}
+
+/// Verdicts that nobody has asked for are forgotten beyond this many.
+const VERDICTS_MAX: usize = 100_000;
+
+impl State {
+    /// Makes prepared mutations so, or not, as the votes are. True if any was decided.
+    pub fn decide(&mut self, now: u64) -> bool {
+        let due = self.votes.decide(&mut self.group, true, now);
+        for &(ticket, number, seq, verdict) in &due {
+            let log = self.data.journal();
+            let prepared = log
+                .prepared(number)
+                .into_iter()
+                .find(|bytes| Record::parse(bytes).is_ok_and(|(record, _)| record.seq == seq));
+            if let Some(bytes) = prepared {
+                if verdict == Verdict::Commit {
+                    sink::commit(&self.data, &bytes, 0, false);
+                    log.resolve(number, &bytes, Kind::Commit);
+                } else {
+                    log.resolve(number, &bytes, Kind::Abort);
+                }
+            }
+            match verdict {
+                Verdict::Commit => self.committed += 1,
+                Verdict::Abort => self.aborted += 1,
+            }
+            self.verdicts.insert(ticket, verdict);
+            if self.verdicts.len() > VERDICTS_MAX {
+                self.verdicts.pop_first();
+            }
+        }
+        !due.is_empty()
+    }
+}
+
+/// What a mutation waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hold {
+    positions: [u64; PARTITIONS],
+    since: Instant,
+    /// Of a vote: its verdict counts, and nothing else.
+    ticket: Option<u64>,
+}
+
+impl Hold {
+    /// Waits for the verdict on a ticket.
+    pub fn for_verdict(ticket: u64) -> Hold {
+        Hold {
+            positions: [0; PARTITIONS],
+            since: Instant::now(),
+            ticket: Some(ticket),
+        }
+    }
+}
+
+/// What has become of a wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    Waiting,
+    Reached,
+    /// Too late, and that is to be told.
+    Refused,
+}
+
+/// Why a promotion is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotPromoted {
+    AlreadyLeading,
+    /// Its items are not whole.
+    NotWhole,
+    /// The last leader did not count on it: it may lack what was acknowledged.
+    OutOfSync,
+}
+
+impl Replicas {
+    /// Nothing if the store keeps no log. `id`: chosen at random for this process.
+    pub fn new(settings: &settings::Replication, data: StoreData, id: u64) -> Replicas {
+        let role = if settings.follow.is_some() {
+            Role::Follower
+        } else {
+            Role::Recovering
+        };
+        data.journal().set_role(LogRole::Follower);
+        data.journal().set_epoch(data.clock.to_unix(0));
+        let node = Node::new(id, &settings.cluster, settings.secret.as_deref(), role);
+        let level = match settings.ack {
+            settings::Ack::Async => Level::Async,
+            settings::Ack::Copies(copies) => Level::Copies(copies),
+            settings::Ack::TwoPhase => Level::TwoPhase,
+        };
+        let recovering_until = Some(settings.recover_ms);
+        let replicas = Replicas {
+            leading: AtomicBool::new(false),
+            level,
+            ack_timeout: Duration::from_millis(settings.ack_timeout_ms),
+            refuses: settings.ack_refuses,
+            started: Instant::now(),
+            state: Mutex::new(State {
+                node,
+                group: Group::default(),
+                data,
+                reign: 0,
+                counts: Vec::new(),
+                follows: settings.follow.clone(),
+                recovering_until: recovering_until.filter(|_| role == Role::Recovering),
+                votes: Votes::default(),
+                verdicts: BTreeMap::new(),
+                tickets: 0,
+                committed: 0,
+                aborted: 0,
+            }),
+            waiting: Mutex::default(),
+            late: AtomicU64::new(0),
+            bell: Mutex::default(),
+        };
+        if role == Role::Recovering && settings.recover_ms == 0 {
+            replicas.lead(0);
+        }
+        replicas
+    }
+
+    /// Whether mutations are taken here.
+    #[inline]
+    pub fn leading(&self) -> bool {
+        self.leading.load(Relaxed)
+    }
+
+    /// Milliseconds on this node's own clock, which never goes back; 0 is before everything.
+    pub fn now(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64 + 1
+    }
+
+    /// Milliseconds of wall-clock time.
+    pub fn unix_ms() -> u64 {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |elapsed| elapsed.as_millis() as u64)
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to lead, in this epoch or the next one (0).
+    pub fn lead(&self, epoch: u64) {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        state.node.lead(&state.data, epoch);
+        state.group = Group::new(&state.data.journal().positions());
+        state.reign += 1;
+        state.recovering_until = None;
+        self.leading.store(true, Relaxed);
+        drop(guard);
+        self.ring();
+    }
+
+    /// Takes no more mutations, and copies another.
+    pub fn follow(&self, leader: Option<String>) {
+        // First: nothing is taken that would not be sent.
+        self.leading.store(false, Relaxed);
+        let mut guard = self.state();
+        let state = &mut *guard;
+        state.node.follow(&state.data);
+        state.votes.clear();
+        state.reign += 1;
+        state.recovering_until = None;
+        if leader.is_some() {
+            state.follows = leader;
+        }
+        drop(guard);
+        self.progress();
+        self.ring();
+    }
+
+    /// `repl promote`
+    ///
+    /// # Errors
+    /// It leads already, or may lack what was acknowledged and is not `forced`.
+    pub fn promote(&self, forced: bool) -> Result<u64, NotPromoted> {
+        {
+            let state = self.state();
+            if self.leading() {
+                return Err(NotPromoted::AlreadyLeading);
+            }
+            let copy = &state.node.copy;
+            if !forced && state.node.role == Role::Follower {
+                if copy.whole != u64::MAX {
+                    return Err(NotPromoted::NotWhole);
+                }
+                if !copy.in_sync {
+                    return Err(NotPromoted::OutOfSync);
+                }
+            }
+        }
+        self.lead(0);
+        Ok(self.state().node.epoch().number)
+    }
+
+    /// Who is called when the role has changed.
+    pub fn on_change(&self, bell: Box<dyn Fn() + Send>) {
+        *self.bell.lock().unwrap_or_else(PoisonError::into_inner) = Some(bell);
+    }
+
+    fn ring(&self) {
+        if let Some(bell) = &*self.bell.lock().unwrap_or_else(PoisonError::into_inner) {
+            bell();
+        }
+    }
+
+    /// Mutations are answered when copies have them.
+    #[inline]
+    pub fn holds(&self) -> bool {
+        self.level != Level::Async
+    }
+
+    /// Holds what has been logged so far.
+    pub fn hold(&self, journal: &Journal) -> Hold {
+        Hold {
+            positions: journal.positions(),
+            since: Instant::now(),
+            ticket: None,
+        }
+    }
+
+    /// Whether a hold still waits. Unlike [`held`](Replicas::held), this can be asked again.
+    pub fn waits(&self, hold: &Hold) -> bool {
+        let state = self.state();
+        if let Some(ticket) = hold.ticket {
+            return self.leading() && state.votes.waits(ticket);
+        }
+        let late = hold.since.elapsed() >= self.ack_timeout;
+        let reached = (0..PARTITIONS).all(|number| {
+            state
+                .group
+                .reached(self.level, number, hold.positions[number])
+        });
+        self.leading() && !late && !reached
+    }
+
+    /// What has become of a hold; a verdict is told once.
+    pub fn held(&self, hold: &Hold) -> Reach {
+        let mut state = self.state();
+        if let Some(ticket) = hold.ticket {
+            return match state.verdicts.remove(&ticket) {
+                Some(Verdict::Commit) => Reach::Reached,
+                Some(Verdict::Abort) => Reach::Refused,
+                None if self.leading() && state.votes.waits(ticket) => Reach::Waiting,
+                None => Reach::Refused,
+            };
+        }
+        let reached = (0..PARTITIONS).all(|number| {
+            state
+                .group
+                .reached(self.level, number, hold.positions[number])
+        });
+        if reached {
+            return Reach::Reached;
+        }
+        if self.leading() && hold.since.elapsed() < self.ack_timeout {
+            return Reach::Waiting;
+        }
+        self.late.fetch_add(1, Relaxed);
+        if self.refuses || !self.leading() {
+            Reach::Refused
+        } else {
+            Reach::Reached
+        }
+    }
+
+    /// Calls `then` when copies have got further, or some milliseconds have passed.
+    pub fn on_progress(&self, then: Box<dyn FnOnce() + Send>) {
+        self.waiting().push(then);
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Box<dyn FnOnce() + Send>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether anybody waits.
+    pub fn awaited(&self) -> bool {
+        !self.waiting().is_empty()
+    }
+
+    /// Copies have got further.
+    pub fn progress(&self) {
+        let waiting = std::mem::take(&mut *self.waiting());
+        for then in waiting {
+            then();
+        }
+    }
+
+    /// Names and values for `stats replication`.
+    pub fn tell(&self, mut line: impl FnMut(&str, &dyn std::fmt::Display)) {
+        let state = self.state();
+        let (node, copy) = (&state.node, &state.node.copy);
+        let role = match node.role {
+            Role::Leader => "leader",
+            Role::Follower => "follower",
+            Role::Recovering => "recovering",
+        };
+        line("role", &role);
+        line("node", &format_args!("{:016x}", node.id));
+        let epoch = node.epoch();
+        line("epoch", &epoch.number);
+        line("epoch_id", &format_args!("{:016x}", epoch.id));
+        line(
+            "level",
+            &match self.level {
+                Level::Async => "async".to_owned(),
+                Level::Copies(copies) => format!("ack={copies}"),
+                Level::TwoPhase => "2pc".to_owned(),
+            },
+        );
+        line("ack_late", &self.late.load(Relaxed));
+        line("committed", &state.committed);
+        line("aborted", &state.aborted);
+        let log = state.data.journal();
+        let positions = log.positions();
+        line("records", &positions.iter().sum::<u64>());
+        let (used, room) = log.ring_usage();
+        line("ring_bytes", &used);
+        line("ring_limit", &room);
+        let now = self.now();
+        if node.role == Role::Follower {
+            if let Some(follows) = &state.follows {
+                line("follows", follows);
+            }
+            line("leader", &format_args!("{:016x}", node.leader));
+            line("whole_partitions", &copy.whole.count_ones());
+            line("in_sync", &u8::from(copy.in_sync));
+            line("clock_skew_ms", &copy.skew_ms);
+        }
+        let counts = &copy.counts;
+        line("copy_records", &counts.records);
+        line("copy_items", &counts.items);
+        line("digests_equal", &counts.digests_equal);
+        line("digests_differed", &counts.digests_differed);
+        line("values_differed", &counts.values_differed);
+        line("no_room", &counts.no_room);
+        line("clock_alarms", &counts.clock_alarms);
+        line("lost_locally", &log.lost_locally());
+        line("in_sync_changes", &state.group.changes);
+        for member in state.group.members() {
+            let mut line = |name: &str, value: &dyn std::fmt::Display| {
+                line(&format!("follower:{:016x}:{name}", member.node), value);
+            };
+            line(
+                "state",
+                &match (member.connected, member.ready) {
+                    (false, _) => "gone",
+                    (true, false) => "syncing",
+                    (true, true) => "streaming",
+                },
+            );
+            line("in_sync", &u8::from(member.in_sync));
+            line("lag_records", &member.records_behind);
+            line("lag_bytes", &member.bytes_in_flight);
+            let behind = if member.records_behind == 0 {
+                0
+            } else {
+                now.saturating_sub(member.caught_up_at)
+            };
+            line("lag_ms", &behind);
+            if let Some((_, counts)) = state.counts.iter().find(|(node, _)| *node == member.node) {
+                line("sent_records", &counts.records);
+                line("sent_bytes", &counts.bytes);
+                line("items_walked", &counts.items_walked);
+                line("items_repaired", &counts.items_repaired);
+                line("full_syncs", &u8::from(counts.fulls > 0));
+                line("diff_syncs", &u8::from(counts.diffs > 0));
+                line("digest_repairs", &counts.digest_repairs);
+                line("scrub_repairs", &counts.scrub_repairs);
+            }
+        }
+    }
+}

@@ -1,0 +1,608 @@
+#![forbid(unsafe_code)]
+//! The side of a connection that becomes a copy: applies records, tells how far it is, says what it has
+//! when it is asked.
+
+use std::collections::VecDeque;
+
+use super::data::Data;
+use super::frame::Broken;
+use super::history::History;
+use super::message::{self, Heartbeat, LEAF_WORDS, Leaves, Message, Mode, Positions, Tier, Type};
+use super::{HEARTBEAT, PREPARED_MAX};
+use crate::store::journal::{self, Kind, LEAVES, PARTITIONS, Record};
+
+/// Items that one step of a walk looks at, about.
+const STEP: usize = 512;
+/// Marks this copy's own clock as wrong.
+const SKEW_ALARM_MS: i64 = 1000;
+
+/// What a copy knows that outlives its connections.
+#[derive(Debug, Clone)]
+pub struct Copy {
+    /// Whose log it has; of the last source that began to send.
+    pub history: History,
+    /// A bit for each partition that is whole: its items are those of the log at its position.
+    pub whole: u64,
+    flushes: Flushes,
+    /// A flush that has been announced, Unix seconds.
+    pub flush_due: Option<u32>,
+    /// Digests before these sequences say nothing.
+    ahead: [u64; PARTITIONS],
+    /// The source counts on it.
+    pub in_sync: bool,
+    /// The source's last CAS id that was heard of.
+    pub cas: u64,
+    /// By how much the source's clock is ahead, milliseconds.
+    pub skew_ms: i64,
+    pub source_records: u64,
+    pub counts: CopyCounts,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CopyCounts {
+    pub records: u64,
+    pub items: u64,
+    pub digests_equal: u64,
+    pub digests_differed: u64,
+    pub values_differed: u64,
+    pub no_room: u64,
+    pub clock_alarms: u64,
+}
+
+impl Default for Copy {
+    fn default() -> Copy {
+        Copy {
+            history: History::default(),
+            whole: 0,
+            flushes: Flushes::default(),
+            flush_due: None,
+            ahead: [0; PARTITIONS],
+            in_sync: false,
+            cas: 0,
+            skew_ms: 0,
+            source_records: 0,
+            counts: CopyCounts::default(),
+        }
+    }
+}
+
+impl Copy {
+    /// How far it is, for a source.
+    pub fn positions<D: Data>(&self, data: &D) -> Positions {
+        let seq = data.journal().positions();
+        // Where something newer than its place has been taken in, another leader may never have had it.
+        let ahead = (0..PARTITIONS)
+            .filter(|&number| seq[number] < self.ahead[number])
+            .fold(0, |set, number| set | 1 << number);
+        Positions {
+            epoch: self.history.epoch(),
+            whole: if self.flushes.are_complete() {
+                self.whole & !ahead
+            } else {
+                0
+            },
+            seq,
+            items: data.items(),
+        }
+    }
+
+    fn skew(&self) -> i64 {
+        if self.skew_ms.abs() < SKEW_ALARM_MS {
+            0
+        } else {
+            self.skew_ms.div_euclid(1000)
+        }
+    }
+}
+
+/// Flushes are logged in every partition, and partitions do not come to them at the same time: the
+/// first that does hides everything, and what the others still bring from before is dead on arrival.
+#[derive(Debug, Clone, Default)]
+struct Flushes {
+    /// The last ones, oldest first.
+    seen: VecDeque<u64>,
+    /// Those before.
+    forgotten: u64,
+    /// How many each partition has come to.
+    passed: PerPartition,
+}
+
+#[derive(Debug, Clone)]
+struct PerPartition([u64; PARTITIONS]);
+
+impl Default for PerPartition {
+    fn default() -> PerPartition {
+        PerPartition([0; PARTITIONS])
+    }
+}
+
+impl Flushes {
+    /// Flushes that are remembered.
+    const MOST: usize = 64;
+
+    fn count(&self) -> u64 {
+        self.forgotten + self.seen.len() as u64
+    }
+
+    fn are_ahead_of(&self, partition: usize) -> bool {
+        self.passed.0[partition] < self.count()
+    }
+
+    /// All partitions have come to all flushes.
+    fn are_complete(&self) -> bool {
+        let count = self.count();
+        self.passed.0.iter().all(|passed| *passed == count)
+    }
+
+    /// A partition has come to a flush; true if it is the first to do so.
+    fn come_to(&mut self, partition: usize, flush: u64) -> bool {
+        let known = self.seen.iter().position(|seen| *seen == flush);
+        let at = match known {
+            Some(at) => self.forgotten + at as u64 + 1,
+            None => {
+                if self.seen.len() == Flushes::MOST {
+                    self.seen.pop_front();
+                    self.forgotten += 1;
+                }
+                self.seen.push_back(flush);
+                self.count()
+            }
+        };
+        self.passed.0[partition] = self.passed.0[partition].max(at);
+        known.is_none()
+    }
+
+    /// A partition begins where all of them are past.
+    fn skip(&mut self, partition: usize) {
+        self.passed.0[partition] = self.count();
+    }
+}
+
+/// A walk over one's own items.
+enum Walk {
+    /// Tells what is in these leaves.
+    List(Box<[Option<Leaves>; PARTITIONS]>),
+    /// Takes out what has these digests, then these partitions are whole.
+    Drop(std::collections::HashSet<u64>),
+}
+
+pub struct Sink<D: Data> {
+    epoch: u64,
+    upload: Option<(Vec<u8>, D::Upload)>,
+    taken: u64,
+    told: u64,
+    /// Partitions whose position has changed since the last acknowledgement.
+    moved: u64,
+    wanted: Box<[Option<Leaves>; PARTITIONS]>,
+    strangers: std::collections::HashSet<u64>,
+    walk: Option<(Walk, usize)>,
+    /// What has come while a walk was going on, and has to wait for its end.
+    synced: Option<u64>,
+    heard_at: u64,
+    sent_at: u64,
+    source_sent_ms: u64,
+}
+
+impl<D: Data> Sink<D> {
+    /// Begins to follow as `mode` says.
+    pub fn new(data: &D, copy: &mut Copy, mode: &Mode, now: u64, out: &mut Vec<u8>) -> Sink<D> {
+        data.journal().open_rings();
+        let epoch = mode.history.epoch().number;
+        copy.history = mode.history.clone();
+        copy.in_sync = false;
+        if !copy.flushes.are_complete() {
+            // The source may never have had that flush: what it has hidden goes, and comes again.
+            data.purge();
+        }
+        for number in 0..PARTITIONS {
+            match mode.tiers[number] {
+                Tier::Tail => copy.whole |= 1 << number,
+                Tier::Diff | Tier::Full => {
+                    copy.whole &= !(1 << number);
+                    copy.flushes.skip(number);
+                    copy.ahead[number] = 0;
+                    if mode.tiers[number] == Tier::Diff {
+                        let frozen = data.journal().row(number);
+                        let row = Message::Row {
+                            seq: frozen.seq,
+                            lossy: [0; LEAF_WORDS],
+                            row: frozen.row,
+                        };
+                        message::write(out, epoch, number, &row);
+                    }
+                    data.journal().jump(number, mode.start[number]);
+                }
+            }
+        }
+        Sink {
+            epoch,
+            upload: None,
+            taken: 0,
+            told: 0,
+            moved: u64::MAX,
+            wanted: Box::new([None; PARTITIONS]),
+            strangers: std::collections::HashSet::new(),
+            walk: None,
+            synced: None,
+            heard_at: now,
+            sent_at: now,
+            source_sent_ms: 0,
+        }
+    }
+
+    pub fn heard_at(&self) -> u64 {
+        self.heard_at
+    }
+
+    /// It walks: nothing more is taken in before that is over.
+    pub fn busy(&self) -> bool {
+        self.walk.is_some()
+    }
+
+    /// Takes one frame in. `length` is that of the whole frame.
+    #[allow(clippy::too_many_arguments)]
+    pub fn receive(
+        &mut self,
+        data: &D,
+        copy: &mut Copy,
+        number: usize,
+        message: Message<'_>,
+        length: usize,
+        now: u64,
+        unix_ms: u64,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Broken> {
+        self.heard_at = now;
+        self.taken += length as u64;
+        match message {
+            Message::Batch(bytes) => self.records(data, copy, number, bytes, true, out)?,
+            Message::Chunk(bytes) => self.records(data, copy, number, bytes, false, out)?,
+            Message::Heartbeat(beat) => {
+                copy.cas = copy.cas.max(beat.cas);
+                copy.in_sync = beat.in_sync;
+                copy.source_records = beat.records;
+                copy.skew_ms = beat.unix_ms as i64 - unix_ms as i64;
+                if copy.skew_ms.abs() >= SKEW_ALARM_MS {
+                    copy.counts.clock_alarms += 1;
+                }
+                self.source_sent_ms = beat.sent_ms;
+                // Heard is answered: it is a promise, and the source counts on it.
+                self.beat(data, now, unix_ms, out);
+            }
+            Message::ListRequest(leaves) => self.wanted[number] = Some(leaves),
+            Message::ListEnd => {
+                let wanted = std::mem::replace(&mut self.wanted, Box::new([None; PARTITIONS]));
+                for (number, leaves) in wanted.iter().enumerate() {
+                    let Some(leaves) = leaves else { continue };
+                    // What was given up here will be made good.
+                    for leaf in (0..LEAVES).filter(|leaf| leaves[leaf / 64] & 1 << (leaf % 64) != 0)
+                    {
+                        data.journal().found_again(number, leaf);
+                    }
+                }
+                self.walk = Some((Walk::List(wanted), 0));
+            }
+            Message::Drop { digests, last } => {
+                self.strangers.extend(digests);
+                if last && !self.strangers.is_empty() {
+                    let strangers = std::mem::take(&mut self.strangers);
+                    self.walk = Some((Walk::Drop(strangers), 0));
+                }
+            }
+            Message::Synced(partitions) => self.synced = Some(partitions),
+            Message::Ahead(until) => copy.ahead[number] = copy.ahead[number].max(until),
+            _ => return Err(Broken::Malformed),
+        }
+        if self.walk.is_none()
+            && let Some(partitions) = self.synced.take()
+        {
+            copy.whole |= partitions;
+        }
+        Ok(())
+    }
+
+    fn records(
+        &mut self,
+        data: &D,
+        copy: &mut Copy,
+        number: usize,
+        mut bytes: &[u8],
+        logged: bool,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Broken> {
+        while !bytes.is_empty() {
+            let (record, rest) = Record::parse(bytes).map_err(|_| Broken::Malformed)?;
+            bytes = rest;
+            if logged {
+                let expected = data.journal().seq(number) + 1;
+                if record.seq < expected {
+                    // It has come twice.
+                    continue;
+                }
+                if record.seq > expected {
+                    return Err(Broken::Malformed);
+                }
+            }
+            if !record.key.is_empty() && journal::partition(journal::place(record.key)) != number {
+                return Err(Broken::Malformed);
+            }
+            self.apply(data, copy, number, &record, logged, out)?;
+        }
+        Ok(())
+    }
+
+    fn apply(
+        &mut self,
+        data: &D,
+        copy: &mut Copy,
+        number: usize,
+        record: &Record<'_>,
+        logged: bool,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Broken> {
+        let log = data.journal();
+        let skew = copy.skew();
+        let dead = copy.flushes.are_ahead_of(number);
+        let mut whole = true;
+        match record.kind {
+            Kind::Put => {
+                if !data.put(record, skew, dead) {
+                    copy.counts.no_room += 1;
+                }
+            }
+            Kind::Part => whole = self.part(data, copy, record, skew, dead)?,
+            Kind::Meta => data.meta(record, skew),
+            Kind::Delete => data.delete(record.key),
+            Kind::Flush if record.expires != 0 => copy.flush_due = Some(record.expires),
+            Kind::Flush => {
+                if copy.flushes.come_to(number, record.cas) {
+                    copy.flush_due = None;
+                    data.flush();
+                }
+            }
+            Kind::Digest => {
+                // Frozen behind the record itself, as the source does.
+                log.replay(number, record);
+                self.moved |= 1 << number;
+                self.digest(data, copy, number, record, out);
+                return Ok(());
+            }
+            Kind::Prepare | Kind::PrepareDelete => {
+                if log.prepared_bytes(number) + record.length() > PREPARED_MAX {
+                    message::write(out, self.epoch, number, &Message::Nak { seq: record.seq });
+                    copy.counts.no_room += 1;
+                } else {
+                    log.prepare(number, record);
+                }
+            }
+            Kind::Commit => match log.take_prepared(number, record.argument) {
+                Some(bytes) => commit(data, &bytes, skew, dead),
+                None => {
+                    message::write(out, self.epoch, number, &Message::Fetch(record.key));
+                }
+            },
+            Kind::Abort => {
+                log.take_prepared(number, record.argument);
+            }
+            Kind::Superseded => {}
+            Kind::Check => {
+                self.check(data, copy, number, record, out);
+                return Ok(());
+            }
+            Kind::PutLater => return Err(Broken::Malformed),
+        }
+        copy.counts.items += u64::from(!logged);
+        if logged && whole {
+            copy.counts.records += 1;
+            let kept = if record.kind == Kind::Part {
+                Record {
+                    kind: Kind::PutLater,
+                    argument: record.argument >> 32,
+                    value: &[],
+                    ..*record
+                }
+            } else {
+                *record
+            };
+            log.replay(number, &kept);
+            self.moved |= 1 << number;
+        }
+        Ok(())
+    }
+
+    /// A stretch of a long value. True if it was the last one.
+    fn part(
+        &mut self,
+        data: &D,
+        copy: &mut Copy,
+        record: &Record<'_>,
+        skew: i64,
+        dead: bool,
+    ) -> Result<bool, Broken> {
+        let total = (record.argument >> 32) as usize;
+        let offset = record.argument as u32 as usize;
+        let last = offset + record.value.len() >= total;
+        if offset == 0 {
+            self.upload = data
+                .begin(record, skew, total)
+                .map(|upload| (record.key.to_vec(), upload));
+            if self.upload.is_none() {
+                copy.counts.no_room += 1;
+                data.lose(record.key);
+            }
+        }
+        let Some((key, mut upload)) = self.upload.take() else {
+            // There was no room for its beginning.
+            return Ok(last);
+        };
+        if key != record.key {
+            return Err(Broken::Malformed);
+        }
+        if !data.fill(&mut upload, record.value) {
+            copy.counts.no_room += 1;
+            data.lose(record.key);
+            return Ok(last);
+        }
+        if last {
+            if !data.finish(record, skew, dead, upload) {
+                copy.counts.no_room += 1;
+            }
+        } else {
+            self.upload = Some((key, upload));
+        }
+        Ok(last)
+    }
+
+    fn digest(
+        &mut self,
+        data: &D,
+        copy: &mut Copy,
+        number: usize,
+        record: &Record<'_>,
+        out: &mut Vec<u8>,
+    ) {
+        let log = data.journal();
+        let ours = log.freeze(number);
+        if copy.whole & 1 << number == 0 || record.seq <= copy.ahead[number] {
+            return;
+        }
+        if ours == record.argument {
+            copy.counts.digests_equal += 1;
+            return;
+        }
+        let lossy = log.lossy(number);
+        if lossy.iter().all(|word| *word == 0) {
+            copy.counts.digests_differed += 1;
+        }
+        if let Some(frozen) = log.frozen(number) {
+            let row = Message::Row {
+                seq: frozen.seq,
+                lossy,
+                row: frozen.row,
+            };
+            message::write(out, self.epoch, number, &row);
+        }
+    }
+
+    fn check(
+        &mut self,
+        data: &D,
+        copy: &mut Copy,
+        number: usize,
+        record: &Record<'_>,
+        out: &mut Vec<u8>,
+    ) {
+        let Some((digest, value)) = data.digests(record.key) else {
+            return;
+        };
+        if record.value == digest.to_le_bytes() && value != record.argument {
+            copy.counts.values_differed += 1;
+            message::write(out, self.epoch, number, &Message::Fetch(record.key));
+        }
+    }
+
+    /// One step of what takes longer. True: there is more.
+    pub fn work(&mut self, data: &D, copy: &mut Copy, now: u64, out: &mut Vec<u8>) -> bool {
+        let Some((walk, from)) = self.walk.take() else {
+            return false;
+        };
+        let mut digests = Vec::new();
+        let mut strange = Vec::new();
+        let next = data.walk(from, STEP, false, &mut |item| match &walk {
+            Walk::List(wanted) => {
+                let leaf = journal::leaf(item.place);
+                if let Some(leaves) = &wanted[journal::partition(item.place)]
+                    && leaves[leaf / 64] & 1 << (leaf % 64) != 0
+                {
+                    digests.push(item.digest);
+                }
+            }
+            Walk::Drop(strangers) => {
+                if strangers.contains(&item.digest) {
+                    strange.push((item.record.key.to_vec(), item.digest));
+                }
+            }
+        });
+        for (key, digest) in strange {
+            data.delete_exactly(&key, digest);
+        }
+        for digests in digests.chunks(8192) {
+            message::write(out, self.epoch, 0, &Message::List(digests.to_vec()));
+            self.sent_at = now;
+        }
+        match next {
+            Some(next) => self.walk = Some((walk, next)),
+            None => {
+                if matches!(walk, Walk::List(_)) {
+                    message::write(out, self.epoch, 0, &Message::ListEnd);
+                }
+                if let Some(partitions) = self.synced.take() {
+                    copy.whole |= partitions;
+                }
+            }
+        }
+        true
+    }
+
+    /// Says how far it is, if that has changed; and that it is there.
+    pub fn tell(&mut self, data: &D, now: u64, unix_ms: u64, out: &mut Vec<u8>) {
+        if self.taken > self.told || self.moved != 0 {
+            let positions = (0..PARTITIONS)
+                .filter(|number| self.moved & 1 << number != 0)
+                .map(|number| (number, data.journal().seq(number)))
+                .collect();
+            let ack = Message::Ack {
+                bytes: self.taken,
+                positions,
+            };
+            message::write(out, self.epoch, 0, &ack);
+            (self.told, self.moved, self.sent_at) = (self.taken, 0, now);
+        } else if now >= self.sent_at + HEARTBEAT {
+            self.beat(data, now, unix_ms, out);
+        }
+    }
+
+    fn beat(&mut self, data: &D, now: u64, unix_ms: u64, out: &mut Vec<u8>) {
+        let beat = Heartbeat {
+            unix_ms,
+            cas: data.last_cas(),
+            records: data.journal().records(),
+            sent_ms: self.source_sent_ms,
+            in_sync: false,
+        };
+        message::write(out, self.epoch, 0, &Message::Heartbeat(beat));
+        self.sent_at = now;
+    }
+}
+
+/// Makes what was prepared so.
+pub fn commit<D: Data>(data: &D, prepared: &[u8], skew: i64, dead: bool) {
+    let Ok((record, _)) = Record::parse(prepared) else {
+        return;
+    };
+    if record.kind == Kind::PrepareDelete {
+        data.delete(record.key);
+    } else {
+        let put = Record {
+            kind: Kind::Put,
+            argument: record.value.len() as u64,
+            ..record
+        };
+        data.put(&put, skew, dead);
+    }
+}
+
+/// Types that a sink expects.
+pub fn is_for_sink(kind: Type) -> bool {
+    matches!(
+        kind,
+        Type::Batch
+            | Type::Chunk
+            | Type::Heartbeat
+            | Type::ListRequest
+            | Type::ListEnd
+            | Type::Drop
+            | Type::Synced
+            | Type::Ahead
+    )
+}

@@ -1,0 +1,826 @@
+#![forbid(unsafe_code)]
+//! The side of a connection that has the items: sends the log, walks, repairs.
+//!
+//! Everything goes through one ordered stream. An item that a walk has read under its lock contains
+//! its partition's log up to some sequence; the log is sent up to exactly there, then the item, then
+//! the rest: nothing older can overtake anything newer.
+
+use std::collections::{HashSet, VecDeque};
+
+use super::data::{Data, Long, Opened};
+use super::frame::{self, Broken};
+use super::message::{self, Heartbeat, LEAF_WORDS, Leaves, Message, Mode, Positions, Tier, Type};
+use super::{HEARTBEAT, SCRUB_BYTES_PER_SECOND, WINDOW, history::Epoch, history::History};
+use crate::store::journal::{self, Cursor, Kind, LEAVES, Lost, PARTITIONS, Record, Row, partition};
+
+/// Bytes of records in one frame, about.
+const BATCH: usize = 64 << 10;
+/// Bytes of a long value in one record.
+const PIECE: usize = 64 << 10;
+/// Items that one step of a walk looks at, about.
+const STEP: usize = 256;
+/// Digests that are held for one wave of a repair, about.
+const WAVE: u64 = 4 << 20;
+/// Partitions whose every leaf is listed in one request.
+const DIGESTS_PER_FRAME: usize = 8192;
+
+/// How far a partition is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    /// The log is enough.
+    Tail,
+    /// The copy's leaves are awaited.
+    WantsRow,
+    /// These leaves differ; its turn will come. `whole`: the copy counts as whole meanwhile.
+    Differs(Box<Leaves>),
+    /// Being walked, in the present wave.
+    Walked(Box<Leaves>),
+}
+
+/// What the copy has, in the leaves of the present wave, that has not been found here.
+#[derive(Default)]
+struct Wave {
+    /// A bit for each partition.
+    partitions: u64,
+    theirs: HashSet<u64>,
+    /// The copy has said everything.
+    listed: bool,
+    /// Where the walk goes on.
+    next: Option<usize>,
+    began: bool,
+}
+
+/// A long value on its way.
+struct Sending<L> {
+    /// Its record, without the value.
+    record: Vec<u8>,
+    kind: Type,
+    long: L,
+    offset: usize,
+    partition: usize,
+}
+
+/// What has been done so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SourceCounts {
+    pub records: u64,
+    pub bytes: u64,
+    pub items_walked: u64,
+    pub items_repaired: u64,
+    /// Partitions that were sent whole.
+    pub fulls: u64,
+    /// Partitions that were compared.
+    pub diffs: u64,
+    /// Repairs that a digest in the log has asked for.
+    pub digest_repairs: u64,
+    /// Values that the copy had differently under the same CAS.
+    pub scrub_repairs: u64,
+}
+
+pub struct Source<D: Data> {
+    epoch: Epoch,
+    cursors: Box<[Cursor; PARTITIONS]>,
+    states: Vec<State>,
+    wave: Option<Wave>,
+    /// Items of the copy when it came: how large waves may be.
+    copy_items: u64,
+    sending: Option<Sending<D::Long>>,
+    /// What walks have found: partition, the sequence it contains, its record. Goes before all else.
+    found: VecDeque<(usize, u64, Vec<u8>)>,
+    /// Bytes put into the stream, and bytes the copy has taken out of it.
+    sent: u64,
+    taken: u64,
+    acked: Box<[u64; PARTITIONS]>,
+    /// A partition counts from this byte of the stream on: before, the copy was not whole.
+    whole_from: Box<[u64; PARTITIONS]>,
+    sent_at: u64,
+    heard_at: u64,
+    progress_at: u64,
+    naks: Vec<(usize, u64)>,
+    scrub: Option<Scrub>,
+    pub counts: SourceCounts,
+    pub in_sync: bool,
+    /// When the copy sent what it has answered last, on this clock.
+    pub vouched_at: Option<u64>,
+    /// By how much the copy's clock is ahead, milliseconds.
+    pub clock_skew: i64,
+    turn: usize,
+}
+
+/// A walk that compares values, slowly.
+#[derive(Default)]
+struct Scrub {
+    next: usize,
+    /// When it may go on.
+    due: u64,
+}
+
+impl<D: Data> Source<D> {
+    /// For a copy that is so far; also says what it should be told.
+    pub fn new(data: &D, history: &History, positions: &Positions, now: u64) -> (Source<D>, Mode) {
+        let log = data.journal();
+        log.open_rings();
+        let mut states = Vec::with_capacity(PARTITIONS);
+        let mut tiers = [Tier::Tail; PARTITIONS];
+        let mut start = positions.seq;
+        let mut counts = SourceCounts::default();
+        for number in 0..PARTITIONS {
+            let seq = positions.seq[number];
+            let known = positions.whole & 1 << number != 0
+                && history.contains(positions.epoch, number, seq)
+                && seq <= log.seq(number);
+            let untouched = seq == 0 && log.seq(number) == 0;
+            if untouched || known && log.holds(number, seq + 1) {
+                states.push(State::Tail);
+                continue;
+            }
+            start[number] = log.seq(number);
+            if positions.items == 0 {
+                tiers[number] = Tier::Full;
+                counts.fulls += 1;
+                states.push(State::Differs(Box::new([u64::MAX; LEAF_WORDS])));
+            } else {
+                tiers[number] = Tier::Diff;
+                counts.diffs += 1;
+                states.push(State::WantsRow);
+            }
+        }
+        let mode = Mode {
+            reverse: false,
+            tiers,
+            start,
+            history: history.clone(),
+        };
+        let source = Source {
+            epoch: history.epoch(),
+            cursors: Box::new(start.map(|seq| Cursor::before(seq + 1))),
+            states,
+            wave: None,
+            copy_items: positions.items,
+            sending: None,
+            found: VecDeque::new(),
+            sent: 0,
+            taken: 0,
+            acked: Box::new(start),
+            whole_from: Box::new(tiers.map(|tier| match tier {
+                Tier::Tail => 0,
+                Tier::Diff | Tier::Full => u64::MAX,
+            })),
+            sent_at: now,
+            heard_at: now,
+            progress_at: now,
+            naks: Vec::new(),
+            scrub: None,
+            counts,
+            in_sync: false,
+            vouched_at: None,
+            clock_skew: 0,
+            turn: 0,
+        };
+        (source, mode)
+    }
+
+    /// The sequences up to which the copy has everything; 0 for partitions that are not whole.
+    pub fn acked(&self) -> [u64; PARTITIONS] {
+        std::array::from_fn(|number| {
+            if self.taken >= self.whole_from[number] {
+                self.acked[number]
+            } else {
+                0
+            }
+        })
+    }
+
+    /// Every partition is whole and follows the log.
+    pub fn ready(&self) -> bool {
+        self.whole_from.iter().all(|from| self.taken >= *from)
+    }
+
+    /// Nothing is being repaired.
+    fn quiet(&self) -> bool {
+        self.wave.is_none() && self.states.iter().all(|state| *state == State::Tail)
+    }
+
+    pub fn heard_at(&self) -> u64 {
+        self.heard_at
+    }
+
+    /// When the copy last took something, or had taken everything.
+    pub fn progress_at(&self) -> u64 {
+        self.progress_at
+    }
+
+    /// Prepared mutations that the copy cannot keep, since the last time this was asked.
+    pub fn take_naks(&mut self) -> Vec<(usize, u64)> {
+        std::mem::take(&mut self.naks)
+    }
+
+    /// Bytes on their way.
+    pub fn in_flight(&self) -> u64 {
+        self.sent - self.taken
+    }
+
+    /// Starts comparing values, if that is not being done.
+    pub fn scrub(&mut self, now: u64) {
+        self.scrub.get_or_insert(Scrub { next: 0, due: now });
+    }
+
+    pub fn receive(
+        &mut self,
+        data: &D,
+        frame_partition: usize,
+        message: Message<'_>,
+        now: u64,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Broken> {
+        self.heard_at = now;
+        match message {
+            Message::Ack { bytes, positions } => {
+                if bytes > self.sent {
+                    return Err(Broken::Malformed);
+                }
+                if bytes > self.taken || self.taken == self.sent {
+                    self.progress_at = now;
+                }
+                self.taken = self.taken.max(bytes);
+                for (number, seq) in positions {
+                    self.acked[number] = self.acked[number].max(seq);
+                }
+            }
+            Message::Nak { seq } => self.naks.push((frame_partition, seq)),
+            Message::Heartbeat(beat) => {
+                if beat.sent_ms > 0 && beat.sent_ms <= now {
+                    self.vouched_at = Some(self.vouched_at.unwrap_or(0).max(beat.sent_ms));
+                }
+                self.clock_skew = 0;
+                if self.taken == self.sent {
+                    self.progress_at = now;
+                }
+            }
+            Message::Row { seq, lossy, row } => {
+                self.compare(data, frame_partition, seq, &lossy, &row, now, out);
+            }
+            Message::List(digests) => {
+                let Some(wave) = &mut self.wave else {
+                    return Err(Broken::Unexpected(Type::List));
+                };
+                wave.theirs.extend(digests);
+                if wave.theirs.len() as u64 > 16 * WAVE {
+                    return Err(Broken::Malformed);
+                }
+            }
+            Message::ListEnd => match &mut self.wave {
+                Some(wave) => wave.listed = true,
+                None => return Err(Broken::Unexpected(Type::ListEnd)),
+            },
+            Message::Fetch(key) => {
+                self.counts.scrub_repairs += 1;
+                data.log_again(key);
+            }
+            _ => return Err(Broken::Malformed),
+        }
+        Ok(())
+    }
+
+    /// The copy's leaves have come, for a partition that is to be compared or whose digest differed.
+    #[allow(clippy::too_many_arguments)]
+    fn compare(
+        &mut self,
+        data: &D,
+        number: usize,
+        seq: u64,
+        lossy: &Leaves,
+        theirs: &Row,
+        now: u64,
+        out: &mut Vec<u8>,
+    ) {
+        let log = data.journal();
+        let mut differing = Box::new([0u64; LEAF_WORDS]);
+        let at_once = self.states[number] == State::WantsRow;
+        let ours = if at_once {
+            log.row(number)
+        } else {
+            match log.frozen(number).filter(|frozen| frozen.seq == seq) {
+                Some(frozen) if self.states[number] == State::Tail => frozen,
+                // A later digest will tell.
+                _ => return,
+            }
+        };
+        for leaf in 0..LEAVES {
+            let known = !at_once && lossy[leaf / 64] & 1 << (leaf % 64) != 0;
+            if ours.row[leaf] != theirs[leaf] && !known {
+                differing[leaf / 64] |= 1 << (leaf % 64);
+            }
+        }
+        if differing.iter().all(|word| *word == 0) {
+            if at_once {
+                self.states[number] = State::Tail;
+                self.send_prepared_of(data, number, now, out);
+                self.say(now, number, &Message::Synced(1 << number), out);
+                self.whole_from[number] = self.sent;
+            }
+            return;
+        }
+        if !at_once {
+            self.counts.digest_repairs += 1;
+        }
+        self.states[number] = State::Differs(differing);
+    }
+
+    fn say(&mut self, now: u64, number: usize, message: &Message<'_>, out: &mut Vec<u8>) {
+        let start = out.len();
+        message::write(out, self.epoch.number, number, message);
+        self.said(now, out.len() - start);
+    }
+
+    fn said(&mut self, now: u64, bytes: usize) {
+        self.sent += bytes as u64;
+        self.counts.bytes += bytes as u64;
+        self.sent_at = now;
+    }
+
+    /// Appends what there is to say, about `room` bytes of it. True: there is more.
+    ///
+    /// # Errors
+    /// The copy has fallen off the log; it has to come again.
+    pub fn pump(
+        &mut self,
+        data: &D,
+        now: u64,
+        unix_ms: u64,
+        room: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<bool, Lost> {
+        let limit = out.len() + room;
+        loop {
+            if out.len() >= limit || self.in_flight() >= WINDOW {
+                return Ok(out.len() >= limit);
+            }
+            if self.sending.is_some() {
+                self.send_piece(now, out);
+                continue;
+            }
+            if !self.found.is_empty() {
+                self.send_found(data, now, out)?;
+                continue;
+            }
+            if self.send_log(data, now, out)? {
+                continue;
+            }
+            if self.send_walk(data, now, out)? {
+                continue;
+            }
+            if self.send_checks(data, now) {
+                continue;
+            }
+            break;
+        }
+        if now >= self.sent_at + HEARTBEAT {
+            let beat = Heartbeat {
+                unix_ms,
+                cas: data.last_cas(),
+                records: data.journal().records(),
+                sent_ms: now,
+                in_sync: self.in_sync,
+            };
+            self.say(now, 0, &Message::Heartbeat(beat), out);
+        }
+        Ok(false)
+    }
+
+    /// A heartbeat at once: what it says has changed.
+    pub fn beat(&mut self, data: &D, now: u64, unix_ms: u64, out: &mut Vec<u8>) {
+        let beat = Heartbeat {
+            unix_ms,
+            cas: data.last_cas(),
+            records: data.journal().records(),
+            sent_ms: now,
+            in_sync: self.in_sync,
+        };
+        self.say(now, 0, &Message::Heartbeat(beat), out);
+    }
+
+    /// Sends what is new in the log of some partitions. False: nothing is.
+    fn send_log(&mut self, data: &D, now: u64, out: &mut Vec<u8>) -> Result<bool, Lost> {
+        for step in 0..PARTITIONS {
+            let number = (self.turn + step) % PARTITIONS;
+            if self.send_log_of(data, number, u64::MAX, now, out)? {
+                // Everybody gets a turn.
+                self.turn = number + 1;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Sends one frame of a partition's log, up to `last`. False: there is nothing.
+    fn send_log_of(
+        &mut self,
+        data: &D,
+        number: usize,
+        last: u64,
+        now: u64,
+        out: &mut Vec<u8>,
+    ) -> Result<bool, Lost> {
+        let log = data.journal();
+        let start = frame::begin(out);
+        let mut cursor = self.cursors[number];
+        let count = match log.read(number, &mut cursor, last, BATCH, out) {
+            Ok(count) => count,
+            Err(lost) => {
+                out.truncate(start);
+                return Err(lost);
+            }
+        };
+        if count == 0 {
+            out.truncate(start);
+            return Ok(false);
+        }
+        // A value that is not in the log has to be fetched: what stands before it goes first.
+        let body = start + frame::HEADER;
+        let mut at = body;
+        let mut whole = 0;
+        let mut later = None;
+        while at < out.len() {
+            let Ok((record, rest)) = Record::parse(&out[at..]) else {
+                break;
+            };
+            if record.kind == Kind::PutLater {
+                later = Some((record.seq, record.cas, record.key.to_vec()));
+                break;
+            }
+            at = out.len() - rest.len();
+            whole += 1;
+        }
+        let seq = self.cursors[number].seq;
+        self.cursors[number] = match &later {
+            None => cursor,
+            Some((later, _, _)) => Cursor::before(later + 1),
+        };
+        out.truncate(at);
+        if whole > 0 {
+            frame::end(out, start, Type::Batch, self.epoch.number, number, whole);
+            self.said(now, out.len() - start);
+            self.counts.records += whole as u64;
+        } else {
+            out.truncate(start);
+        }
+        debug_assert!(self.cursors[number].seq > seq);
+        if let Some((seq, cas, key)) = later {
+            self.counts.records += 1;
+            self.send_later(data, number, (seq, cas), &key, now, out);
+        }
+        Ok(true)
+    }
+
+    /// Sends the value of a record that is too long for the log, or what has become of it.
+    fn send_later(
+        &mut self,
+        data: &D,
+        number: usize,
+        (seq, cas): (u64, u64),
+        key: &[u8],
+        now: u64,
+        out: &mut Vec<u8>,
+    ) {
+        let opened = data.open(key);
+        let record = opened
+            .as_ref()
+            .and_then(|opened| Record::parse(&opened.bytes).ok())
+            .map(|(record, _)| record);
+        if record.as_ref().is_none_or(|record| record.cas != cas) {
+            // It has been replaced: what is there now is sent in its place, so that a copy which has
+            // this sequence has at least this mutation.
+            let until = data.journal().seq(number);
+            self.say(now, number, &Message::Ahead(until), out);
+        }
+        match (record, opened.as_ref()) {
+            (Some(record), Some(opened)) if opened.long.is_none() => {
+                let record = Record { seq, ..record };
+                self.send_record(Type::Batch, number, &record, now, out);
+            }
+            (Some(record), Some(_)) => {
+                let mut bytes = Vec::new();
+                Record { seq, ..record }.encode(&mut bytes);
+                self.send_long(Type::Batch, number, bytes, opened);
+            }
+            _ => {
+                let gone = Record {
+                    seq,
+                    ..Record::new(Kind::Delete, key)
+                };
+                self.send_record(Type::Batch, number, &gone, now, out);
+            }
+        }
+    }
+
+    fn send_record(
+        &mut self,
+        kind: Type,
+        number: usize,
+        record: &Record<'_>,
+        now: u64,
+        out: &mut Vec<u8>,
+    ) {
+        let start = out.len();
+        frame::write(out, kind, self.epoch.number, number, 1, |out| {
+            record.encode(out);
+        });
+        self.said(now, out.len() - start);
+    }
+
+    fn send_long(
+        &mut self,
+        kind: Type,
+        partition: usize,
+        record: Vec<u8>,
+        opened: Option<Opened<D::Long>>,
+    ) {
+        if let Some(long) = opened.and_then(|opened| opened.long) {
+            self.sending = Some(Sending {
+                record,
+                kind,
+                long,
+                offset: 0,
+                partition,
+            });
+        }
+    }
+
+    fn send_piece(&mut self, now: u64, out: &mut Vec<u8>) {
+        let Some(mut sending) = self.sending.take() else {
+            return;
+        };
+        let Ok((record, _)) = Record::parse(&sending.record) else {
+            return;
+        };
+        let total = sending.long.length();
+        let mut piece = Vec::with_capacity(PIECE.min(total - sending.offset));
+        while piece.len() < PIECE {
+            let slice = sending.long.slice(sending.offset + piece.len());
+            if slice.is_empty() {
+                break;
+            }
+            let take = slice.len().min(PIECE - piece.len());
+            piece.extend_from_slice(&slice[..take]);
+        }
+        let part = Record {
+            kind: Kind::Part,
+            argument: (total as u64) << 32 | sending.offset as u64,
+            value: &piece,
+            ..record
+        };
+        let (kind, number) = (sending.kind, sending.partition);
+        self.send_record(kind, number, &part, now, out);
+        sending.offset += piece.len();
+        if sending.offset < total && !piece.is_empty() {
+            self.sending = Some(sending);
+        }
+    }
+
+    /// Goes on with a repair. False: there is nothing to be done now.
+    fn send_walk(&mut self, data: &D, now: u64, out: &mut Vec<u8>) -> Result<bool, Lost> {
+        if self.wave.is_none() && !self.begin_wave(data, now, out) {
+            return Ok(false);
+        }
+        let Some(wave) = &mut self.wave else {
+            return Ok(false);
+        };
+        if !wave.listed {
+            return Ok(false);
+        }
+        if !wave.began {
+            wave.began = true;
+            wave.next = Some(0);
+            self.send_prepared(data, now, out);
+            return Ok(true);
+        }
+        match wave.next {
+            Some(from) => {
+                let mut found: Vec<(usize, u64, Vec<u8>)> = Vec::new();
+                let states = &self.states;
+                let mut seen = 0;
+                let (partitions, theirs) = (wave.partitions, &mut wave.theirs);
+                wave.next = data.walk(from, STEP, false, &mut |item| {
+                    seen += 1;
+                    let number = partition(item.place);
+                    if partitions & 1 << number == 0 {
+                        return;
+                    }
+                    let State::Walked(leaves) = &states[number] else {
+                        return;
+                    };
+                    let leaf = journal::leaf(item.place);
+                    if leaves[leaf / 64] & 1 << (leaf % 64) == 0 || theirs.remove(&item.digest) {
+                        return;
+                    }
+                    let mut bytes = Vec::new();
+                    item.record.encode(&mut bytes);
+                    found.push((number, item.record.seq, bytes));
+                });
+                self.counts.items_walked += seen;
+                self.counts.items_repaired += found.len() as u64;
+                self.queue(found);
+            }
+            None => self.end_wave(now, out),
+        }
+        Ok(true)
+    }
+
+    /// Chooses the partitions of the next wave, and asks what the copy has in them.
+    fn begin_wave(&mut self, data: &D, now: u64, out: &mut Vec<u8>) -> bool {
+        // Those that still have to tell what they have join the others.
+        if self.states.contains(&State::WantsRow) {
+            return false;
+        }
+        let waiting: Vec<usize> = (0..PARTITIONS)
+            .filter(|&number| matches!(self.states[number], State::Differs(_)))
+            .collect();
+        if waiting.is_empty() {
+            return false;
+        }
+        let each = self.copy_items.max(data.items()) / PARTITIONS as u64 + 1;
+        let most = (WAVE / each).clamp(1, PARTITIONS as u64) as usize;
+        let mut wave = Wave::default();
+        let empty = self.copy_items == 0;
+        for number in waiting
+            .into_iter()
+            .take(if empty { PARTITIONS } else { most })
+        {
+            wave.partitions |= 1 << number;
+            let state = std::mem::replace(&mut self.states[number], State::Tail);
+            if let State::Differs(leaves) = state {
+                if !empty {
+                    self.say(now, number, &Message::ListRequest(*leaves), out);
+                }
+                self.states[number] = State::Walked(leaves);
+            }
+        }
+        if empty {
+            wave.listed = true;
+        } else {
+            self.say(now, 0, &Message::ListEnd, out);
+        }
+        self.wave = Some(wave);
+        true
+    }
+
+    /// What has been prepared and not decided belongs to what a copy must have.
+    fn send_prepared(&mut self, data: &D, now: u64, out: &mut Vec<u8>) {
+        for number in 0..PARTITIONS {
+            if matches!(self.states[number], State::Walked(_)) {
+                self.send_prepared_of(data, number, now, out);
+            }
+        }
+    }
+
+    fn send_prepared_of(&mut self, data: &D, number: usize, now: u64, out: &mut Vec<u8>) {
+        let before = self.cursors[number].seq;
+        for bytes in data.journal().prepared(number) {
+            if let Ok((record, _)) = Record::parse(&bytes)
+                && record.seq < before
+            {
+                self.send_record(Type::Chunk, number, &record, now, out);
+            }
+        }
+    }
+
+    fn queue(&mut self, mut found: Vec<(usize, u64, Vec<u8>)>) {
+        found.sort_by_key(|(number, _, _)| *number);
+        self.found.extend(found);
+    }
+
+    /// Sends what a walk has found, each item behind the log that it contains, as far as one frame
+    /// goes.
+    fn send_found(&mut self, data: &D, now: u64, out: &mut Vec<u8>) -> Result<(), Lost> {
+        let Some(&(number, _, _)) = self.found.front() else {
+            return Ok(());
+        };
+        let start = frame::begin(out);
+        let mut count = 0;
+        while let Some((other, seq, bytes)) = self.found.front() {
+            let next = self.cursors[number].seq;
+            let long = bytes.get(4) == Some(&(Kind::PutLater as u8));
+            if *other != number || next <= *seq || next > seq + 1 || long {
+                break;
+            }
+            if out.len() - start > BATCH {
+                break;
+            }
+            out.extend_from_slice(bytes);
+            count += 1;
+            self.found.pop_front();
+        }
+        if count > 0 {
+            frame::end(
+                &mut out[..],
+                start,
+                Type::Chunk,
+                self.epoch.number,
+                number,
+                count,
+            );
+            self.said(now, out.len() - start);
+            return Ok(());
+        }
+        out.truncate(start);
+        let Some((number, seq, bytes)) = self.found.pop_front() else {
+            return Ok(());
+        };
+        if self.cursors[number].seq <= seq {
+            self.send_log_of(data, number, seq, now, out)?;
+            self.found.push_front((number, seq, bytes));
+            return Ok(());
+        }
+        // It is long, or the log has been sent beyond it meanwhile: it is looked up again.
+        let Ok((record, _)) = Record::parse(&bytes) else {
+            return Ok(());
+        };
+        if record.kind == Kind::Check {
+            return Ok(());
+        }
+        let Some(opened) = data.open(record.key) else {
+            return Ok(());
+        };
+        let Ok((record, _)) = Record::parse(&opened.bytes) else {
+            return Ok(());
+        };
+        let (seq, bytes) = (record.seq, opened.bytes.clone());
+        if self.cursors[number].seq <= seq {
+            self.send_log_of(data, number, seq, now, out)?;
+            self.found.push_front((number, seq, bytes));
+        } else if opened.long.is_some() {
+            self.send_long(Type::Chunk, number, bytes, Some(opened));
+        } else {
+            self.send_record(Type::Chunk, number, &record, now, out);
+        }
+        Ok(())
+    }
+
+    fn end_wave(&mut self, now: u64, out: &mut Vec<u8>) {
+        let Some(wave) = self.wave.take() else {
+            return;
+        };
+        // It is empty no longer.
+        self.copy_items = self.copy_items.max(1);
+        let mut theirs: Vec<u64> = wave.theirs.into_iter().collect();
+        theirs.sort_unstable();
+        for digests in theirs.chunks(DIGESTS_PER_FRAME) {
+            let message = Message::Drop {
+                digests: digests.to_vec(),
+                last: false,
+            };
+            self.say(now, 0, &message, out);
+        }
+        let message = Message::Drop {
+            digests: Vec::new(),
+            last: true,
+        };
+        self.say(now, 0, &message, out);
+        for number in 0..PARTITIONS {
+            if wave.partitions & 1 << number != 0 {
+                self.states[number] = State::Tail;
+            }
+        }
+        self.say(now, 0, &Message::Synced(wave.partitions), out);
+        for number in (0..PARTITIONS).filter(|number| wave.partitions & 1 << number != 0) {
+            self.whole_from[number] = self.whole_from[number].min(self.sent);
+        }
+    }
+
+    /// Goes on with comparing values. False: not now.
+    fn send_checks(&mut self, data: &D, now: u64) -> bool {
+        if !self.quiet() || self.in_flight() > WINDOW / 4 {
+            return false;
+        }
+        let Some(scrub) = &mut self.scrub else {
+            return false;
+        };
+        if now < scrub.due {
+            return false;
+        }
+        let mut found: Vec<(usize, u64, Vec<u8>)> = Vec::new();
+        let mut looked = 0;
+        let next = data.walk(scrub.next, STEP, true, &mut |item| {
+            looked += item.record.argument + 64;
+            let record = Record {
+                kind: Kind::Check,
+                argument: item.value_digest,
+                value: &item.digest.to_le_bytes(),
+                ..item.record
+            };
+            let mut bytes = Vec::new();
+            record.encode(&mut bytes);
+            found.push((partition(item.place), item.record.seq, bytes));
+        });
+        match next {
+            Some(next) => {
+                scrub.next = next;
+                scrub.due = now + (looked * 1000 / SCRUB_BYTES_PER_SECOND).min(1000);
+            }
+            None => self.scrub = None,
+        }
+        self.queue(found);
+        true
+    }
+}

@@ -1,0 +1,479 @@
+#![forbid(unsafe_code)]
+//! The thread that keeps copies: accepts them, or dials the leader, and moves bytes between sockets
+//! and [sessions](crate::cluster::replication::session).
+//!
+//! It sleeps in one poll, which the log's bell wakes. While the log is busy the bell stays silent and
+//! the thread looks by itself every millisecond, so that mutations do not pay for waking it; unless
+//! somebody waits for copies.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use mio::net::{TcpListener, TcpStream};
+use mio::{Events, Interest, Poll, Token, Waker};
+use slab::Slab;
+
+use super::control::Control;
+use crate::cluster::replication::data::{Data, StoreData};
+use crate::cluster::replication::replicas::{Replicas, State};
+use crate::cluster::replication::session::{End, Role, Session};
+use crate::cluster::replication::{DIGEST_EVERY, SUSPECT};
+use crate::command::Shared;
+use crate::store::journal::{PARTITIONS, Reader};
+
+const WAKE: Token = Token(usize::MAX);
+const LISTENER: Token = Token(usize::MAX - 1);
+
+/// Bytes that wait for a socket before no more are made for it.
+const OUT_MAX: usize = 256 << 10;
+/// Bytes read at a time.
+const READ: usize = 256 << 10;
+/// The poll never sleeps longer.
+const TICK: Duration = Duration::from_millis(50);
+/// Records in one round from which on the log counts as busy.
+const BUSY: u64 = 16;
+/// Connections at a time: four copies, and those that come again before the old ones are known to be
+/// gone.
+const CONNECTIONS: usize = 16;
+/// Milliseconds before dialling again, at first and at most.
+const BACKOFF: (u64, u64) = (50, 2000);
+
+/// One socket and what goes through it.
+struct Line {
+    stream: TcpStream,
+    session: Session<StoreData>,
+    dialer: bool,
+    peer: SocketAddr,
+    input: Vec<u8>,
+    out: Vec<u8>,
+    sent: usize,
+    /// The socket takes no more at the moment.
+    blocked: bool,
+    readable: bool,
+    joined: bool,
+    reign: u64,
+}
+
+struct Keeper {
+    replicas: Arc<Replicas>,
+    poll: Poll,
+    listener: Option<TcpListener>,
+    lines: Slab<Line>,
+    dial_at: u64,
+    backoff: u64,
+    called_at: u64,
+    marked_at: u64,
+    scrubbed_at: u64,
+    scrub_every: u64,
+    buffer: Vec<u8>,
+}
+
+/// Binds the port for copies, if there is to be one, and starts the thread.
+///
+/// # Errors
+/// The address cannot be had, or no thread.
+pub fn start(
+    shared: &Arc<Shared>,
+    replicas: &Arc<Replicas>,
+    control: Arc<Control>,
+) -> io::Result<(JoinHandle<()>, Option<SocketAddr>)> {
+    let settings = &shared.settings.replication;
+    let poll = Poll::new()?;
+    let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
+    let mut listener = match &settings.listen {
+        Some(address) => Some(bind(address)?),
+        None => None,
+    };
+    let address = listener
+        .as_ref()
+        .and_then(|listener| listener.local_addr().ok());
+    if let Some(listener) = &mut listener {
+        poll.registry()
+            .register(listener, LISTENER, Interest::READABLE)?;
+    }
+    let bell = waker.clone();
+    replicas.on_change(Box::new(move || {
+        let _ = bell.wake();
+    }));
+    let mut keeper = Keeper {
+        replicas: replicas.clone(),
+        poll,
+        listener,
+        lines: Slab::new(),
+        dial_at: 0,
+        backoff: BACKOFF.0,
+        called_at: 0,
+        marked_at: 0,
+        scrubbed_at: 0,
+        scrub_every: settings.scrub_seconds * 1000,
+        buffer: vec![0; READ],
+    };
+    let store = shared.store.clone();
+    let thread = Builder::new()
+        .name("replication".to_owned())
+        .spawn(move || {
+            let Some(journal) = store.journal() else {
+                return;
+            };
+            let bell = Box::new(move || {
+                let _ = waker.wake();
+            });
+            let Some(reader) = journal.reader(bell) else {
+                return;
+            };
+            if let Err(error) = keeper.run(&reader, &control) {
+                log::error!("replication has ended: {error}");
+            }
+        })?;
+    Ok((thread, address))
+}
+
+fn resolve(address: &str) -> io::Result<SocketAddr> {
+    address
+        .to_socket_addrs()?
+        .next()
+        .ok_or_else(|| io::Error::new(ErrorKind::NotFound, format!("{address} has no address")))
+}
+
+fn bind(address: &str) -> io::Result<TcpListener> {
+    let told = |error: io::Error| {
+        io::Error::new(
+            error.kind(),
+            format!("cannot listen for copies on {address}: {error}"),
+        )
+    };
+    TcpListener::bind(resolve(address).map_err(told)?).map_err(told)
+}
+
+impl Keeper {
+    fn run(&mut self, reader: &Reader<'_>, control: &Control) -> io::Result<()> {
+        let mut events = Events::with_capacity(64);
+        let mut timeout = Duration::ZERO;
+        loop {
+            match self.poll.poll(&mut events, Some(timeout)) {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            }
+            reader.rise();
+            if control.stopping().is_some() {
+                return Ok(());
+            }
+            for event in events.iter() {
+                match event.token() {
+                    WAKE => {}
+                    LISTENER => self.accept(),
+                    Token(key) => {
+                        if let Some(line) = self.lines.get_mut(key) {
+                            line.readable |= event.is_readable() || event.is_read_closed();
+                            line.blocked &= !event.is_writable();
+                        }
+                    }
+                }
+            }
+            self.dial();
+            let (more, moved) = self.round();
+            timeout = if more {
+                Duration::ZERO
+            } else if moved > BUSY && !self.replicas.awaited() {
+                Duration::from_millis(1)
+            } else {
+                // From here on the bell is rung; what came before is looked at once more.
+                reader.sleep();
+                if self.round().0 { Duration::ZERO } else { TICK }
+            };
+        }
+    }
+
+    fn accept(&mut self) {
+        let Some(listener) = &self.listener else {
+            return;
+        };
+        let mut arrived = Vec::new();
+        loop {
+            match listener.accept() {
+                Ok(arrival) => arrived.push(arrival),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => {
+                    log::warn!("cannot accept a copy: {error}");
+                    break;
+                }
+            }
+        }
+        for (stream, peer) in arrived {
+            if self.lines.len() >= CONNECTIONS {
+                log::warn!("{peer}: too many copies");
+                continue;
+            }
+            self.begin(stream, peer, false);
+        }
+    }
+
+    /// Connects to the leader, if this node should follow and does not.
+    fn dial(&mut self) {
+        let now = self.replicas.now();
+        if now < self.dial_at || self.lines.iter().any(|(_, line)| line.dialer) {
+            return;
+        }
+        let leader = {
+            let state = self.replicas.state();
+            match state.node.role {
+                Role::Follower => state.follows.clone(),
+                Role::Leader | Role::Recovering => None,
+            }
+        };
+        let Some(leader) = leader else {
+            return;
+        };
+        // Not all at once: the leader may just have come back.
+        let jitter = getrandom::u32().unwrap_or(0) as u64 % self.backoff.max(1);
+        self.dial_at = now + self.backoff + jitter;
+        self.backoff = (self.backoff * 2).min(BACKOFF.1);
+        match resolve(&leader).and_then(|peer| Ok((TcpStream::connect(peer)?, peer))) {
+            Ok((stream, peer)) => self.begin(stream, peer, true),
+            Err(error) => log::warn!("cannot connect to the leader {leader}: {error}"),
+        }
+    }
+
+    fn begin(&mut self, mut stream: TcpStream, peer: SocketAddr, dialer: bool) {
+        let mut nonce = [0; 16];
+        if let Err(error) = getrandom::fill(&mut nonce) {
+            log::error!("no random numbers for a handshake: {error}");
+            return;
+        }
+        let entry = self.lines.vacant_entry();
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let registered = self
+            .poll
+            .registry()
+            .register(&mut stream, Token(entry.key()), interest);
+        if let Err(error) = registered {
+            log::warn!("{peer}: cannot watch a connection: {error}");
+            return;
+        }
+        let _ = stream.set_nodelay(true);
+        let mut out = Vec::new();
+        let now = self.replicas.now();
+        let state = self.replicas.state();
+        let session = Session::new(dialer, &state.node, &state.data, nonce, now, &mut out);
+        entry.insert(Line {
+            stream,
+            session,
+            dialer,
+            peer,
+            input: Vec::new(),
+            out,
+            sent: 0,
+            blocked: false,
+            readable: true,
+            joined: false,
+            reign: state.reign,
+        });
+    }
+
+    /// One turn for everybody. Whether there is more to do, and how many records have moved.
+    fn round(&mut self) -> (bool, u64) {
+        let now = self.replicas.now();
+        let unix_ms = Replicas::unix_ms();
+        let mut more = false;
+        let mut ended: Vec<(usize, End)> = Vec::new();
+        let mut reverse_done = false;
+        let before = self.replicas.state().data.journal().records();
+        let mut progressed = false;
+        for (key, line) in &mut self.lines {
+            let mut guard = self.replicas.state();
+            let state = &mut *guard;
+            if line.reign != state.reign {
+                ended.push((key, End::Refused("the role has changed".to_owned())));
+                continue;
+            }
+            match turn(line, state, &mut self.buffer, now, unix_ms, &mut progressed) {
+                Ok(again) => more |= again,
+                Err(end) => {
+                    reverse_done |= end == End::Recovered;
+                    ended.push((key, end));
+                }
+            }
+        }
+        for (key, end) in ended {
+            self.end(key, &end, now);
+        }
+        if reverse_done {
+            log::info!("recovered from a copy");
+            self.replicas.lead(0);
+            more = true;
+        }
+        if self.replicas.leading() && self.replicas.state().decide(now) {
+            // The commits are in the log now, and go to the copies.
+            more = true;
+            progressed = true;
+        }
+        self.tick(now);
+        if progressed || now >= self.called_at + TICK.as_millis() as u64 {
+            self.called_at = now;
+            self.replicas.progress();
+        }
+        let after = self.replicas.state().data.journal().records();
+        (more, after - before)
+    }
+
+    /// What has to be done now and then.
+    fn tick(&mut self, now: u64) {
+        let mut state = self.replicas.state();
+        state.group.tick(now);
+        let recovering = state.recovering_until.is_some_and(|until| now >= until);
+        let leading = self.replicas.leading();
+        if leading && now >= self.marked_at + DIGEST_EVERY {
+            self.marked_at = now;
+            for number in 0..PARTITIONS {
+                state.data.journal().mark(number);
+            }
+        }
+        drop(state);
+        if recovering
+            && !self
+                .lines
+                .iter()
+                .any(|(_, line)| line.session.sink().is_some())
+        {
+            log::info!("no copy has come: starting empty");
+            self.replicas.lead(0);
+        }
+        if leading && self.scrub_every > 0 && now >= self.scrubbed_at + self.scrub_every {
+            self.scrubbed_at = now;
+            for (_, line) in &mut self.lines {
+                if let Some(source) = line.session.source() {
+                    source.scrub(now);
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, key: usize, end: &End, now: u64) {
+        let Some(mut line) = self.lines.try_remove(key) else {
+            return;
+        };
+        // What has been said last is worth a try.
+        let _ = line.stream.write(&line.out[line.sent..]);
+        log::info!("{}: {end}", line.peer);
+        if line.joined {
+            self.replicas.state().group.leave(line.session.peer(), now);
+        }
+        if line.dialer {
+            self.dial_at = self.dial_at.min(now + BACKOFF.1);
+            if line.session.sink().is_some() {
+                // It had worked: the next attempt comes at once.
+                self.backoff = BACKOFF.0;
+                self.dial_at = now + BACKOFF.0;
+            }
+        }
+    }
+}
+
+/// Reads, lets the session work, and writes. True: there is more to do at once.
+fn turn(
+    line: &mut Line,
+    state: &mut State,
+    buffer: &mut [u8],
+    now: u64,
+    unix_ms: u64,
+    progressed: &mut bool,
+) -> Result<bool, End> {
+    let mut more = false;
+    let State {
+        node,
+        data,
+        group,
+        counts,
+        votes,
+        ..
+    } = state;
+    if line.readable && line.input.len() < buffer.len() {
+        match line.stream.read(buffer) {
+            Ok(0) => return Err(End::GoneAway("the connection was closed".to_owned())),
+            Ok(n) => {
+                more |= n == buffer.len();
+                line.readable = more;
+                line.input.extend_from_slice(&buffer[..n]);
+                // A short read may hide the end.
+                line.readable |= n < buffer.len();
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => line.readable = false,
+            Err(error) if error.kind() == ErrorKind::NotConnected => line.readable = false,
+            Err(error) if error.kind() == ErrorKind::Interrupted => more = true,
+            Err(error) => return Err(End::GoneAway(error.to_string())),
+        }
+    }
+    if !line.input.is_empty() {
+        let used = line
+            .session
+            .receive(node, data, &line.input, now, unix_ms, &mut line.out)?;
+        line.input.drain(..used);
+    }
+    if line.out.len() - line.sent < OUT_MAX {
+        let room = OUT_MAX - (line.out.len() - line.sent);
+        more |= line
+            .session
+            .pump(node, data, now, unix_ms, room, &mut line.out)?;
+    }
+    if line.dialer && line.session.source().is_none() && now > line.session.heard_at() + SUSPECT {
+        return Err(End::Silent);
+    }
+    let peer = line.session.peer();
+    if let Some(source) = line.session.source() {
+        if !line.joined {
+            line.joined = true;
+            group.join(peer, now);
+            counts.retain(|(node, _)| *node != peer);
+            counts.push((peer, source.counts));
+        }
+        let positions = data.journal().positions();
+        let acked = source.acked();
+        *progressed |= group.progressed(peer, &acked);
+        group.progress(
+            peer,
+            &acked,
+            source.ready(),
+            source.progress_at(),
+            now,
+            &positions,
+        );
+        group.note(peer, source.in_flight());
+        for (number, seq) in source.take_naks() {
+            votes.refuse(number, seq);
+        }
+        group.vouched(peer, source.vouched_at);
+        let in_sync = group.in_sync().any(|member| member.node == peer);
+        if source.in_sync != in_sync {
+            source.in_sync = in_sync;
+            source.beat(data, now, unix_ms, &mut line.out);
+        }
+        if let Some((_, told)) = counts.iter_mut().find(|(node, _)| *node == peer) {
+            *told = source.counts;
+        }
+    }
+    while line.sent < line.out.len() && !line.blocked {
+        match line.stream.write(&line.out[line.sent..]) {
+            Ok(n) => line.sent += n,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => line.blocked = true,
+            Err(error) if error.kind() == ErrorKind::NotConnected => line.blocked = true,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(End::GoneAway(error.to_string())),
+        }
+    }
+    if line.sent == line.out.len() {
+        line.out.clear();
+        line.sent = 0;
+        if line.out.capacity() > 4 * OUT_MAX {
+            line.out = Vec::new();
+        }
+    } else if line.sent > OUT_MAX {
+        line.out.drain(..line.sent);
+        line.sent = 0;
+    }
+    Ok(more && !line.blocked)
+}

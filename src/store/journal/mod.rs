@@ -1,0 +1,782 @@
+#![forbid(unsafe_code)]
+//! Recent mutations in order, and a digest of all items: what copies are kept by.
+//!
+//! Keys fall into 64 partitions by a hash that is the same on every node. Each partition has a log of
+//! its own, numbered from 1, whose recent end lies in a ring; a key's records stand in the order in
+//! which its mutations happened, because whoever mutates appends under the lock of the key's bucket
+//! pair. Beside the log lies a row of 1,024 leaves, each the XOR over the items of one stretch of
+//! hashes: two copies with equal rows hold the same items.
+//!
+//! A partition's mutex comes after a pair's bit and is held for a copy of at most a few KiB.
+
+/// Entries of the log.
+pub mod record;
+
+mod ring;
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use record::{Kind, Malformed, Record};
+use ring::Ring;
+pub use ring::{Cursor, Lost};
+
+/// Fixed for all nodes that speak to one another.
+pub const PARTITIONS: usize = 64;
+
+/// Leaves of a partition.
+pub const LEAVES: usize = 1024;
+
+/// Longer values are not copied into the log.
+pub const INLINE_MAX: usize = super::COPY_MAX;
+
+/// A partition's ring is never smaller: one record with the longest key and value fits.
+const RING_LEAST: usize = 128 << 10;
+
+/// A digest goes into a partition's log after so many records.
+const DIGEST_EVERY: u32 = 100_000;
+
+/// The leaves of one partition.
+pub type Row = [u64; LEAVES];
+
+/// The hash of a key by which nodes divide the keys; the same everywhere.
+#[inline]
+pub fn place(key: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(key)
+}
+
+/// The partition of a [`place`].
+#[inline]
+pub fn partition(place: u64) -> usize {
+    (place >> 58) as usize
+}
+
+/// The leaf of a [`place`] in its partition.
+#[inline]
+pub fn leaf(place: u64) -> usize {
+    (place >> 48) as usize & (LEAVES - 1)
+}
+
+/// What an item adds to its leaf. Its CAS identifies its value within one history.
+#[inline]
+pub fn item_digest(place: u64, cas: u64, client_flags: u32, length: usize) -> u64 {
+    let mix = |a: u64, b: u64| {
+        let product = u128::from(a) * u128::from(b);
+        product as u64 ^ (product >> 64) as u64
+    };
+    let seed = mix(place ^ 0x9e37_79b9_7f4a_7c15, cas ^ 0xd6e8_feb8_6659_fd93);
+    mix(
+        seed ^ 0xa076_1d64_78bd_642f,
+        place.rotate_left(32)
+            ^ (u64::from(client_flags) | (length as u64) << 32)
+            ^ 0xe703_7ed1_a0b4_28db,
+    ) ^ seed.rotate_left(17)
+}
+
+/// The digest of a row.
+pub fn row_digest(row: &Row) -> u64 {
+    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+    for leaf in row {
+        hasher.update(&leaf.to_le_bytes());
+    }
+    hasher.digest()
+}
+
+/// What a mutation does to its leaf: what it takes out XOR what it puts in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Change(pub u64);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Mutations are appended; what is dead is buried.
+    Leader,
+    /// Mutations come from the leader, with their places in its log.
+    Follower,
+}
+
+/// A row as it was at one place of the log.
+#[derive(Debug, Clone)]
+pub struct Frozen {
+    pub seq: u64,
+    pub row: Box<Row>,
+}
+
+struct Log {
+    /// Sequence of the last record.
+    seq: u64,
+    ring: Option<Ring>,
+    row: Box<Row>,
+    /// The leaves that hold less than they should: something was given up for want of memory.
+    lossy: Option<Box<[u64; LEAVES / 64]>>,
+    frozen: Option<Frozen>,
+    since_digest: u32,
+    /// What has been prepared and neither committed nor aborted.
+    prepared: Vec<Prepared>,
+}
+
+struct Prepared {
+    seq: u64,
+    cas: u64,
+    /// Its record.
+    bytes: Vec<u8>,
+}
+
+/// All partitions.
+pub struct Journal {
+    logs: Box<[Mutex<Log>]>,
+    /// A [`Role`]: whether it is a follower's.
+    follower: AtomicBool,
+    /// Unix time at which the store's clock would have read 0.
+    epoch: AtomicI64,
+    ring_bytes: usize,
+    /// A bit for each reader that sleeps until something is appended.
+    asleep: AtomicUsize,
+    bells: Mutex<Vec<(usize, Bell)>>,
+    records: AtomicU64,
+    lost_locally: AtomicU64,
+    /// Tells one flush from another, on whatever node it was.
+    flushes: AtomicU64,
+}
+
+/// Wakes a reader of the log.
+pub type Bell = Box<dyn Fn() + Send + Sync>;
+
+/// Readers that can sleep at a time.
+const READERS: usize = usize::BITS as usize;
+
+/// The place of one reader among those that can be woken; it is free again with the value.
+pub struct Reader<'j> {
+    journal: &'j Journal,
+    number: usize,
+}
+
+impl Journal {
+    /// An empty one. `ring_bytes` are divided between the partitions once somebody reads.
+    pub fn new(ring_bytes: usize, role: Role) -> Journal {
+        let logs = (0..PARTITIONS).map(|_| {
+            Mutex::new(Log {
+                seq: 0,
+                ring: None,
+                row: empty_row(),
+                lossy: None,
+                frozen: None,
+                since_digest: 0,
+                prepared: Vec::new(),
+            })
+        });
+        Journal {
+            logs: logs.collect(),
+            follower: AtomicBool::new(role == Role::Follower),
+            epoch: AtomicI64::new(0),
+            ring_bytes,
+            asleep: AtomicUsize::new(0),
+            bells: Mutex::default(),
+            records: AtomicU64::new(0),
+            lost_locally: AtomicU64::new(0),
+            flushes: AtomicU64::new(getrandom::u64().unwrap_or(0)),
+        }
+    }
+
+    fn log(&self, partition: usize) -> MutexGuard<'_, Log> {
+        self.logs[partition]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[inline]
+    pub fn is_follower(&self) -> bool {
+        self.follower.load(Relaxed)
+    }
+
+    pub fn set_role(&self, role: Role) {
+        self.follower.store(role == Role::Follower, Relaxed);
+    }
+
+    /// Tells at which Unix time the store's clock would have read 0.
+    pub fn set_epoch(&self, unix: i64) {
+        self.epoch.store(unix, Relaxed);
+    }
+
+    /// An expiry time on the store's clock as records have it.
+    #[inline]
+    pub fn to_wire(&self, expires: u32) -> u32 {
+        match expires {
+            0 => 0,
+            at => (self.epoch.load(Relaxed) + i64::from(at)).clamp(1, i64::from(u32::MAX)) as u32,
+        }
+    }
+
+    /// An expiry time of a record on the store's clock; `skew` is by how many seconds the writer's
+    /// clock is ahead of ours.
+    pub fn from_wire(&self, expires: u32, skew: i64) -> u32 {
+        match expires {
+            0 => 0,
+            at => {
+                let relative = i64::from(at) - skew - self.epoch.load(Relaxed);
+                relative.clamp(1, i64::from(u32::MAX)) as u32
+            }
+        }
+    }
+
+    /// Appends a record, whose sequence it finds, and changes the leaf. Returns the sequence.
+    pub fn append(&self, place: u64, record: &Record<'_>, change: Change) -> u64 {
+        let partition = partition(place);
+        let seq = {
+            let mut log = self.log(partition);
+            log.row[leaf(place)] ^= change.0;
+            let seq = log.push(record);
+            if log.since_digest >= DIGEST_EVERY {
+                log.mark();
+            }
+            seq
+        };
+        self.records.fetch_add(1, Relaxed);
+        if self.asleep.load(Relaxed) != 0 {
+            self.wake();
+        }
+        seq
+    }
+
+    /// A follower's: appends what the leader has sent, with its sequence.
+    pub fn replay(&self, partition: usize, record: &Record<'_>) {
+        let mut log = self.log(partition);
+        log.replay(record);
+        drop(log);
+        self.records.fetch_add(1, Relaxed);
+        if self.asleep.load(Relaxed) != 0 {
+            self.wake();
+        }
+    }
+
+    /// Keeps what a record prepares, until it is decided.
+    pub fn prepare(&self, partition: usize, record: &Record<'_>) {
+        self.log(partition).prepare(record);
+    }
+
+    /// The records that have been prepared and not decided.
+    pub fn prepared(&self, partition: usize) -> Vec<Vec<u8>> {
+        let log = self.log(partition);
+        log.prepared.iter().map(|one| one.bytes.clone()).collect()
+    }
+
+    /// Bytes of such records.
+    pub fn prepared_bytes(&self, partition: usize) -> usize {
+        let log = self.log(partition);
+        log.prepared.iter().map(|one| one.bytes.len()).sum()
+    }
+
+    /// The record that was prepared at a sequence, which is decided now.
+    pub fn take_prepared(&self, partition: usize, seq: u64) -> Option<Vec<u8>> {
+        let mut log = self.log(partition);
+        let at = log.prepared.iter().position(|one| one.seq == seq)?;
+        Some(log.prepared.swap_remove(at).bytes)
+    }
+
+    /// Logs that what was prepared by this record is so, or is not to be, unless that has been logged.
+    pub fn resolve(&self, partition: usize, prepared: &[u8], kind: Kind) {
+        let Ok((record, _)) = Record::parse(prepared) else {
+            return;
+        };
+        let mut log = self.log(partition);
+        let Some(at) = log.prepared.iter().position(|one| one.seq == record.seq) else {
+            return;
+        };
+        log.prepared.swap_remove(at);
+        let resolution = Record {
+            cas: record.cas,
+            argument: record.seq,
+            ..Record::new(kind, record.key)
+        };
+        log.push(&resolution);
+        drop(log);
+        self.records.fetch_add(1, Relaxed);
+        if self.asleep.load(Relaxed) != 0 {
+            self.wake();
+        }
+    }
+
+    /// Changes a leaf without a record: a follower's mutations.
+    pub fn change(&self, place: u64, change: Change) {
+        self.log(partition(place)).row[leaf(place)] ^= change.0;
+    }
+
+    /// As [`change`](Journal::change), for an item that a follower had to give up on its own.
+    pub fn lose(&self, place: u64, change: Change) {
+        let mut log = self.log(partition(place));
+        let leaf = leaf(place);
+        log.row[leaf] ^= change.0;
+        let lossy = log.lossy.get_or_insert_default();
+        lossy[leaf / 64] |= 1 << (leaf % 64);
+        self.lost_locally.fetch_add(1, Relaxed);
+    }
+
+    /// Items that were given up locally.
+    pub fn lost_locally(&self) -> u64 {
+        self.lost_locally.load(Relaxed)
+    }
+
+    /// Takes a leaf's mark of being lossy off.
+    pub fn found_again(&self, partition: usize, leaf: usize) {
+        if let Some(lossy) = &mut self.log(partition).lossy {
+            lossy[leaf / 64] &= !(1 << (leaf % 64));
+        }
+    }
+
+    /// The lossy leaves of a partition, a bit for each.
+    pub fn lossy(&self, partition: usize) -> [u64; LEAVES / 64] {
+        self.log(partition)
+            .lossy
+            .as_deref()
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// Runs `change` while nothing can be appended anywhere; if it says that something has changed,
+    /// appends a record to every partition.
+    pub fn flush(&self, record: &Record<'_>, change: impl FnOnce() -> bool) {
+        let mut logs: Vec<_> = (0..PARTITIONS).map(|number| self.log(number)).collect();
+        if !change() {
+            return;
+        }
+        for log in &mut logs {
+            log.push(record);
+        }
+        drop(logs);
+        self.records.fetch_add(PARTITIONS as u64, Relaxed);
+        if self.asleep.load(Relaxed) != 0 {
+            self.wake();
+        }
+    }
+
+    /// A number that no other flush has.
+    pub fn next_flush(&self) -> u64 {
+        self.flushes.fetch_add(1, Relaxed)
+    }
+
+    /// Puts a digest into the log of a partition that has ever been used.
+    pub fn mark(&self, partition: usize) {
+        {
+            let mut log = self.log(partition);
+            if log.seq > 0 {
+                log.mark();
+            }
+        }
+        if self.asleep.load(Relaxed) != 0 {
+            self.wake();
+        }
+    }
+
+    /// Sequence of the last record of a partition.
+    #[inline]
+    pub fn seq(&self, partition: usize) -> u64 {
+        self.log(partition).seq
+    }
+
+    /// Those of all partitions.
+    pub fn positions(&self) -> [u64; PARTITIONS] {
+        std::array::from_fn(|partition| self.seq(partition))
+    }
+
+    /// Records appended so far.
+    pub fn records(&self) -> u64 {
+        self.records.load(Relaxed)
+    }
+
+    /// Sets the end of a partition's log; what was in its ring, and what was prepared, is forgotten.
+    pub fn jump(&self, partition: usize, seq: u64) {
+        let mut log = self.log(partition);
+        log.seq = seq;
+        log.frozen = None;
+        log.prepared.clear();
+        if let Some(ring) = &mut log.ring {
+            *ring = Ring::new(ring.capacity(), seq + 1);
+        }
+    }
+
+    /// Takes memory for the rings, if there is none yet. Until then only positions and digests are kept.
+    pub fn open_rings(&self) {
+        let capacity = (self.ring_bytes / PARTITIONS).max(RING_LEAST);
+        for partition in 0..PARTITIONS {
+            let mut log = self.log(partition);
+            if log.ring.is_none() {
+                let next = log.seq + 1;
+                log.ring = Some(Ring::new(capacity, next));
+            }
+        }
+    }
+
+    /// Gives the rings' memory back.
+    pub fn close_rings(&self) {
+        for partition in 0..PARTITIONS {
+            self.log(partition).ring = None;
+        }
+    }
+
+    /// Bytes that the rings hold and could hold.
+    pub fn ring_usage(&self) -> (usize, usize) {
+        (0..PARTITIONS).fold((0, 0), |(used, room), partition| {
+            match &self.log(partition).ring {
+                Some(ring) => (used + ring.used(), room + ring.capacity()),
+                None => (used, room),
+            }
+        })
+    }
+
+    /// The share of a partition's ring that lies behind a record, 0 to 1; 1 if it is gone.
+    pub fn depth(&self, partition: usize, seq: u64) -> f64 {
+        let log = self.log(partition);
+        if seq > log.seq {
+            return 0.0;
+        }
+        match &log.ring {
+            Some(ring) if seq >= ring.first() => {
+                let records = (log.seq + 1 - ring.first()).max(1) as f64;
+                let behind = (log.seq + 1 - seq) as f64 / records;
+                behind * ring.used() as f64 / ring.capacity() as f64
+            }
+            _ => 1.0,
+        }
+    }
+
+    /// Whether the log can be read from a record on.
+    pub fn holds(&self, partition: usize, seq: u64) -> bool {
+        let log = self.log(partition);
+        match &log.ring {
+            Some(ring) => ring.holds(seq, log.seq),
+            None => seq == log.seq + 1,
+        }
+    }
+
+    /// Appends to `out` what stands behind the cursor, up to sequence `last`: whole records, about
+    /// `limit` bytes. Returns how many.
+    ///
+    /// # Errors
+    /// The cursor's record is gone.
+    pub fn read(
+        &self,
+        partition: usize,
+        cursor: &mut Cursor,
+        last: u64,
+        limit: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<usize, Lost> {
+        let log = self.log(partition);
+        let last = last.min(log.seq);
+        match &log.ring {
+            Some(ring) => ring.read(cursor, last, limit, out),
+            None if cursor.seq > last => Ok(0),
+            None => Err(Lost),
+        }
+    }
+
+    /// The leaves of a partition, and the place of the log at which they are so.
+    pub fn row(&self, partition: usize) -> Frozen {
+        let log = self.log(partition);
+        Frozen {
+            seq: log.seq,
+            row: log.row.clone(),
+        }
+    }
+
+    /// The leaves as they were at the last digest.
+    pub fn frozen(&self, partition: usize) -> Option<Frozen> {
+        self.log(partition).frozen.clone()
+    }
+
+    /// Keeps the leaves as they are now, and returns their digest: what a follower does when it
+    /// comes to a [`Kind::Digest`].
+    pub fn freeze(&self, partition: usize) -> u64 {
+        self.log(partition).freeze()
+    }
+
+    /// A place among those that are woken by what is appended. Nothing if there are too many.
+    pub fn reader(&self, bell: Bell) -> Option<Reader<'_>> {
+        let mut bells = self.bells();
+        let number =
+            (0..READERS).find(|&number| bells.iter().all(|(taken, _)| *taken != number))?;
+        bells.push((number, bell));
+        Some(Reader {
+            journal: self,
+            number,
+        })
+    }
+
+    fn bells(&self) -> MutexGuard<'_, Vec<(usize, Bell)>> {
+        self.bells.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes everybody who sleeps, for whatever reason.
+    #[cold]
+    pub fn wake(&self) {
+        let asleep = self.asleep.swap(0, Relaxed);
+        for (number, bell) in self.bells().iter() {
+            if asleep & 1 << number != 0 {
+                bell();
+            }
+        }
+    }
+}
+
+impl Reader<'_> {
+    /// From here on the bell is rung by the next record. Whoever calls this looks at the log once
+    /// more before sleeping: its mutexes order the two.
+    pub fn sleep(&self) {
+        self.journal.asleep.fetch_or(1 << self.number, Relaxed);
+    }
+
+    /// The bell is not wanted any more.
+    pub fn rise(&self) {
+        self.journal.asleep.fetch_and(!(1 << self.number), Relaxed);
+    }
+}
+
+impl Drop for Reader<'_> {
+    fn drop(&mut self) {
+        self.rise();
+        self.journal
+            .bells()
+            .retain(|(number, _)| *number != self.number);
+    }
+}
+
+impl Log {
+    fn push(&mut self, record: &Record<'_>) -> u64 {
+        self.seq += 1;
+        self.since_digest += 1;
+        let record = &match record.kind {
+            Kind::Put | Kind::PutLater if !self.prepared.is_empty() => self.commit(record),
+            _ => *record,
+        };
+        if matches!(record.kind, Kind::Prepare | Kind::PrepareDelete) {
+            self.prepare(&Record {
+                seq: self.seq,
+                ..*record
+            });
+        }
+        if let Some(ring) = &mut self.ring {
+            ring.push(&Record {
+                seq: self.seq,
+                ..*record
+            });
+        }
+        self.seq
+    }
+
+    fn prepare(&mut self, record: &Record<'_>) {
+        if self.prepared.iter().any(|one| one.seq == record.seq) {
+            return;
+        }
+        let mut bytes = Vec::with_capacity(record.length());
+        record.encode(&mut bytes);
+        self.prepared.push(Prepared {
+            seq: record.seq,
+            cas: record.cas,
+            bytes,
+        });
+    }
+
+    /// A mutation that had been prepared needs no second copy of its value in the log.
+    fn commit<'r>(&mut self, record: &Record<'r>) -> Record<'r> {
+        let same = |one: &Prepared| {
+            one.cas == record.cas
+                && Record::parse(&one.bytes).is_ok_and(|(prepared, _)| {
+                    prepared.kind == Kind::Prepare && prepared.key == record.key
+                })
+        };
+        match self.prepared.iter().position(same) {
+            None => *record,
+            Some(at) => Record {
+                kind: Kind::Commit,
+                argument: self.prepared.swap_remove(at).seq,
+                value: &[],
+                ..*record
+            },
+        }
+    }
+
+    fn replay(&mut self, record: &Record<'_>) {
+        if record.seq != self.seq + 1
+            && let Some(ring) = &mut self.ring
+        {
+            *ring = Ring::new(ring.capacity(), record.seq);
+        }
+        self.seq = record.seq;
+        if let Some(ring) = &mut self.ring {
+            ring.push(record);
+        }
+    }
+
+    fn freeze(&mut self) -> u64 {
+        let digest = row_digest(&self.row);
+        self.frozen = Some(Frozen {
+            seq: self.seq,
+            row: self.row.clone(),
+        });
+        digest
+    }
+
+    /// Appends a digest and keeps the row that it is of.
+    fn mark(&mut self) {
+        let record = Record {
+            argument: row_digest(&self.row),
+            ..Record::new(Kind::Digest, b"")
+        };
+        self.push(&record);
+        self.frozen = Some(Frozen {
+            seq: self.seq,
+            row: self.row.clone(),
+        });
+        self.since_digest = 0;
+    }
+}
+
+fn empty_row() -> Box<Row> {
+    Box::new([0; LEAVES])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn put<'a>(key: &'a [u8], value: &'a [u8], cas: u64) -> Record<'a> {
+        Record {
+            cas,
+            value,
+            ..Record::new(Kind::Put, key)
+        }
+    }
+
+    #[test]
+    fn records_are_numbered_and_read_in_order() {
+        let journal = Journal::new(1 << 20, Role::Leader);
+        let at = place(b"key");
+        assert_eq!(journal.append(at, &put(b"key", b"0", 1), Change(5)), 1);
+        let mut cursor = Cursor::before(1);
+        let mut out = Vec::new();
+        let read = journal.read(partition(at), &mut cursor, u64::MAX, 1000, &mut out);
+        assert_eq!(read, Err(Lost), "nothing was kept before somebody read");
+        journal.open_rings();
+        for cas in 2..=5 {
+            journal.append(at, &put(b"key", b"value", cas), Change(cas));
+        }
+        let mut cursor = Cursor::before(2);
+        let read = journal.read(partition(at), &mut cursor, u64::MAX, 1000, &mut out);
+        assert_eq!(read, Ok(4));
+        let (record, _) = Record::parse(&out).unwrap();
+        assert_eq!(
+            (record.seq, record.cas, record.value),
+            (2, 2, &b"value"[..])
+        );
+        assert_eq!(journal.seq(partition(at)), 5);
+        let row = journal.row(partition(at)).row;
+        assert_eq!(row[leaf(at)], 2 ^ 3 ^ 4);
+    }
+
+    #[test]
+    fn a_digest_stands_where_the_row_was_so() {
+        let journal = Journal::new(1 << 20, Role::Leader);
+        journal.open_rings();
+        let at = place(b"key");
+        let number = partition(at);
+        journal.append(at, &put(b"key", b"", 1), Change(77));
+        journal.mark(number);
+        journal.append(at, &put(b"key", b"", 2), Change(99));
+        let frozen = journal.frozen(number).unwrap();
+        assert_eq!((frozen.seq, frozen.row[leaf(at)]), (2, 77));
+        let mut out = Vec::new();
+        journal
+            .read(number, &mut Cursor::before(2), 2, 1000, &mut out)
+            .unwrap();
+        let (record, _) = Record::parse(&out).unwrap();
+        assert_eq!(record.kind, Kind::Digest);
+        assert_eq!(record.argument, row_digest(&frozen.row));
+    }
+
+    #[test]
+    fn a_flush_stands_in_every_partition() {
+        let journal = Journal::new(1 << 20, Role::Leader);
+        journal.flush(&Record::new(Kind::Flush, b""), || false);
+        assert_eq!(journal.positions(), [0; PARTITIONS]);
+        journal.flush(&Record::new(Kind::Flush, b""), || true);
+        assert_eq!(journal.positions(), [1; PARTITIONS]);
+    }
+
+    #[test]
+    fn digests_of_items_differ_in_every_part() {
+        let mut seen = std::collections::HashSet::new();
+        for place in [1, 2, 1 << 40, u64::MAX] {
+            for cas in [0, 1, 2, 1 << 32, u64::MAX] {
+                for flags in [0, 1, 1 << 31] {
+                    for length in [0, 1, 1 << 20] {
+                        assert!(seen.insert(item_digest(place, cas, flags, length)));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_prepared_is_committed_without_its_value() {
+        let journal = Journal::new(1 << 20, Role::Leader);
+        journal.open_rings();
+        let at = place(b"key");
+        let number = partition(at);
+        let prepare = Record {
+            kind: Kind::Prepare,
+            ..put(b"key", b"value", 7)
+        };
+        assert_eq!(journal.append(at, &prepare, Change::default()), 1);
+        assert_eq!(journal.prepared(number).len(), 1);
+        journal.append(at, &put(b"key", b"another", 6), Change::default());
+        assert_eq!(journal.prepared(number).len(), 1, "not that one");
+        journal.append(at, &put(b"key", b"value", 7), Change::default());
+        assert!(journal.prepared(number).is_empty());
+        let mut out = Vec::new();
+        journal
+            .read(number, &mut Cursor::before(3), 3, 1000, &mut out)
+            .unwrap();
+        let (record, _) = Record::parse(&out).unwrap();
+        assert_eq!(
+            (record.kind, record.argument, record.value),
+            (Kind::Commit, 1, &b""[..])
+        );
+        journal.append(at, &prepare, Change::default());
+        let bytes = journal.prepared(number).remove(0);
+        journal.resolve(number, &bytes, Kind::Abort);
+        journal.resolve(number, &bytes, Kind::Abort);
+        assert_eq!(journal.seq(number), 5, "once");
+        assert_eq!(journal.take_prepared(number, 4), None);
+    }
+
+    #[test]
+    fn expiry_times_cross_clocks() {
+        let journal = Journal::new(1 << 20, Role::Follower);
+        journal.set_epoch(1_000_000);
+        assert_eq!(journal.to_wire(0), 0);
+        assert_eq!(journal.to_wire(100), 1_000_100);
+        assert_eq!(journal.from_wire(1_000_100, 0), 100);
+        assert_eq!(journal.from_wire(1_000_100, 5), 95);
+        assert_eq!(journal.from_wire(1, 0), 1, "long dead");
+    }
+
+    #[test]
+    fn sleepers_are_woken_once() {
+        let journal = Journal::new(1 << 20, Role::Leader);
+        let rung = Arc::new(AtomicU64::new(0));
+        let bell = rung.clone();
+        let reader = journal
+            .reader(Box::new(move || {
+                bell.fetch_add(1, Relaxed);
+            }))
+            .unwrap();
+        let at = place(b"key");
+        journal.append(at, &put(b"key", b"", 1), Change(0));
+        assert_eq!(rung.load(Relaxed), 0, "it was awake");
+        reader.sleep();
+        journal.append(at, &put(b"key", b"", 2), Change(0));
+        journal.append(at, &put(b"key", b"", 3), Change(0));
+        assert_eq!(rung.load(Relaxed), 1);
+    }
+}

@@ -1,0 +1,209 @@
+#![forbid(unsafe_code)]
+//! One entry of the log, as it lies in a ring and as it goes over the wire: 40 bytes of header,
+//! little-endian, then the key, then the value.
+//!
+//! ```text
+//!  0 length u32 (header included)   4 kind u8   5 marks u8   6 key length u16
+//!  8 client flags u32              12 expires u32 (Unix seconds; 0 never)
+//! 16 sequence u64                  24 cas u64   32 argument u64
+//! ```
+
+/// Bytes before the key.
+pub const HEADER: usize = 40;
+
+/// The item is stale (`I`).
+pub const STALE: u8 = 1;
+/// Somebody has been told to recache it (`W`).
+pub const TOKEN_SENT: u8 = 1 << 1;
+/// Its key was sent as base64 (`b`).
+pub const BINARY_KEY: u8 = 1 << 2;
+
+/// What a record says about its key. Records carry the resulting state, so that applying one twice
+/// does no harm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// The item is this.
+    Put = 1,
+    /// The item is too long for the log: whoever needs it reads it from the store.
+    PutLater = 2,
+    /// A stretch of a long value; the argument is total length << 32 | offset.
+    Part = 3,
+    /// Its expiry, marks and CAS are these; the value stays.
+    Meta = 4,
+    /// It is gone: deleted, expired or evicted.
+    Delete = 5,
+    /// Everything that was there is dead; with an expiry, once that has come.
+    Flush = 6,
+    /// The digest of the partition at this place of the log is the argument.
+    Digest = 7,
+    /// The item will be this, if a commit follows; until then nobody sees it.
+    Prepare = 8,
+    /// It will be gone, if a commit follows.
+    PrepareDelete = 9,
+    /// What the record with the argument's sequence prepared is so from here on.
+    Commit = 10,
+    /// It will never be.
+    Abort = 11,
+    /// A value that was replaced before it could be sent; a later record follows for its key.
+    Superseded = 12,
+    /// Not in the log: the key's value must have this digest (argument).
+    Check = 13,
+}
+
+impl Kind {
+    fn from_byte(byte: u8) -> Option<Kind> {
+        Some(match byte {
+            1 => Kind::Put,
+            2 => Kind::PutLater,
+            3 => Kind::Part,
+            4 => Kind::Meta,
+            5 => Kind::Delete,
+            6 => Kind::Flush,
+            7 => Kind::Digest,
+            8 => Kind::Prepare,
+            9 => Kind::PrepareDelete,
+            10 => Kind::Commit,
+            11 => Kind::Abort,
+            12 => Kind::Superseded,
+            13 => Kind::Check,
+            _ => return None,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record<'a> {
+    pub kind: Kind,
+    pub marks: u8,
+    pub client_flags: u32,
+    /// Unix seconds; 0 is never.
+    pub expires: u32,
+    /// Its place in the log of its partition, from 1.
+    pub seq: u64,
+    pub cas: u64,
+    /// See [`Kind`].
+    pub argument: u64,
+    pub key: &'a [u8],
+    pub value: &'a [u8],
+}
+
+/// Bytes that are no record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Malformed;
+
+impl<'a> Record<'a> {
+    /// A record that says no more than its kind and key.
+    pub fn new(kind: Kind, key: &'a [u8]) -> Record<'a> {
+        Record {
+            kind,
+            marks: 0,
+            client_flags: 0,
+            expires: 0,
+            seq: 0,
+            cas: 0,
+            argument: 0,
+            key,
+            value: &[],
+        }
+    }
+
+    /// Bytes it takes.
+    pub fn length(&self) -> usize {
+        HEADER + self.key.len() + self.value.len()
+    }
+
+    /// Its header.
+    pub fn header(&self) -> [u8; HEADER] {
+        let mut header = [0; HEADER];
+        header[..4].copy_from_slice(&(self.length() as u32).to_le_bytes());
+        header[4] = self.kind as u8;
+        header[5] = self.marks;
+        header[6..8].copy_from_slice(&(self.key.len() as u16).to_le_bytes());
+        header[8..12].copy_from_slice(&self.client_flags.to_le_bytes());
+        header[12..16].copy_from_slice(&self.expires.to_le_bytes());
+        header[16..24].copy_from_slice(&self.seq.to_le_bytes());
+        header[24..32].copy_from_slice(&self.cas.to_le_bytes());
+        header[32..].copy_from_slice(&self.argument.to_le_bytes());
+        header
+    }
+
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.header());
+        out.extend_from_slice(self.key);
+        out.extend_from_slice(self.value);
+    }
+
+    /// The record that `bytes` begin with, and what follows it.
+    ///
+    /// # Errors
+    /// They begin with no whole record.
+    pub fn parse(bytes: &'a [u8]) -> Result<(Record<'a>, &'a [u8]), Malformed> {
+        let (header, rest) = bytes.split_first_chunk::<HEADER>().ok_or(Malformed)?;
+        let u32_at = |at: usize| {
+            let mut four = [0; 4];
+            four.copy_from_slice(&header[at..at + 4]);
+            u32::from_le_bytes(four)
+        };
+        let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
+        let key_length = usize::from(u16::from_le_bytes([header[6], header[7]]));
+        let body = (u32_at(0) as usize)
+            .checked_sub(HEADER)
+            .filter(|&body| body >= key_length && body <= rest.len())
+            .ok_or(Malformed)?;
+        let (body, rest) = rest.split_at(body);
+        let (key, value) = body.split_at(key_length);
+        let record = Record {
+            kind: Kind::from_byte(header[4]).ok_or(Malformed)?,
+            marks: header[5],
+            client_flags: u32_at(8),
+            expires: u32_at(12),
+            seq: u64_at(16),
+            cas: u64_at(24),
+            argument: u64_at(32),
+            key,
+            value,
+        };
+        Ok((record, rest))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_comes_back_as_it_was() {
+        let record = Record {
+            kind: Kind::Part,
+            marks: STALE | BINARY_KEY,
+            client_flags: 0xdead_beef,
+            expires: 1_700_000_000,
+            seq: u64::MAX - 3,
+            cas: 1 << 53,
+            argument: 77 << 32 | 5,
+            key: b"a key",
+            value: b"\x00value\r\n",
+        };
+        let mut bytes = Vec::new();
+        record.encode(&mut bytes);
+        assert_eq!(bytes.len(), record.length());
+        bytes.extend_from_slice(b"rest");
+        assert_eq!(Record::parse(&bytes), Ok((record, &b"rest"[..])));
+    }
+
+    #[test]
+    fn what_is_no_record_is_refused() {
+        let mut good = Vec::new();
+        Record::new(Kind::Put, b"key").encode(&mut good);
+        assert!(Record::parse(&good).is_ok());
+        for length in 0..good.len() {
+            assert_eq!(Record::parse(&good[..length]), Err(Malformed), "{length}");
+        }
+        for (at, byte) in [(0, 39), (0, 255), (3, 255), (4, 0), (4, 99), (7, 1)] {
+            let mut bad = good.clone();
+            bad[at] = byte;
+            assert_eq!(Record::parse(&bad), Err(Malformed), "{at}");
+        }
+    }
+}

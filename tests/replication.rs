@@ -1,0 +1,430 @@
+//! Copies over real sockets: a leader and followers in one process, or as programs of their own.
+
+mod common;
+
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use common::{Client, TestServer, settings};
+use larder::settings::{Ack, Journal, Settings};
+
+/// How long a test waits for what takes a moment.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn keeping_a_log() -> Settings {
+    let mut settings = settings();
+    settings.store.journal = Some(Journal {
+        ring_bytes: 16 << 20,
+        follower: true,
+    });
+    settings
+}
+
+fn leading() -> Settings {
+    let mut settings = keeping_a_log();
+    settings.replication.listen = Some("127.0.0.1:0".to_owned());
+    settings.replication.recover_ms = 0;
+    settings
+}
+
+fn following(leader: &TestServer) -> Settings {
+    let mut settings = keeping_a_log();
+    settings.replication.listen = Some("127.0.0.1:0".to_owned());
+    settings.replication.follow = Some(leader.copies_address().to_string());
+    settings
+}
+
+/// The value of one line of `stats replication`; nothing if there is none.
+fn told(client: &mut Client<TcpStream>, name: &str) -> Option<String> {
+    client.send("stats replication\r\n");
+    let mut found = None;
+    loop {
+        let line = client.line();
+        if line == "END" {
+            return found;
+        }
+        let mut words = line.splitn(3, ' ').skip(1);
+        if words
+            .next()
+            .is_some_and(|word| word == name || word.ends_with(&format!(":{name}")))
+        {
+            found = words.next().map(str::to_owned);
+        }
+    }
+}
+
+#[track_caller]
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !holds() {
+        assert!(since.elapsed() < PATIENCE, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The reply to a request of one key, to its end.
+fn get(client: &mut Client<TcpStream>, request: &str) -> String {
+    client.send(request);
+    let mut reply = String::new();
+    loop {
+        let line = client.line();
+        if line == "END" {
+            return reply;
+        }
+        reply.push_str(&line);
+        reply.push('\n');
+    }
+}
+
+/// Waits until a copy has everything that its leader has logged.
+fn caught_up(leader: &mut Client<TcpStream>, copy: &mut Client<TcpStream>) {
+    eventually("the copy has caught up", || {
+        told(copy, "whole_partitions").as_deref() == Some("64")
+            && told(copy, "records") == told(leader, "records")
+    });
+}
+
+#[test]
+fn a_follower_has_what_its_leader_has() {
+    let leader = TestServer::start_with(leading());
+    let mut client = leader.connect();
+    for number in 0..500 {
+        client.ask(
+            format!("set before{number} {number} 0 5\r\nvalue\r\n"),
+            "STORED\r\n",
+        );
+    }
+    let follower = TestServer::start_with(following(&leader));
+    let mut reader = follower.connect();
+    client.ask("set k 7 0 3\r\none\r\n", "STORED\r\n");
+    client.ask("append k 0 0 3\r\ntwo\r\n", "STORED\r\n");
+    client.ask("set n 0 0 1\r\n1\r\n", "STORED\r\n");
+    client.ask("incr n 41\r\n", "42\r\n");
+    client.ask("set gone 0 0 1\r\nx\r\n", "STORED\r\n");
+    client.ask("delete gone\r\n", "DELETED\r\n");
+    client.ask("set ttl 0 100 1\r\nx\r\n", "STORED\r\n");
+    let long = "y".repeat(300_000);
+    client.ask(format!("set long 0 0 300000\r\n{long}\r\n"), "STORED\r\n");
+    client.ask("append long 0 0 1\r\nz\r\n", "STORED\r\n");
+    caught_up(&mut client, &mut reader);
+    for key in ["k", "n", "gone", "long", "before0", "before499"] {
+        let request = format!("gets {key}\r\n");
+        let theirs = get(&mut client, &request);
+        assert_eq!(get(&mut reader, &request), theirs, "with the same CAS");
+    }
+    reader.send("mg ttl t\r\n");
+    let left: u32 = reader.line().strip_prefix("HD t").unwrap().parse().unwrap();
+    assert!((90..=100).contains(&left), "{left}");
+    client.send("flush_all\r\n");
+    client.expect("OK\r\n");
+    client.ask("set after 0 0 1\r\nx\r\n", "STORED\r\n");
+    caught_up(&mut client, &mut reader);
+    assert_eq!(get(&mut reader, "get k\r\n"), "");
+    assert_eq!(get(&mut reader, "get after\r\n"), "VALUE after 0 1\nx\n");
+}
+
+#[test]
+fn mutations_go_to_the_leader() {
+    let leader = TestServer::start_with(leading());
+    let follower = TestServer::start_with(following(&leader));
+    let mut client = follower.connect();
+    let refusal = "SERVER_ERROR not leader\r\n";
+    for request in [
+        "set k 0 0 1\r\nx\r\n",
+        "delete k\r\n",
+        "incr k 1\r\n",
+        "touch k 1\r\n",
+        "gat 1 k\r\n",
+        "flush_all\r\n",
+        "ms k 1\r\nx\r\n",
+        "md k\r\n",
+        "mg k T30\r\n",
+    ] {
+        client.ask(request, refusal);
+    }
+    let long = "x".repeat(100_000);
+    client.ask(format!("set k 0 0 100000\r\n{long}\r\n"), refusal);
+    client.ask("get k\r\n", "END\r\n");
+    client.ask("mg k v\r\n", "EN\r\n");
+}
+
+#[test]
+fn what_expires_goes_when_the_leader_says_so() {
+    let leader = TestServer::start_with(leading());
+    let follower = TestServer::start_with(following(&leader));
+    let (mut client, mut reader) = (leader.connect(), follower.connect());
+    client.ask("set k 0 1 1\r\nx\r\n", "STORED\r\n");
+    caught_up(&mut client, &mut reader);
+    eventually("it has expired", || {
+        get(&mut reader, "get k\r\n").is_empty()
+    });
+    eventually("it is gone on both sides", || {
+        client.send("get k\r\n");
+        client.expect("END\r\n");
+        caught_up(&mut client, &mut reader);
+        reader.stat("curr_items") == "0"
+    });
+}
+
+#[test]
+fn a_follower_that_was_away_gets_the_rest() {
+    let leader = TestServer::start_with(leading());
+    let mut client = leader.connect();
+    for number in 0..2000 {
+        client.send(format!("set key{number} 0 0 3 noreply\r\nold\r\n"));
+    }
+    let follower = TestServer::start_with(following(&leader));
+    let mut reader = follower.connect();
+    caught_up(&mut client, &mut reader);
+    let address = leader.copies_address();
+    // It follows nobody for a while.
+    reader.ask("repl follow 127.0.0.1:1\r\n", "OK\r\n");
+    client.ask("set key1 0 0 3\r\nnew\r\n", "STORED\r\n");
+    client.ask("delete key2\r\n", "DELETED\r\n");
+    reader.ask(format!("repl follow {address}\r\n"), "OK\r\n");
+    caught_up(&mut client, &mut reader);
+    assert_eq!(
+        get(&mut reader, "get key1 key2\r\n"),
+        "VALUE key1 0 3\nnew\n"
+    );
+    assert_eq!(
+        told(&mut client, "full_syncs").as_deref(),
+        Some("0"),
+        "from the log"
+    );
+    assert_eq!(told(&mut client, "diff_syncs").as_deref(), Some("0"));
+    // Further than the log goes.
+    reader.ask("repl follow 127.0.0.1:1\r\n", "OK\r\n");
+    let filler = "f".repeat(4000);
+    for number in 0..8000 {
+        client.send(format!(
+            "set fill{} 0 0 4000 noreply\r\n{filler}\r\n",
+            number % 50
+        ));
+    }
+    client.ask("set key3 0 0 3\r\nnew\r\n", "STORED\r\n");
+    client.ask("delete key4\r\n", "DELETED\r\n");
+    reader.ask(format!("repl follow {address}\r\n"), "OK\r\n");
+    caught_up(&mut client, &mut reader);
+    assert_eq!(
+        get(&mut reader, "get key3 key4 key5\r\n"),
+        "VALUE key3 0 3\nnew\nVALUE key5 0 3\nold\n"
+    );
+    assert_eq!(
+        told(&mut client, "diff_syncs").as_deref(),
+        Some("1"),
+        "what differs"
+    );
+    let repaired: u64 = told(&mut client, "items_repaired")
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(repaired < 200, "{repaired} of 2000 items were sent");
+}
+
+#[test]
+fn a_follower_takes_over() {
+    let leader = TestServer::start_with(leading());
+    let follower = TestServer::start_with(following(&leader));
+    let (mut client, mut reader) = (leader.connect(), follower.connect());
+    client.ask("set k 0 0 3\r\none\r\n", "STORED\r\n");
+    caught_up(&mut client, &mut reader);
+    eventually("it counts as in sync", || {
+        told(&mut reader, "in_sync").as_deref() == Some("1")
+    });
+    let theirs = get(&mut client, "gets k\r\n");
+    drop(client);
+    drop(leader);
+    reader.send("repl promote\r\n");
+    assert_eq!(reader.line(), "OK epoch 2");
+    assert_eq!(get(&mut reader, "gets k\r\n"), theirs);
+    reader.ask("set k 0 0 3\r\ntwo\r\n", "STORED\r\n");
+    let reply = get(&mut reader, "gets k\r\n");
+    let cas = |reply: &str| -> u64 {
+        let line = reply.lines().next().unwrap();
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    assert!(
+        cas(&reply) > cas(&theirs) + (1 << 31),
+        "no id is given out twice"
+    );
+    // Another one follows the new leader.
+    let third = TestServer::start_with(following(&follower));
+    let mut other = third.connect();
+    caught_up(&mut reader, &mut other);
+    assert_eq!(get(&mut other, "gets k\r\n"), reply);
+    reader.ask(
+        "repl promote\r\n",
+        "CLIENT_ERROR this node leads already\r\n",
+    );
+}
+
+#[test]
+fn a_leader_that_comes_back_empty_gets_its_items_from_a_follower() {
+    let leader = TestServer::start_with(leading());
+    let follower = TestServer::start_with(following(&leader));
+    let (mut client, mut reader) = (leader.connect(), follower.connect());
+    for number in 0..1000 {
+        client.send(format!("set key{number} 0 0 5 noreply\r\nvalue\r\n"));
+    }
+    caught_up(&mut client, &mut reader);
+    let address = leader.copies_address();
+    drop(client);
+    drop(leader);
+    let mut again = leading();
+    again.replication.listen = Some(address.to_string());
+    again.replication.recover_ms = 60_000;
+    let leader = TestServer::start_with(again);
+    let mut client = leader.connect();
+    client.ask("set early 0 0 1\r\nx\r\n", "SERVER_ERROR not leader\r\n");
+    eventually("it leads again", || {
+        told(&mut client, "role").as_deref() == Some("leader")
+    });
+    assert_eq!(client.stat("curr_items"), "1000");
+    client.ask("set key1 0 0 3\r\nnew\r\n", "STORED\r\n");
+    caught_up(&mut client, &mut reader);
+    assert_eq!(get(&mut reader, "get key1\r\n"), "VALUE key1 0 3\nnew\n");
+    assert_eq!(reader.stat("curr_items"), "1000");
+}
+
+#[test]
+fn an_empty_stranger_does_not_flush_a_follower() {
+    let leader = TestServer::start_with(leading());
+    let follower = TestServer::start_with(following(&leader));
+    let (mut client, mut reader) = (leader.connect(), follower.connect());
+    client.ask("set k 0 0 3\r\none\r\n", "STORED\r\n");
+    caught_up(&mut client, &mut reader);
+    let other = TestServer::start_with(leading());
+    let mut stranger = other.connect();
+    stranger.ask("set k 0 0 3\r\nbad\r\n", "STORED\r\n");
+    let address = other.copies_address();
+    reader.ask(format!("repl follow {address}\r\n"), "OK\r\n");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(get(&mut reader, "get k\r\n"), "VALUE k 0 3\none\n");
+}
+
+#[test]
+fn only_who_knows_the_secret_gets_anything() {
+    let mut with_secret = leading();
+    with_secret.replication.secret = Some(b"sixteen bytes or more".to_vec());
+    let leader = TestServer::start_with(with_secret);
+    let mut client = leader.connect();
+    client.ask("set k 0 0 3\r\none\r\n", "STORED\r\n");
+    let follow = |secret: Option<&[u8]>| {
+        let mut settings = following(&leader);
+        settings.replication.secret = secret.map(<[u8]>::to_vec);
+        TestServer::start_with(settings)
+    };
+    let strangers = [follow(None), follow(Some(b"another secret, as long"))];
+    let friend = follow(Some(b"sixteen bytes or more"));
+    let mut reader = friend.connect();
+    caught_up(&mut client, &mut reader);
+    assert_eq!(get(&mut reader, "get k\r\n"), "VALUE k 0 3\none\n");
+    for stranger in &strangers {
+        assert_eq!(get(&mut stranger.connect(), "get k\r\n"), "");
+    }
+}
+
+#[test]
+fn mutations_can_wait_for_followers() {
+    let mut settings = leading();
+    settings.replication.ack = Ack::Copies(1);
+    settings.replication.ack_timeout_ms = 200;
+    settings.replication.ack_refuses = true;
+    let leader = TestServer::start_with(settings);
+    let mut client = leader.connect();
+    client.ask(
+        "set k 0 0 3\r\none\r\n",
+        "SERVER_ERROR not enough copies in time, outcome unknown\r\n",
+    );
+    client.expect_end();
+    let mut client = leader.connect();
+    client.ask("get k\r\n", "VALUE k 0 3\r\none\r\nEND\r\n");
+    let follower = TestServer::start_with(following(&leader));
+    let mut reader = follower.connect();
+    caught_up(&mut client, &mut reader);
+    for number in 0..200 {
+        client.ask(format!("set key{number} 0 0 5\r\nvalue\r\n"), "STORED\r\n");
+        let request = format!("get key{number}\r\n");
+        assert!(
+            !get(&mut reader, &request).is_empty(),
+            "answered and not there"
+        );
+    }
+    // Many at a time wait together.
+    let many: String = (0..500)
+        .map(|n| format!("set m{n} 0 0 1\r\nx\r\n"))
+        .collect();
+    client.ask(many, "STORED\r\n".repeat(500));
+    assert_eq!(told(&mut client, "ack_late").as_deref(), Some("1"));
+}
+
+#[test]
+fn noise_on_the_port_of_copies_does_no_harm() {
+    let leader = TestServer::start_with(leading());
+    let address = leader.copies_address();
+    let noises: [&[u8]; 5] = [
+        b"GET / HTTP/1.1\r\n\r\n",
+        &[0xff; 100],
+        // A frame of 4 GiB.
+        b"LR\x01\x05\xff\xff\xff\xff\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+        // A version that does not exist.
+        b"LR\x07\x05\x00\x00\x00\x00\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+        b"",
+    ];
+    for noise in noises {
+        let mut stranger = Client::to(address);
+        stranger.send(noise);
+        stranger.finish();
+        stranger.expect_end();
+    }
+    let follower = TestServer::start_with(following(&leader));
+    let mut client = leader.connect();
+    client.ask("set k 0 0 3\r\none\r\n", "STORED\r\n");
+    caught_up(&mut client, &mut follower.connect());
+}
+
+#[test]
+fn two_phase_commit_answers_when_all_have_agreed() {
+    let mut settings = leading();
+    settings.replication.ack = Ack::TwoPhase;
+    let leader = TestServer::start_with(settings.clone());
+    let mut client = leader.connect();
+    // Alone it agrees with itself.
+    client.ask("set k 7 0 3\r\none\r\n", "STORED\r\n");
+    client.ask("get k\r\n", "VALUE k 7 3\r\none\r\nEND\r\n");
+    let follower = TestServer::start_with(following(&leader));
+    let mut reader = follower.connect();
+    eventually("it counts as in sync", || {
+        told(&mut reader, "in_sync").as_deref() == Some("1")
+    });
+    // Every command means what it means without votes.
+    client.ask("add k 0 0 1\r\nx\r\n", "NOT_STORED\r\n");
+    client.ask("append k 0 0 3\r\ntwo\r\n", "STORED\r\n");
+    client.ask("get k\r\n", "VALUE k 7 6\r\nonetwo\r\nEND\r\n");
+    client.ask("set n 0 0 1\r\n9\r\n", "STORED\r\n");
+    client.ask("incr n 2\r\n", "11\r\n");
+    client.ask(
+        "incr k 2\r\n",
+        "CLIENT_ERROR cannot increment or decrement non-numeric value\r\n",
+    );
+    client.ask("touch n 100\r\n", "TOUCHED\r\n");
+    client.ask("delete k\r\n", "DELETED\r\n");
+    client.ask("delete k\r\n", "NOT_FOUND\r\n");
+    client.send("ms m 2 T0 c\r\nhi\r\n");
+    assert!(client.line().starts_with("HD c"));
+    client.ask("cas m 0 0 3 1\r\nbad\r\n", "EXISTS\r\n");
+    for number in 0..100 {
+        client.ask(format!("set key{number} 0 0 5\r\nvalue\r\n"), "STORED\r\n");
+    }
+    caught_up(&mut client, &mut reader);
+    for key in ["k", "n", "m", "key99"] {
+        let request = format!("gets {key}\r\n");
+        assert_eq!(get(&mut reader, &request), get(&mut client, &request));
+    }
+    assert_eq!(told(&mut client, "aborted").as_deref(), Some("0"));
+    drop((client, leader));
+    reader.send("repl promote\r\n");
+    assert_eq!(reader.line(), "OK epoch 2");
+    assert_eq!(get(&mut reader, "get n\r\n"), "VALUE n 0 2\n11\n");
+}
