@@ -205,11 +205,16 @@ def unknown_opcode(sent, original, ours):
     return sent[:1] == b"\x80" and b"Unknown command" in original and ours.startswith(original)
 
 
+def base64_alone(sent, original, ours):
+    return re.search(rb"^me \S+ b\r", sent, re.MULTILINE) and b"EN\r\n" in original
+
+
 # How memcached and Larder may differ: differences.md has the reasons.
 REASONS = [
     ("a long key in a get throws earlier replies away, and an empty line follows", long_key),
     ("earlier replies are lost with a value that never comes, or a packet that is none", unfinished),
     ("the body of an unknown opcode is skipped twice", unknown_opcode),
+    ("me heeds a b only if another word stands beside it", base64_alone),
 ]
 
 
