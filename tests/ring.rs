@@ -373,7 +373,7 @@ fn shares(ring: &Ring, servers: usize) -> Vec<f64> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(16))]
+    #![proptest_config(ProptestConfig::with_cases(8))]
 
     /// Who leaves takes away their own keys alone, which go where the preference list said; who
     /// comes takes keys for themselves alone.

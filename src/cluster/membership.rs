@@ -8,6 +8,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crate::cluster::ring::Member;
 use crate::net::address;
@@ -137,17 +138,31 @@ pub fn address(
     }
 }
 
+/// How long a name server that a pool names itself may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Looks up the servers of a pool. Blocks; for a thread that serves nobody.
 ///
 /// # Errors
 /// The SRV records cannot be had. Names of hosts that cannot be found are no error: those servers
 /// come without addresses.
 pub fn look_up(pool: &Pool) -> io::Result<Vec<Found>> {
-    let servers = match &pool.srv {
-        None => pool.servers.clone(),
-        Some(name) => of_services(&Resolver::system()?.services(name)?),
+    let Some(name) = &pool.srv else {
+        let servers = pool.servers.iter().cloned();
+        return Ok(servers.map(resolved).collect());
     };
-    Ok(servers.into_iter().map(resolved).collect())
+    let resolver = if pool.nameservers.is_empty() {
+        Resolver::system()?
+    } else {
+        Resolver::asking(pool.nameservers.clone(), PATIENCE)
+    };
+    Ok(of_services(&resolver.services(name)?)
+        .into_iter()
+        .map(|found| match found.addresses[..] {
+            [] => resolved(found.server),
+            _ => found,
+        })
+        .collect())
 }
 
 /// The servers a pool is configured with, before any look-up.
@@ -175,7 +190,7 @@ fn resolved(server: Server) -> Found {
 }
 
 /// Servers from SRV records. Weights that are all the same are none.
-fn of_services(services: &[Service]) -> Vec<Server> {
+fn of_services(services: &[Service]) -> Vec<Found> {
     let alike = services
         .windows(2)
         .all(|pair| pair[0].weight == pair[1].weight);
@@ -187,7 +202,13 @@ fn of_services(services: &[Service]) -> Vec<Server> {
             if !alike {
                 server.weight = u32::from(service.weight).max(1);
             }
-            server
+            let addresses = service.addresses.iter();
+            Found {
+                server,
+                addresses: addresses
+                    .map(|&address| SocketAddr::new(address, service.port))
+                    .collect(),
+            }
         })
         .collect()
 }
@@ -260,11 +281,12 @@ mod tests {
             port: 11211,
             priority: 0,
             weight,
+            addresses: Vec::new(),
         };
         let weights = |services: &[Service]| -> Vec<u32> {
             of_services(services)
                 .iter()
-                .map(|server| server.weight)
+                .map(|found| found.server.weight)
                 .collect()
         };
         assert_eq!(weights(&[service("a", 33), service("b", 33)]), [1, 1]);

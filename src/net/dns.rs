@@ -25,6 +25,8 @@ pub struct Service {
     pub port: u16,
     pub priority: u16,
     pub weight: u16,
+    /// Where the host is, if the answer says so by the way.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Whom to ask, and how.
@@ -241,6 +243,7 @@ fn read(bytes: &[u8], id: u16, name: &str) -> io::Result<Said> {
                 port: service.port,
                 priority: service.priority,
                 weight: service.weight,
+                addresses: addresses(&packet, &service.target),
             }),
             _ => None,
         })
@@ -252,6 +255,19 @@ fn read(bytes: &[u8], id: u16, name: &str) -> io::Result<Said> {
     } else {
         Said::Services(services)
     })
+}
+
+/// What the answer adds about a host.
+fn addresses(packet: &Packet<'_>, host: &Name<'_>) -> Vec<IpAddr> {
+    let records = packet.additional_records.iter();
+    records
+        .filter(|record| record.name == *host)
+        .filter_map(|record| match &record.rdata {
+            RData::A(found) => Some(Ipv4Addr::from(found.address).into()),
+            RData::AAAA(found) => Some(Ipv6Addr::from(found.address).into()),
+            _ => None,
+        })
+        .collect()
 }
 
 fn best(mut services: Vec<Service>) -> Vec<Service> {
@@ -268,11 +284,16 @@ mod tests {
     use std::thread;
 
     use simple_dns::ResourceRecord;
-    use simple_dns::rdata::SRV;
+    use simple_dns::rdata::{A, SRV};
 
     use super::*;
 
     const SERVICE: &str = "_memcache._tcp.cache.test";
+
+    fn pod(number: u16) -> Name<'static> {
+        let name = format!("pod-{number}.cache.test");
+        Name::new(&name).unwrap().into_owned()
+    }
 
     /// An answer with so many servers.
     fn answer(query: &[u8], servers: u16, priorities: u16) -> Vec<u8> {
@@ -288,9 +309,15 @@ mod tests {
                     priority: n % priorities,
                     weight: 10,
                     port: 11211,
-                    target: Name::new_unchecked(Box::leak(
-                        format!("pod-{n}.cache.test").into_boxed_str(),
-                    )),
+                    target: pod(n),
+                }),
+            ));
+            packet.additional_records.push(ResourceRecord::new(
+                pod(n),
+                CLASS::IN,
+                5,
+                RData::A(A {
+                    address: 0x0a00_0000 + u32::from(n),
                 }),
             ));
         }
@@ -357,7 +384,11 @@ mod tests {
             hosts,
             ["pod-0.cache.test", "pod-2.cache.test", "pod-4.cache.test"]
         );
-        assert_eq!((services[0].port, services[0].weight), (11211, 10));
+        assert_eq!((services[1].port, services[1].weight), (11211, 10));
+        assert_eq!(
+            services[1].addresses,
+            ["10.0.0.2".parse::<IpAddr>().unwrap()]
+        );
     }
 
     #[test]

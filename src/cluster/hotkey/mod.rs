@@ -58,8 +58,6 @@ struct Counter {
     spread: u8,
     /// Empty until the counter is worth it.
     key: Vec<u8>,
-    /// Reads of the last full window, for show.
-    last: u32,
 }
 
 /// One worker's counters.
@@ -80,12 +78,14 @@ pub struct HotKeys {
     hot_reads: u32,
     forwarded: u32,
     hot_keys: usize,
+    /// What the last full second was like.
+    top: Vec<Top>,
 }
 
 /// A key of the top list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Top<'a> {
-    pub key: &'a [u8],
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Top {
+    pub key: Box<[u8]>,
     /// In the last full second.
     pub reads: u32,
     pub hot: bool,
@@ -109,6 +109,7 @@ impl HotKeys {
             hot_reads: 0,
             forwarded: 0,
             hot_keys: 0,
+            top: Vec::new(),
         }
     }
 
@@ -131,7 +132,10 @@ impl HotKeys {
                 counter.count = counter.count.saturating_add(1);
                 at
             }
-            None => self.take_over(hash),
+            None => match self.take_over(hash) {
+                Some(at) => at,
+                None => return Heat::Cold,
+            },
         };
         let (least, share) = (self.settings.reads_per_second, self.share());
         let counter = &mut self.counters[at];
@@ -187,17 +191,9 @@ impl HotKeys {
         hot.map(|counter| counter.hash)
     }
 
-    /// The keys read most in the last full second, unsorted.
-    pub fn top(&self) -> impl Iterator<Item = Top<'_>> {
-        self.counters
-            .iter()
-            .filter(|counter| !counter.key.is_empty() && counter.last > 0)
-            .map(|counter| Top {
-                key: &counter.key,
-                reads: counter.last,
-                hot: counter.hot > 0,
-                spread: usize::from(counter.spread.max(1)),
-            })
+    /// The keys read most in the last full second, most first.
+    pub fn top(&self) -> impl Iterator<Item = &Top> {
+        self.top.iter()
     }
 
     /// A sixteenth of a server's share, unless the settings know better: 50 keys that take 90 % of
@@ -261,8 +257,9 @@ impl HotKeys {
         self.index[gap] = NONE;
     }
 
-    /// Gives a key the least counter, or a fresh one.
-    fn take_over(&mut self, hash: u64) -> usize {
+    /// Gives a key the least counter, or a fresh one. Those of hot keys are not to be had, or a hot
+    /// key would be forgotten whenever a second begins; all of them may be hot.
+    fn take_over(&mut self, hash: u64) -> Option<usize> {
         if self.counters.len() < COUNTERS {
             let at = self.counters.len();
             self.counters.push(Counter {
@@ -272,14 +269,14 @@ impl HotKeys {
             });
             self.insert(hash, at);
             self.least = 0;
-            return at;
+            return Some(at);
+        }
+        if self.hot_keys == COUNTERS {
+            return None;
         }
         let at = self.least_counter();
         self.remove(self.counters[at].hash);
         let counter = &mut self.counters[at];
-        if counter.hot > 0 {
-            self.hot_keys -= 1;
-        }
         let mut key = std::mem::take(&mut counter.key);
         key.clear();
         *counter = Counter {
@@ -290,22 +287,23 @@ impl HotKeys {
             ..Counter::default()
         };
         self.insert(hash, at);
-        at
+        Some(at)
     }
 
-    /// A counter that nobody has less than. Each round over all of them without finding one raises
+    /// A counter of a key that is not hot, of which none has less; there must be one. Each round over all of them without finding one raises
     /// the least count, which takes that many reads to happen again: a few steps per read.
     fn least_counter(&mut self) -> usize {
         loop {
             for _ in 0..COUNTERS {
                 let at = self.hand;
                 self.hand = (self.hand + 1) % COUNTERS;
-                if self.counters[at].count <= self.least {
+                let counter = &self.counters[at];
+                if counter.hot == 0 && counter.count <= self.least {
                     return at;
                 }
             }
-            let counts = self.counters.iter().map(|counter| counter.count);
-            self.least = counts.min().unwrap_or(0);
+            let cold = self.counters.iter().filter(|counter| counter.hot == 0);
+            self.least = cold.map(|counter| counter.count).min().unwrap_or(0);
         }
     }
 
@@ -320,6 +318,7 @@ impl HotKeys {
         let fair = f64::from(sent) / self.servers as f64;
         let most = self.settings.spread.min(self.servers);
         self.hot_keys = 0;
+        self.top.clear();
         for counter in &mut self.counters {
             let sure = f64::from(counter.count - counter.doubt);
             if sure > least && sure > share {
@@ -341,10 +340,19 @@ impl HotKeys {
                     1
                 };
             }
-            counter.last = (sure / seconds) as u32;
+            let reads = (sure / seconds) as u32;
+            if !counter.key.is_empty() && reads > 0 {
+                self.top.push(Top {
+                    key: counter.key.as_slice().into(),
+                    reads,
+                    hot: counter.hot > 0,
+                    spread: usize::from(counter.spread.max(1)),
+                });
+            }
             // Keys keep their counters into the next second, and begin it with nothing.
             (counter.count, counter.doubt, counter.forwarded) = (0, 0, 0);
         }
+        self.top.sort_by_key(|top| std::cmp::Reverse(top.reads));
         self.least = 0;
         (self.reads, self.hot_reads, self.forwarded) = (0, 0, 0);
         self.window_ends = now + WINDOW_MS;
@@ -413,11 +421,9 @@ mod tests {
         assert!(found.unwrap() < 6500, "{found:?}");
         assert!(hot.any());
         hot.read(b"x", 1001);
-        let top: Vec<_> = hot.top().collect();
-        assert!(
-            top.iter()
-                .any(|top| top.key == b"key:0" && top.hot && top.reads > 3000)
-        );
+        let top = hot.top().next().unwrap();
+        assert_eq!(*top.key, b"key:0"[..]);
+        assert!(top.hot && top.reads > 3000, "{top:?}");
     }
 
     #[test]
@@ -432,6 +438,33 @@ mod tests {
             assert_eq!(hot.read(b"a", n * 2), Heat::Cold);
         }
         assert!(!hot.any());
+    }
+
+    #[test]
+    fn a_hot_key_is_not_forgotten_when_a_second_begins() {
+        let mut hot = HotKeys::new(&settings(), 5, 7, 0);
+        let mut cold = 0;
+        for (n, key) in stream(5).take(200_000).enumerate() {
+            // 50,000 reads a second, of which 2,500 are of one key.
+            let heat = hot.read(&key, n as u64 / 50);
+            cold += u32::from(n > 50_000 && key == b"key:0" && heat == Heat::Cold);
+        }
+        assert_eq!(cold, 0);
+    }
+
+    #[test]
+    fn all_counters_may_be_hot() {
+        let settings = Settings {
+            reads_per_second: 1,
+            share: 0.000_001,
+            ..settings()
+        };
+        let mut hot = HotKeys::new(&settings, 1, 7, 0);
+        for n in 0..100_000 {
+            hot.read(&key(n % COUNTERS as u64), 500);
+        }
+        assert_eq!(hot.hot_keys, COUNTERS);
+        assert_eq!(hot.read(b"another", 501), Heat::Cold);
     }
 
     #[test]

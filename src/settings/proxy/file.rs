@@ -1,6 +1,8 @@
 #![forbid(unsafe_code)]
 //! The configuration file, in TOML. The manual page `larder-proxy.toml(5)` describes every field.
 
+use std::net::SocketAddr;
+
 use toml::de::DeTable;
 
 use super::reader::{self, Found, Table, Value, unknown};
@@ -136,6 +138,12 @@ fn pool(name: &str, value: &Value<'_>, defaults: &Pool) -> Found<Pool> {
 }
 
 fn pool_fields(table: &Table<'_>, pool: &mut Pool) -> Found<()> {
+    if let Some(value) = table.get("nameserver") {
+        pool.nameservers.clear();
+        for value in value.one_or_more()? {
+            pool.nameservers.push(nameserver(&value)?);
+        }
+    }
     scheme_fields(table, &mut pool.scheme)?;
     let ms = |value: &Value<'_>| value.duration_ms(1..=DAY_MS);
     table.set("timeout", &mut pool.timeout_ms, ms)?;
@@ -171,6 +179,16 @@ fn pool_fields(table: &Table<'_>, pool: &mut Pool) -> Found<()> {
         table.done()?;
     }
     Ok(())
+}
+
+fn nameserver(value: &Value<'_>) -> Found<SocketAddr> {
+    let text = value.text()?;
+    let address = text
+        .parse()
+        .or_else(|_| text.parse().map(|address| SocketAddr::new(address, 53)));
+    address.map_err(|_: std::net::AddrParseError| {
+        value.wrong("an address is expected, as \"127.0.0.1:8600\"")
+    })
 }
 
 fn scheme_fields(table: &Table<'_>, scheme: &mut Scheme) -> Found<()> {

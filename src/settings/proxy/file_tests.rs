@@ -1,5 +1,7 @@
 #![forbid(unsafe_code)]
 
+use proptest::prelude::*;
+
 use super::super::{
     Address, Command, Commands, Failure, McproxyLabels, Order, Rate, SpyLabels, Wait,
 };
@@ -40,6 +42,7 @@ auth = { user = "u", password_file = "/etc/p" }
 
 [pools.gutter]
 srv = "_memcache._tcp.cache.svc"
+nameserver = ["127.0.0.1:8600", "::1"]
 timeout = "1.5s"
 ring = "mcproxy-evcache"
 points = 40
@@ -125,6 +128,13 @@ fn everything_there_is() {
         .find(|pool| pool.name == "gutter")
         .unwrap();
     assert_eq!(gutter.timeout_ms, 1500);
+    assert_eq!(
+        gutter.nameservers,
+        [
+            "127.0.0.1:8600".parse().unwrap(),
+            "[::1]:53".parse().unwrap()
+        ]
+    );
     assert_eq!(gutter.srv.as_deref(), Some("_memcache._tcp.cache.svc"));
     assert_eq!(
         gutter.scheme.kind,
@@ -512,5 +522,28 @@ fn the_manual_is_right() {
     }
     for command in Command::ALL {
         assert!(manual.contains(command.name()));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    /// A file with a few bytes changed is read or refused, and nothing else.
+    #[test]
+    fn no_file_does_harm(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), ".{0,3}"), 1..6)
+    ) {
+        let mut text = FULL.to_owned();
+        for (at, put) in changes {
+            let at = at.index(text.len());
+            if text.is_char_boundary(at) && text.is_char_boundary(at + 1) {
+                text.replace_range(at..=at, &put);
+            }
+        }
+        if let Err(error) = parse(&text) {
+            let lines = text.matches('\n').count() + 1;
+            prop_assert!(error.line.is_none_or(|line| (1..=lines).contains(&line)), "{}", error);
+            prop_assert!(!error.message.is_empty());
+        }
     }
 }

@@ -22,6 +22,7 @@ pub use route::{
 };
 pub use server::{Address, Server};
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::Endpoint;
@@ -64,6 +65,8 @@ pub struct Pool {
     pub servers: Vec<Server>,
     /// A DNS name whose SRV records are the servers.
     pub srv: Option<String>,
+    /// Who is asked for them; nobody here is the system's name servers.
+    pub nameservers: Vec<SocketAddr>,
     pub scheme: Scheme,
     /// From a request to its answer.
     pub timeout_ms: u64,
@@ -98,6 +101,7 @@ impl Pool {
             name: name.into(),
             servers: Vec::new(),
             srv: None,
+            nameservers: Vec::new(),
             scheme: Scheme::default(),
             timeout_ms: 1000,
             connect_timeout_ms: 1000,
