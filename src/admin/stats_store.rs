@@ -82,6 +82,7 @@ pub fn items(view: &View<'_>, emit: &mut Emit<'_>) {
 /// `stats slabs`
 pub fn slabs(view: &View<'_>, emit: &mut Emit<'_>) {
     let totals = view.registry.totals();
+    let tuning = view.store.tuning();
     let mut active = 0;
     for (class, state) in classes(view, &totals) {
         if state.pages == 0 {
@@ -109,10 +110,12 @@ pub fn slabs(view: &View<'_>, emit: &mut Emit<'_>) {
         line("touch_hits", counted.touch_hits);
     }
     stat!(emit, "active_slabs", active);
-    // In whole pages of memcached, as it would have taken them.
-    let malloced = match view.store.state().page_bytes {
-        0 => 0,
-        bytes => (bytes >> 20).max(1) << 20,
+    // In whole pages of memcached, as it would have taken them; up to the limit those that are begun.
+    let bytes = view.store.state().page_bytes;
+    let malloced = if bytes <= tuning.max_bytes {
+        bytes.next_multiple_of(1 << 20)
+    } else {
+        bytes >> 20 << 20
     };
     stat!(emit, "total_malloced", malloced);
 }

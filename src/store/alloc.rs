@@ -16,6 +16,10 @@ const ATTEMPTS: usize = 16;
 /// Slots of the HOT ring that are looked at before the hand gets its turn.
 const RING_STEPS: usize = 32;
 
+/// Slots that are kept free in a bin whose items are being evicted: one for so many items, and at most.
+const AHEAD_SHARE: usize = 256;
+const AHEAD_MOST: usize = 128;
+
 /// Where an item's value fits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fit {
@@ -115,6 +119,26 @@ impl Inner {
     fn give_one(&self, slot: Slot<'_>) {
         let mut state = self.bins[usize::from(slot.bin())].lock();
         state.pages.give(&self.pages, &self.arena, slot);
+    }
+
+    /// Evicts ahead of need in bins that have evicted since the last time, so that whoever stores finds
+    /// a free slot.
+    pub(super) fn refill(&self, cx: Cx<'_>, bin: u8) {
+        let mut gone = Vec::new();
+        {
+            let mut state = self.bins[usize::from(bin)].lock();
+            let ahead = (self.items_in(bin) as usize / AHEAD_SHARE).min(AHEAD_MOST);
+            let free = state.pages.capacity() - state.pages.used();
+            for _ in free..ahead {
+                match self.evict(cx, bin, &mut state) {
+                    Some(Victim::Here(slot) | Victim::Elsewhere(slot)) => gone.push(slot),
+                    None => break,
+                }
+            }
+        }
+        for slot in gone {
+            self.give(slot);
+        }
     }
 
     /// Puts a slot that is about to hold a new item into the HOT ring, if its bin is under pressure.

@@ -50,8 +50,8 @@ pub(super) struct Upkeep {
     maintained: bool,
     pub(super) juggles: AtomicU64,
     pub(super) mover: Mutex<Mover>,
-    /// Evictions when the maintainer last looked.
-    evictions: AtomicU64,
+    /// Evictions of each bin when the maintainer last looked.
+    evictions: Mutex<Vec<u64>>,
     /// The page whose expiry it looks at next.
     due: AtomicU32,
     pub(super) automove: AtomicU32,
@@ -105,7 +105,7 @@ impl Upkeep {
             maintained: settings.lru_maintainer,
             juggles: AtomicU64::new(0),
             mover: Mutex::default(),
-            evictions: AtomicU64::new(0),
+            evictions: Mutex::default(),
             due: AtomicU32::new(0),
             automove: AtomicU32::new(if settings.slab_reassign {
                 settings.slab_automove
@@ -150,11 +150,10 @@ impl Store {
         if inner.upkeep.maintained {
             inner.reap_due(cx);
         }
-        let evictions = inner.evictions();
-        if inner.upkeep.evictions.swap(evictions, Relaxed) == evictions {
-            MAINTAIN_EVERY
-        } else {
+        if inner.refill_bins(cx) {
             MAINTAIN_BUSY
+        } else {
+            MAINTAIN_EVERY
         }
     }
 
@@ -367,11 +366,23 @@ impl Inner {
         entry.expires_at(soonest);
     }
 
-    fn evictions(&self) -> u64 {
-        self.bins
-            .iter()
-            .map(|bin| bin.evictions.load(Relaxed))
-            .sum()
+    /// Evicts ahead in the bins that have evicted since the last time; whether there were any.
+    fn refill_bins(&self, cx: Cx<'_>) -> bool {
+        let mut seen = lock(&self.upkeep.evictions);
+        seen.resize(self.bins.len(), 0);
+        let (used, limit) = self.pool.usage();
+        let mut any = false;
+        for (bin, seen) in seen.iter_mut().enumerate() {
+            let evictions = &self.bins[bin].evictions;
+            if *seen != evictions.load(Relaxed) {
+                any = true;
+                if self.evicting && used >= limit {
+                    self.refill(cx, bin as u8);
+                }
+                *seen = evictions.load(Relaxed);
+            }
+        }
+        any
     }
 
     /// Shows the living items of a walk, about `limit` of them. False when it is over.

@@ -4,6 +4,9 @@
 /// Random operations against a plain map.
 mod model;
 
+/// What takes minutes and gigabytes.
+mod soak;
+
 /// Many threads at once.
 mod threads;
 
