@@ -112,14 +112,14 @@ fn chunks_of_large_values_are_rescued() {
     for number in (0..count).step_by(2) {
         client.ask(format!("delete key{number}\r\n"), "DELETED\r\n");
     }
-    let class = *stats(&mut client, "slabs")
+    let (class, held) = stats(&mut client, "items")
         .iter()
-        .find_map(|(name, &used)| {
-            let class = name.strip_suffix(":used_chunks")?;
-            (used == count / 2).then(|| class.parse::<u64>().ok())?
+        .find_map(|(name, &number)| {
+            let class = name.strip_prefix("items:")?.strip_suffix(":number")?;
+            Some((class.to_owned(), number))
         })
-        .as_ref()
-        .expect("a class with half of the items");
+        .expect("a class with items");
+    assert_eq!(held, count / 2);
     for _ in 0..3 {
         wait_until(|| {
             client.send(format!("slabs reassign {class} 0\r\n"));

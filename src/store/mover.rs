@@ -30,6 +30,8 @@ const STEP_MOST: f64 = 64.0;
 const FLOOR: f64 = 0.02;
 /// A bin gives pages to the pool while it could do without so many, in halves.
 const SPARE_HALVES: usize = 5;
+/// Pages that a bin gives to the pool in one turn.
+const RELEASE_MOST: usize = 128;
 /// Pages that are looked at to find the one that is emptied with the least harm.
 const CANDIDATES: usize = 64;
 /// Of these, pages whose slots are looked at, and slots on each.
@@ -227,7 +229,7 @@ impl Inner {
     /// Gives the pages to the pool that bins could do without.
     pub(super) fn release_pages(&self, cx: Cx<'_>) {
         for bin in 0..self.bins.len() as u8 {
-            for _ in 0..ROUND_MOST {
+            for _ in 0..RELEASE_MOST {
                 let spare = {
                     let state = self.bins[usize::from(bin)].lock();
                     let per_page = PAGE / state.pages.size();

@@ -192,6 +192,13 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|broken| broken.into_inner())
 }
 
+/// Where the kernel says whether it gives huge pages.
+const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+
+fn huge_pages_are_off() -> bool {
+    std::fs::read_to_string(HUGE_PAGES).is_ok_and(|modes| modes.contains("[never]"))
+}
+
 impl Inner {
     fn start_crawl(&self, crawler: &mut Crawler, classes: u64) {
         let most = u64::from(self.upkeep.crawler_tocrawl.load(Relaxed));
@@ -475,11 +482,19 @@ impl Inner {
     /// Takes all item memory now, in huge pages where the kernel gives them.
     pub(super) fn preallocate(&self, bytes: usize) -> Result<(), String> {
         self.huge.store(true, Relaxed);
-        self.arena.region().advise_huge();
+        let agreed = self.arena.region().advise_huge();
         self.table.advise_huge();
-        self.arena
-            .region()
-            .populate(bytes)
-            .map_err(|error| format!("cannot take {} MiB of memory at once: {error}", bytes >> 20))
+        if !agreed || huge_pages_are_off() {
+            log::warn!(
+                "-L: the kernel gives no huge pages here (see {HUGE_PAGES}: it must say madvise or \
+                 always); using ordinary ones"
+            );
+        }
+        self.arena.region().populate(bytes).map_err(|error| {
+            format!(
+                "-L: the system cannot give {} MiB at once: {error}; a smaller -m may do",
+                bytes >> 20
+            )
+        })
     }
 }

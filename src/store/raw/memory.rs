@@ -177,10 +177,21 @@ impl Region {
         // SAFETY: the range is our mapping; populating it keeps its contents.
         let done = unsafe { libc::madvise(self.base.as_ptr().cast(), bytes, MADV_POPULATE_WRITE) };
         if done == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
+            return Ok(());
         }
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::EINVAL) {
+            return Err(error);
+        }
+        // Before Linux 5.14: each page by hand.
+        for offset in (0..bytes).step_by(4096) {
+            // SAFETY: within our mapping, which nobody uses yet; what is written is what is there.
+            unsafe {
+                let byte = self.base.as_ptr().add(offset);
+                byte.write_volatile(byte.read_volatile());
+            }
+        }
+        Ok(())
     }
 }
 
