@@ -15,6 +15,9 @@ use super::read::Pin;
 use super::write::Pieces;
 use super::{Cx, Inner, Mode, Put, Refused, Stored};
 
+/// Bytes over which a checksum may be made under an item's lock.
+const SEALED_MOST: usize = 256 << 10;
+
 /// Chunks that hang nowhere yet. Dropping them gives them back.
 struct Loose<'s> {
     inner: &'s Inner,
@@ -92,6 +95,10 @@ impl Inner {
         added: usize,
         value: &Pieces<'_>,
     ) -> Result<Option<Stored>, Refused> {
+        // A checksum over all of a long value is not made under its lock.
+        if self.arena.checked() && version.length > SEALED_MOST {
+            return Ok(None);
+        }
         let Some(chain) = held.chain() else {
             return Ok(None);
         };
