@@ -73,6 +73,15 @@ pub(super) struct Moves {
     turn: AtomicUsize,
 }
 
+/// What may be done to empty a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Means {
+    /// Its items move to where there is room.
+    Room,
+    /// Where there is none, items go.
+    Eviction,
+}
+
 /// What decides whether a bin gets or gives a page.
 #[derive(Debug, Clone, Copy)]
 struct Standing {
@@ -197,7 +206,7 @@ impl Inner {
     }
 
     fn move_page(&self, cx: Cx<'_>, from: u8, to: u8) -> bool {
-        let Some(page) = self.empty_page(cx, from) else {
+        let Some(page) = self.empty_page(cx, from, Means::Eviction) else {
             return false;
         };
         self.pool.give(page);
@@ -215,13 +224,15 @@ impl Inner {
             .filter_map(|bin| Some((self.bins[bin].try_lock()?.pages.pages().len(), bin)))
             .max();
         match richest {
-            Some((pages, bin)) if pages > 1 => match self.empty_page(cx, bin as u8) {
-                Some(page) => {
-                    self.pool.give(page);
-                    true
+            Some((pages, bin)) if pages > 1 => {
+                match self.empty_page(cx, bin as u8, Means::Eviction) {
+                    Some(page) => {
+                        self.pool.give(page);
+                        true
+                    }
+                    None => false,
                 }
-                None => false,
-            },
+            }
             _ => false,
         }
     }
@@ -239,7 +250,7 @@ impl Inner {
                 if !spare {
                     break;
                 }
-                let Some(page) = self.empty_page(cx, bin) else {
+                let Some(page) = self.empty_page(cx, bin, Means::Room) else {
                     break;
                 };
                 self.pool.give(page);
@@ -267,7 +278,7 @@ impl Inner {
                 .max();
             match most {
                 Some((pages, bin)) if pages > 1 => {
-                    let Some(page) = self.empty_page(cx, bin as u8) else {
+                    let Some(page) = self.empty_page(cx, bin as u8, Means::Eviction) else {
                         return;
                     };
                     self.pool.give(page);
@@ -287,7 +298,8 @@ impl Inner {
                 .bins_of(from)
                 .max_by_key(|&bin| self.bins[bin].lock().pages.pages().len());
             let Some(source) = source else { break };
-            let page = (0..CANDIDATES).find_map(|_| self.empty_page(cx, source as u8));
+            let page =
+                (0..CANDIDATES).find_map(|_| self.empty_page(cx, source as u8, Means::Eviction));
             let Some(page) = page else { break };
             self.pool.give(page);
             let target = self
@@ -334,7 +346,8 @@ impl Inner {
     /// Frees one page of a bin, wherever its hand stands: live items move elsewhere in the bin if they
     /// were hit lately, for which others may have to go, and go themselves otherwise. The page belongs
     /// to the caller then, who gives it to the pool. Nothing if something on it could not be moved now.
-    pub(super) fn empty_page(&self, cx: Cx<'_>, bin: u8) -> Option<u32> {
+    pub(super) fn empty_page(&self, cx: Cx<'_>, bin: u8, means: Means) -> Option<u32> {
+        let means = if self.evicting { means } else { Means::Room };
         let mut gone = Vec::new();
         let page = {
             let mut state = self.bins[usize::from(bin)].lock();
@@ -349,8 +362,8 @@ impl Inner {
                     State::Busy => {
                         self.moves.busy.fetch_add(1, Relaxed);
                     }
-                    State::Chunk => self.rescue_chunk(cx, &mut state, handle, bin, &mut gone),
-                    _ => self.rescue(cx, &mut state, handle, &mut gone),
+                    State::Chunk => self.rescue_chunk(cx, &mut state, handle, means, &mut gone),
+                    _ => self.rescue(cx, &mut state, handle, means, &mut gone),
                 }
             }
             page
@@ -378,6 +391,7 @@ impl Inner {
         cx: Cx<'_>,
         state: &mut BinState,
         handle: Handle,
+        means: Means,
         gone: &mut Vec<Slot<'s>>,
     ) {
         let head = self.arena.head(handle);
@@ -389,7 +403,7 @@ impl Inner {
         }
         let worth = word.counter() > 0 || word.state() != State::Main;
         let slot = if worth || state.pages.has_free() {
-            self.take_to_move(cx, state, handle, worth, gone)
+            self.take_to_move(cx, state, handle, worth && means == Means::Eviction, gone)
         } else {
             None
         };
@@ -399,10 +413,10 @@ impl Inner {
             return;
         }
         let Some(slot) = slot else {
-            if worth || !self.evicting {
+            if worth || means == Means::Room {
                 self.moves.no_room.fetch_add(1, Relaxed);
             }
-            if self.evicting {
+            if means == Means::Eviction {
                 gone.extend(self.reap(cx, state, handle, Leaving::Moved));
             }
             return;
@@ -436,7 +450,7 @@ impl Inner {
             state.pages.add_page(&self.pages, page);
             free = state.pages.take(&self.pages, &self.arena);
         }
-        if free.is_some() || !evict || !self.evicting {
+        if free.is_some() || !evict {
             return free;
         }
         let bin = self.arena.head(leaving).word().bin();
@@ -512,9 +526,10 @@ impl Inner {
         cx: Cx<'_>,
         state: &mut BinState,
         chunk: Handle,
-        bin: u8,
+        means: Means,
         gone: &mut Vec<Slot<'s>>,
     ) {
+        let bin = self.arena.head(chunk).word().bin();
         let Some(owner) = self.arena.chunk(chunk).owner() else {
             return;
         };
@@ -524,7 +539,7 @@ impl Inner {
         let slot = if dead || !(worth || state.pages.has_free()) {
             None
         } else {
-            self.take_to_move(cx, state, chunk, worth, gone)
+            self.take_to_move(cx, state, chunk, worth && means == Means::Eviction, gone)
         };
         if self.arena.head(chunk).word().state() != State::Chunk
             || self.arena.chunk(chunk).owner() != Some(owner)
@@ -543,7 +558,7 @@ impl Inner {
         let Some(slot) = slot else {
             if dead {
                 gone.extend(self.reap(cx, owners, owner, Leaving::Dead));
-            } else if self.evicting {
+            } else if means == Means::Eviction {
                 gone.extend(self.reap(cx, owners, owner, Leaving::Moved));
             } else {
                 self.moves.no_room.fetch_add(1, Relaxed);
@@ -582,5 +597,83 @@ impl Inner {
             return Err(slot);
         };
         guard.relocate_chunk(&place, chunk, slot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn standing(bin: usize, pages: usize, size: f64, hits: f64, pressed: bool) -> Standing {
+        let per_page = PAGE as f64 / size;
+        Standing {
+            bin,
+            pages,
+            floor: 1,
+            per_page,
+            size,
+            hits,
+            cold: pages as f64 * per_page / 2.0,
+            pressed,
+        }
+    }
+
+    #[test]
+    fn a_page_goes_where_it_is_hit_most() {
+        let idle = standing(0, 100, 200.0, 0.0, true);
+        let busy = standing(1, 100, 200.0, 1000.0, true);
+        assert_eq!(choose(&[idle, busy], 4.0), Some((0, 1)));
+        assert_eq!(choose(&[busy, idle], 4.0), Some((0, 1)));
+        // Not much more is not enough, and neither is a bin that evicts nothing.
+        let nearly = standing(1, 100, 200.0, 2.0, true);
+        assert_eq!(choose(&[idle, nearly], 4.0), None);
+        assert_eq!(choose(&[idle, nearly], 1.0), Some((0, 1)));
+        let content = Standing {
+            pressed: false,
+            ..busy
+        };
+        assert_eq!(choose(&[idle, content], 4.0), None);
+    }
+
+    #[test]
+    fn a_bin_keeps_its_floor() {
+        let busy = standing(1, 100, 200.0, 1000.0, true);
+        let last = standing(0, 1, 200.0, 0.0, true);
+        assert_eq!(choose(&[last, busy], 4.0), None);
+        let rare = Standing {
+            pages: 5,
+            floor: 5,
+            ..last
+        };
+        assert_eq!(choose(&[rare, busy], 4.0), None);
+    }
+
+    #[test]
+    fn large_items_weigh_more_than_by_their_number() {
+        // The same hits for each byte: the larger items are worth more than by the number of hits,
+        // and less than by their bytes.
+        let small = standing(0, 100, 100.0, 10_000.0, true);
+        let large = standing(1, 100, 10_000.0, 100.0, true);
+        let ratio = small.worth() / large.worth();
+        assert!((5.0..20.0).contains(&ratio), "{ratio}");
+    }
+
+    #[test]
+    fn what_has_got_pages_is_worth_less() {
+        let mut standings = [
+            standing(0, 100, 200.0, 0.0, true),
+            standing(1, 2, 200.0, 100.0, true),
+        ];
+        let mut moves = 0;
+        while let Some((from, to)) = choose(&standings, 4.0) {
+            assert_eq!((from, to), (0, 1));
+            standings[0].pages -= 1;
+            standings[0].cold = (standings[0].cold - standings[0].per_page).max(0.0);
+            standings[1].pages += 1;
+            standings[1].cold += standings[1].per_page;
+            moves += 1;
+        }
+        // It comes to an end before the other has nothing left.
+        assert!((10..99).contains(&moves), "{moves}");
     }
 }

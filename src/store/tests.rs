@@ -442,7 +442,12 @@ fn items_that_are_read_survive_when_their_page_moves() {
             );
         }
         for bin in 0..bins {
-            if let Some(page) = fixture.store.inner.empty_page(fixture.cx(100), bin) {
+            if let Some(page) =
+                fixture
+                    .store
+                    .inner
+                    .empty_page(fixture.cx(100), bin, mover::Means::Eviction)
+            {
                 fixture.store.inner.pool.give(page);
             }
         }
@@ -545,7 +550,12 @@ fn a_value_grows_where_it_stands() {
             8 => {
                 let bin = (round % usize::from(bins)) as u8;
                 for bin in [bin, bins - 1] {
-                    if let Some(page) = fixture.store.inner.empty_page(fixture.cx(100), bin) {
+                    if let Some(page) =
+                        fixture
+                            .store
+                            .inner
+                            .empty_page(fixture.cx(100), bin, mover::Means::Eviction)
+                    {
                         fixture.store.inner.pool.give(page);
                     }
                 }

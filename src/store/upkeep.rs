@@ -72,13 +72,13 @@ pub(super) struct Crawler {
     flushed: u32,
 }
 
-/// A walk over the items of some classes, page by page.
+/// A walk over the items of some classes, page by page in the order of memory: whatever becomes of
+/// pages meanwhile, none is passed over.
 #[derive(Debug, Clone, Copy)]
 pub struct Walk {
     /// A bit for each class.
     pub(super) classes: u64,
-    bin: usize,
-    page: usize,
+    page: u32,
     slot: usize,
 }
 
@@ -86,8 +86,7 @@ impl Walk {
     pub(super) fn new(classes: u64) -> Walk {
         Walk {
             classes,
-            bin: 0,
-            page: 0,
+            page: 1,
             slot: 0,
         }
     }
@@ -224,22 +223,20 @@ impl Inner {
         bin == self.bins.len() - 1 || classes & 1 << self.class_of_bin(bin as u8) != 0
     }
 
-    /// Moves a walk to the next page it has to look at.
-    fn next_page(&self, walk: &mut Walk) -> bool {
-        while walk.bin < self.bins.len() {
-            if self.walks_bin(walk.classes, walk.bin)
-                && walk.page < self.bins[walk.bin].lock().pages.pages().len()
-            {
-                return true;
+    /// Moves a walk to the next page it has to look at, if it is not at one; says whose that is.
+    fn next_page(&self, walk: &mut Walk) -> Option<u8> {
+        let end = self.pool.fresh();
+        while walk.page < end {
+            let bin = self.pages.entry(walk.page).bin();
+            match bin {
+                Some(bin) if self.walks_bin(walk.classes, usize::from(bin)) => return Some(bin),
+                _ => {
+                    walk.page += 1;
+                    walk.slot = 0;
+                }
             }
-            *walk = Walk {
-                bin: walk.bin + 1,
-                page: 0,
-                slot: 0,
-                ..*walk
-            };
         }
-        false
+        None
     }
 
     /// Whether a run would pay: what is expired says the earliest expiry of each page, and a flush
@@ -267,16 +264,19 @@ impl Inner {
 
     /// Reaps what is dead on one page. False when the walk is over.
     fn crawl_page(&self, cx: Cx<'_>, walk: &mut Walk, seen: &mut u64) -> bool {
-        if !self.next_page(walk) {
+        let Some(bin) = self.next_page(walk) else {
             return false;
-        }
+        };
+        let page = walk.page;
         let mut gone = Vec::new();
         {
-            let state = self.bins[walk.bin].lock();
-            let Some(&page) = state.pages.pages().get(walk.page) else {
+            let state = self.bins[usize::from(bin)].lock();
+            if self.pages.entry(page).bin() != Some(bin) {
+                // It has just moved, and is looked at again.
                 return true;
-            };
+            }
             walk.page += 1;
+            walk.slot = 0;
             if self.pages.entry(page).soonest_expiry() > cx.now && self.flush.mark(cx.now) == 0 {
                 return true;
             }
@@ -402,13 +402,14 @@ impl Inner {
     ) -> bool {
         let mut shown = 0;
         while shown < limit {
-            if !self.next_page(walk) {
+            let Some(bin) = self.next_page(walk) else {
                 return false;
-            }
-            let state = self.bins[walk.bin].lock();
-            let Some(&page) = state.pages.pages().get(walk.page) else {
-                continue;
             };
+            let page = walk.page;
+            let state = self.bins[usize::from(bin)].lock();
+            if self.pages.entry(page).bin() != Some(bin) {
+                continue;
+            }
             let carved = self.pages.entry(page).carved();
             while walk.slot < carved && shown < limit {
                 let handle = self.arena.handle(page, walk.slot, state.pages.size());
