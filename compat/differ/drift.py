@@ -7,6 +7,7 @@ nothing of this applies. Each entry has the reason.
 import re
 
 ERRORS = re.compile(rb"(?m)^(?:CLIENT_ERROR|SERVER_ERROR|ERROR)[^\n]*\n")
+LARGE = re.compile(rb"[0-9]{19}")
 NUMBER = re.compile(rb"-?[0-9]{1,10}")
 # Words of which 1.6.45 wants a decimal that fits into 32 bits.
 TIMED = {b"touch": 2, b"gat": 1, b"gats": 1, b"flush_all": 1}
@@ -132,7 +133,12 @@ UNLIKE = [odd_time, odd_delta, long_delete, odd_store, new_flag, other]
 
 def changed(command):
     """Whether a command is one that 1.6.45 takes otherwise than 1.6.18."""
+    # 1.6.18 takes a minus anywhere behind a number over 2^63 for its sign, which no memory is without.
+    if LARGE.search(command):
+        return True
     if command.startswith(b"\x80"):
+        if command[1:2] in (b"\x05", b"\x06", b"\x15", b"\x16") and any(byte > 0x3F for byte in command[24:25] + command[32:33]):
+            return True
         # 1.6.45 refuses bodies of more than 1 GiB, and answers to SASL where there is none.
         return int.from_bytes(command[8:12], "big") > 1 << 30 or b"\x20" <= command[1:2] <= b"\x22"
     if command.startswith(b" "):
