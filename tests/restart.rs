@@ -139,7 +139,13 @@ fn a_full_cache_goes_on_evicting_after_a_restart() {
 
     let server = memory.start(&["-m", "4"]);
     let mut client = server.connect();
-    assert_eq!(client.stat("curr_items"), items.to_string());
+    // Slots that are freed ahead of need may have cost a few items between the count and the stop.
+    let kept: u64 = client.stat_of("larder", "restart_items").parse().unwrap();
+    assert!(
+        kept <= items && (items - kept) * 64 <= items,
+        "{kept} of {items}"
+    );
+    assert_eq!(client.stat("curr_items"), kept.to_string());
     fill(&mut client, 15_000);
     let after: u64 = client.stat("curr_items").parse().unwrap();
     assert!(

@@ -2,11 +2,11 @@
 
 mod common;
 
-use std::net::UdpSocket;
-use std::time::Duration;
+use std::net::{TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
 
 use common::binary::{Answer, Packet};
-use common::{Program, TestServer, program, settings};
+use common::{Client, Program, TestServer, program, settings};
 use larder::settings::Settings;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -255,13 +255,25 @@ fn many_clients_ask_at_once() {
 fn each_worker_has_the_socket() {
     let server = TestServer::start_with(udp());
     let mut client = server.connect();
-    client.send("stats conns\r\n");
     let address = format!("udp:{}", server.datagram_address());
+    let since = Instant::now();
+    // A worker enters its row when its thread begins.
+    while datagram_rows(&mut client, &address) != 2 {
+        assert!(
+            since.elapsed() < Duration::from_secs(20),
+            "not one row for each worker"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn datagram_rows(client: &mut Client<TcpStream>, address: &str) -> usize {
+    client.send("stats conns\r\n");
     let mut rows = 0;
     loop {
         let line = client.line();
         if line == "END" {
-            break;
+            return rows;
         }
         let mut words = line.split(' ').skip(1);
         let (name, value) = (words.next().unwrap(), words.next().unwrap());
@@ -273,7 +285,6 @@ fn each_worker_has_the_socket() {
             assert_eq!(value, address);
         }
     }
-    assert_eq!(rows, 2, "one for each worker");
 }
 
 #[test]

@@ -67,11 +67,11 @@ class Binary:
         key = self.keys.one()
         flags = self.random.choice([0, 0, 0, 1, 255, 0xFFFFFFFF])
         extras = struct.pack(">II", flags, self.random.choice(EXPIRIES))
-        return packet(self.random.choice(STORES), extras, key, value(self.random), self.unique(key), self.opaque())
+        return packet(self.random.choice(STORES), extras, key, self.keys.value_for(key), self.unique(key), self.opaque())
 
     def join(self):
         key = self.keys.one()
-        return packet(self.random.choice(JOINS), b"", key, value(self.random), self.unique(key), self.opaque())
+        return packet(self.random.choice(JOINS), b"", key, self.keys.value_for(key), self.unique(key), self.opaque())
 
     def count(self):
         key = self.keys.number() if not self.shrink or self.chance(0.8) else self.keys.one()

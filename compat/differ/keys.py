@@ -25,6 +25,11 @@ class Keys:
     def read(self):
         return self.readable[int(self.random.random() * len(self.readable))]
 
+    def value_for(self, key):
+        """A value; short for a counter: ours counts in values of up to 8 KiB (differences.md)."""
+        made = value(self.random)
+        return made[:500] if key in self.numbers else made
+
     def number(self):
         return self.numbers[int(self.random.random() * len(self.numbers))]
 

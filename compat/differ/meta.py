@@ -100,8 +100,9 @@ class Meta(Text):
         return self.line(b"g", self.keys.read()) + b"\r\n"
 
     def ms(self):
-        body = value(self.random)
-        return self.line(b"s", self.keys.one(), b"%d" % len(body)) + b"\r\n" + body + b"\r\n"
+        key = self.keys.one()
+        body = self.keys.value_for(key)
+        return self.line(b"s", key, b"%d" % len(body)) + b"\r\n" + body + b"\r\n"
 
     def md(self):
         return self.line(b"d", self.keys.one()) + b"\r\n"

@@ -130,13 +130,14 @@ class Text:
 
     def store(self):
         word = STORES[int(self.random.random() * len(STORES))]
-        body = value(self.random)
-        line = b"%b %b %b %b %d" % (word, self.keys.one(), self.flags(), self.expiry(), len(body))
+        key = self.keys.one()
+        body = self.keys.value_for(key)
+        line = b"%b %b %b %b %d" % (word, key, self.flags(), self.expiry(), len(body))
         return self.noreply(line) + body + b"\r\n"
 
     def compare(self):
         key = self.keys.one()
-        body = value(self.random)
+        body = self.keys.value_for(key)
         known = self.cas.get(key, 2)
         unique = known if self.random.random() < 0.7 else known + self.random.choice([-1, 1, 7])
         line = b"cas %b %b %b %d %d" % (key, self.flags(), self.expiry(), len(body), max(unique, 0))

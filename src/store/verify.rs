@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::merkle::{self, DIGEST, Tree};
-use super::raw::{Handle, PairGuard, Place, Slot, flag};
+use super::raw::{Handle, PairGuard, Place, Slot, Spot, flag};
 use super::read::{Pin, hold};
 use super::{Cx, Inner, Miss, Store};
 use crate::settings::{self, Verify as When};
@@ -158,6 +158,36 @@ impl Inner {
             if self.check(cx, key, hash, version.0) {
                 checked = Some(version);
             }
+        }
+    }
+
+    /// The lock of a key whose value, if it has digests, has just been compared with them.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn checked<'s>(
+        self: &'s Arc<Self>,
+        cx: Cx<'_>,
+        key: &[u8],
+        hash: u64,
+        spot: &Spot<'s>,
+        mut guard: PairGuard<'s>,
+    ) -> PairGuard<'s> {
+        let mut checked = None;
+        loop {
+            let version = match guard.find_at(spot, hash, key) {
+                Some((_, item)) if item.word().has(flag::VERIFIED) => {
+                    (item.handle(), item.cas(), item.length())
+                }
+                _ => return guard,
+            };
+            if checked == Some(version) {
+                return guard;
+            }
+            drop(guard);
+            if self.check(cx, key, hash, version.0) {
+                checked = Some(version);
+            }
+            guard = self.table.lock_at(spot, &self.arena, hash);
         }
     }
 
