@@ -1,7 +1,8 @@
 //! Deletes for a server that is down, remembered until it comes back.
 //!
 //! A key is remembered once. When there is no room for another, the oldest is forgotten and
-//! counted: the server may then keep an item that somebody has deleted.
+//! counted: the server may then keep an item that somebody has deleted. Keys that have been taken out
+//! to be deleted are [held](Deletes::holds) until it is known what has come of it.
 #![forbid(unsafe_code)]
 
 use std::collections::{HashSet, VecDeque};
@@ -15,6 +16,7 @@ const BYTES_PER_KEY: usize = 128;
 pub struct Deletes {
     keys: VecDeque<Arc<[u8]>>,
     known: HashSet<Arc<[u8]>>,
+    under_way: HashSet<Arc<[u8]>>,
     bytes: usize,
     most: usize,
     forgotten: u64,
@@ -26,6 +28,7 @@ impl Deletes {
         Deletes {
             keys: VecDeque::new(),
             known: HashSet::new(),
+            under_way: HashSet::new(),
             bytes: 0,
             most: most.max(1),
             forgotten: 0,
@@ -53,8 +56,39 @@ impl Deletes {
         kept_all
     }
 
-    /// The oldest key, taken out. Put it back with [`Deletes::push`] when it could not be sent.
-    pub fn pop(&mut self) -> Option<Arc<[u8]>> {
+    /// Takes out up to `most` keys to be deleted, oldest first; none while others are under way.
+    /// [`settle`](Deletes::settle) has to follow.
+    pub fn take(&mut self, most: usize) -> Vec<Arc<[u8]>> {
+        if !self.under_way.is_empty() {
+            return Vec::new();
+        }
+        let keys: Vec<_> = std::iter::from_fn(|| self.pop()).take(most).collect();
+        self.under_way.extend(keys.iter().cloned());
+        keys
+    }
+
+    /// The keys that were taken out have been deleted, or have to be remembered again; how many.
+    pub fn settle(&mut self, good: bool) -> usize {
+        let keys = std::mem::take(&mut self.under_way);
+        if !good {
+            for key in &keys {
+                self.push(key);
+            }
+        }
+        keys.len()
+    }
+
+    /// Whether a key is to be deleted, or is being deleted.
+    pub fn holds(&self, key: &[u8]) -> bool {
+        self.known.contains(key) || self.under_way.contains(key)
+    }
+
+    /// Whether there is nothing to delete, and nothing under way.
+    pub fn is_settled(&self) -> bool {
+        self.keys.is_empty() && self.under_way.is_empty()
+    }
+
+    fn pop(&mut self) -> Option<Arc<[u8]>> {
         let key = self.keys.pop_front()?;
         self.known.remove(&key);
         self.bytes -= key.len();
@@ -100,6 +134,28 @@ mod tests {
         assert_eq!(keys, [b"a"[..].into(), b"b"[..].into(), b"c"[..].into()]);
         assert!(deletes.is_empty());
         assert_eq!(deletes.bytes(), 0);
+    }
+
+    #[test]
+    fn what_is_under_way_is_held_until_it_is_settled() {
+        let mut deletes = Deletes::new(10);
+        for key in ["a", "b", "c"] {
+            deletes.push(key.as_bytes());
+        }
+        assert_eq!(deletes.take(2).len(), 2);
+        assert!(deletes.take(2).is_empty(), "one after the other");
+        assert!(deletes.holds(b"a") && deletes.holds(b"c") && !deletes.holds(b"d"));
+        // Written elsewhere again meanwhile.
+        deletes.push(b"a");
+        assert_eq!(deletes.settle(true), 2);
+        assert!(deletes.holds(b"a") && !deletes.holds(b"b"));
+        assert_eq!(deletes.take(9).len(), 2);
+        assert_eq!(deletes.settle(false), 2);
+        assert_eq!(deletes.len(), 2);
+        assert_eq!(deletes.take(9).len(), 2);
+        assert!(!deletes.is_settled());
+        deletes.settle(true);
+        assert!(deletes.is_settled() && !deletes.holds(b"a"));
     }
 
     #[test]

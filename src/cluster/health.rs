@@ -16,8 +16,8 @@
 //! A server that is down gets probes and nothing else. When enough of them in a row were good, the
 //! deletes that were meant for it meanwhile are sent, and only then it gets keys again: a tenth of
 //! them for five seconds (always the same tenth, so that what is written is read from the same
-//! server), then all. Nothing stale can be read from it by then that a delete through this proxy
-//! should have removed. A server that goes down again and again is probed less and less often.
+//! server), then all but those whose deletes have not been answered. A server that goes down again and
+//! again is probed less and less often, until it has stayed up for a minute.
 #![forbid(unsafe_code)]
 
 use crate::settings::proxy::Health as Settings;
@@ -44,7 +44,7 @@ pub enum Event {
     Failed,
     ProbeAnswered,
     ProbeFailed,
-    /// The deletes that waited for the server have been sent and answered.
+    /// The deletes that waited for the server when it answered again have been answered.
     Drained,
 }
 
@@ -53,8 +53,10 @@ pub enum Event {
 pub struct Health {
     settings: Settings,
     state: State,
-    /// Failures since the last answer.
+    /// Failures of requests since the last that was answered, and of probes since the last good one: a
+    /// server that answers probes alone is no better for it.
     in_a_row: u32,
+    bad_probes: u32,
     /// The second that is being counted, and what it has seen.
     window: u64,
     answered: u32,
@@ -62,7 +64,7 @@ pub struct Health {
     good_probes: u32,
     /// Good probes were enough; the deletes are on their way.
     waits_for_deletes: bool,
-    /// When the half-open time ends.
+    /// When the half-open time ends, or ended.
     open_at: u64,
     next_probe: u64,
     /// When it went down lately, oldest first.
@@ -84,6 +86,7 @@ impl Health {
             settings: settings.clone(),
             state: State::Up,
             in_a_row: 0,
+            bad_probes: 0,
             window: now / 1000,
             answered: 0,
             failed: 0,
@@ -133,20 +136,15 @@ impl Health {
         self.tick(now);
         match event {
             Event::Answered(count) => {
-                self.in_a_row = 0;
+                (self.in_a_row, self.bad_probes) = (0, 0);
                 self.answered = self.answered.saturating_add(count);
             }
             Event::TimedOut | Event::Failed => {
                 self.in_a_row = self.in_a_row.saturating_add(1);
-                self.failed = self.failed.saturating_add(1);
-                if self.state == State::HalfOpen || self.state == State::Up && self.has_failed() {
-                    self.go_down(now);
-                }
+                self.failed(now);
             }
             Event::ProbeAnswered => {
-                if self.state == State::Up {
-                    self.in_a_row = 0;
-                }
+                self.bad_probes = 0;
                 self.good_probes = self.good_probes.saturating_add(1);
                 if self.state == State::Down && self.good_probes >= self.settings.good_probes {
                     self.waits_for_deletes = true;
@@ -156,16 +154,15 @@ impl Health {
             Event::ProbeFailed => {
                 self.good_probes = 0;
                 self.waits_for_deletes = false;
-                if self.state != State::Down {
-                    return self.on(Event::Failed, now);
-                }
+                self.bad_probes = self.bad_probes.saturating_add(1);
+                self.failed(now);
             }
             Event::Drained => {
                 if self.state == State::Down && self.waits_for_deletes {
                     self.waits_for_deletes = false;
                     self.state = State::HalfOpen;
                     self.open_at = now + self.settings.half_open_ms;
-                    self.in_a_row = 0;
+                    (self.in_a_row, self.bad_probes) = (0, 0);
                     (self.answered, self.failed) = (0, 0);
                     self.next_probe = now + self.jittered(self.settings.probe_ms);
                     self.tick(now);
@@ -184,16 +181,25 @@ impl Health {
         if self.state == State::HalfOpen && now >= self.open_at {
             self.state = State::Up;
         }
-        let oldest = now.saturating_sub(self.settings.flap_window_ms);
-        if self.state == State::Up && self.downs.last().is_none_or(|&last| last < oldest) {
+        // It has to stay up that long: the wait itself may have been longer.
+        if self.state == State::Up
+            && now.saturating_sub(self.open_at) > self.settings.flap_window_ms
+        {
             self.wait = self.settings.probe_ms;
         }
         self.state
     }
 
+    fn failed(&mut self, now: u64) {
+        self.failed = self.failed.saturating_add(1);
+        if self.state == State::HalfOpen || self.state == State::Up && self.has_failed() {
+            self.go_down(now);
+        }
+    }
+
     fn has_failed(&self) -> bool {
         let total = self.answered.saturating_add(self.failed);
-        self.in_a_row >= self.settings.failures
+        self.in_a_row.saturating_add(self.bad_probes) >= self.settings.failures
             || total >= self.settings.failure_sample
                 && self.failed as f32 >= total as f32 * self.settings.failure_share
     }
@@ -206,7 +212,9 @@ impl Health {
         }
         self.downs.push(now);
         let flaps = self.downs.len().min(DOWNS_MAX) as u32;
-        if flaps >= self.settings.flaps.min(DOWNS_MAX as u32) {
+        // With longer waits it goes down less often in the same time, and is no better.
+        let backed_off = self.wait > self.settings.probe_ms;
+        if backed_off || flaps >= self.settings.flaps.min(DOWNS_MAX as u32) {
             let most = self.settings.backoff_max_ms.max(self.settings.probe_ms);
             self.wait = self.wait.saturating_mul(2).min(most);
         }
@@ -277,6 +285,22 @@ mod tests {
         assert_eq!(health.on(Event::Failed, 3), State::Up);
         assert_eq!(health.on(Event::ProbeFailed, 4), State::Up);
         assert_eq!(health.on(Event::TimedOut, 5), State::Down);
+    }
+
+    #[test]
+    fn good_probes_do_not_make_up_for_requests() {
+        let mut health = new();
+        health.on(Event::TimedOut, 0);
+        health.on(Event::ProbeAnswered, 500);
+        health.on(Event::TimedOut, 1000);
+        health.on(Event::ProbeAnswered, 1500);
+        assert_eq!(health.on(Event::TimedOut, 2000), State::Down);
+        // Nor do bad ones add up for ever.
+        let mut health = new();
+        for n in 0..10 {
+            assert_eq!(health.on(Event::ProbeFailed, n * 5000), State::Up);
+            health.on(Event::ProbeAnswered, n * 5000 + 1000);
+        }
     }
 
     #[test]
@@ -372,6 +396,26 @@ mod tests {
         health.tick(now);
         down(&mut health, now);
         assert_eq!(health.next_probe() - now, 1000);
+    }
+
+    /// As it goes with a server that answers probes and nothing else: with real waits there are never
+    /// three downs in a minute once it is probed rarely.
+    #[test]
+    fn a_server_that_only_answers_probes_is_asked_ever_less() {
+        let mut health = new();
+        let mut now = 0;
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            down(&mut health, now);
+            let wait = health.next_probe() - now;
+            waits.push(wait);
+            now += 2 * wait;
+            revive(&mut health, now);
+            now += 5000;
+            assert_eq!(health.tick(now), State::Up);
+        }
+        assert_eq!(waits[..3], [1000, 1000, 2000]);
+        assert_eq!(waits[7..], [60_000; 5], "{waits:?}");
     }
 
     #[test]

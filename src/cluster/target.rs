@@ -16,6 +16,8 @@ use crate::settings::proxy::{self, Address};
 const UP: u8 = 0;
 const DOWN: u8 = 1;
 const HALF_OPEN: u8 = 2;
+/// Beside the state: some keys are not to be asked for, since they have yet to be deleted.
+const WITHHOLDS: u8 = 4;
 
 /// What has been counted of one server, by all workers.
 #[derive(Debug, Default)]
@@ -41,8 +43,8 @@ struct Vital {
     health: Health,
     /// Keys that have been written elsewhere while it was not asked for them.
     deletes: Deletes,
-    /// Some have been taken out and are on their way.
-    draining: bool,
+    /// How many of them have to be done before it is asked for anything.
+    owed: usize,
 }
 
 /// How a server is entered.
@@ -124,7 +126,7 @@ impl Target {
             vital: Mutex::new(Vital {
                 health: Health::new(&pool.health, seed.wrapping_mul(0x9e37_79b9_7f4a_7c15), now),
                 deletes: Deletes::new(deletes),
-                draining: false,
+                owed: 0,
             }),
             state: AtomicU8::new(UP),
             share: pool.health.half_open_share,
@@ -153,19 +155,37 @@ impl Target {
         match self.state.load(Acquire) {
             UP => true,
             DOWN => false,
+            state => self.share_of(state, key) && self.takes(key),
+        }
+    }
+
+    /// Whether a key belongs to those that are asked for in this state.
+    #[cold]
+    fn share_of(&self, state: u8, key: &[u8]) -> bool {
+        match state & !WITHHOLDS {
+            UP => true,
+            DOWN => false,
             _ => admits(State::HalfOpen, self.share, super::key_hash(key)),
         }
+    }
+
+    /// Whether it can be asked for a key at all, be it its turn or not: it is not down, and the key has
+    /// not to be deleted first.
+    #[cold]
+    pub fn takes(&self, key: &[u8]) -> bool {
+        let state = self.state.load(Acquire);
+        state & !WITHHOLDS != DOWN && (state & WITHHOLDS == 0 || !self.lock().deletes.holds(key))
     }
 
     /// Whether it is asked for nothing at all.
     #[inline]
     pub fn is_down(&self) -> bool {
-        self.state.load(Acquire) == DOWN
+        self.state.load(Acquire) & !WITHHOLDS == DOWN
     }
 
     /// For people.
     pub fn state_name(&self) -> &'static str {
-        match self.state.load(Acquire) {
+        match self.state.load(Acquire) & !WITHHOLDS {
             UP => "up",
             DOWN => "down",
             _ => "half-open",
@@ -175,11 +195,10 @@ impl Target {
     /// Tells what has happened.
     pub fn on(&self, event: Event, now: u64) {
         let mut vital = self.lock();
-        // It comes back to all its keys only when nothing waits for it.
-        let waits = vital.health.state() == State::HalfOpen
-            && (vital.draining || !vital.deletes.is_empty());
-        if !(waits && matches!(event, Event::Answered(_) | Event::ProbeAnswered)) {
-            vital.health.on(event, now);
+        let wanted = vital.health.wants_deletes();
+        vital.health.on(event, now);
+        if !wanted && vital.health.wants_deletes() {
+            vital.owed = vital.deletes.len();
         }
         self.mirror(&vital);
     }
@@ -187,10 +206,8 @@ impl Target {
     /// What time alone changes. True if a probe is due, which the caller then sends.
     pub fn tick(&self, now: u64) -> bool {
         let mut vital = self.lock();
-        if !vital.draining && vital.deletes.is_empty() {
-            vital.health.tick(now);
-            self.mirror(&vital);
-        }
+        vital.health.tick(now);
+        self.mirror(&vital);
         let due = now >= vital.health.next_probe();
         if due {
             vital.health.probing(now);
@@ -207,13 +224,25 @@ impl Target {
     /// it is to be asked for the key after all.
     pub fn remember(&self, key: &[u8]) -> bool {
         let mut vital = self.lock();
-        if self.admits(key) {
+        let state = self.state.load(Acquire);
+        if self.share_of(state, key) && !vital.deletes.holds(key) {
             return false;
         }
+        self.push(&mut vital, key);
+        true
+    }
+
+    /// What was written elsewhere has been answered there: a delete that was sent meanwhile may have
+    /// come before it, so the key is deleted once more.
+    pub fn remember_again(&self, key: &[u8]) {
+        self.push(&mut self.lock(), key);
+    }
+
+    fn push(&self, vital: &mut Vital, key: &[u8]) {
         if !vital.deletes.push(key) {
             self.counts.deletes_forgotten.fetch_add(1, Relaxed);
         }
-        true
+        self.mirror(vital);
     }
 
     /// Takes up to `most` keys to be deleted now, if the server can take them and none are on their
@@ -221,35 +250,36 @@ impl Target {
     pub fn drain(&self, most: usize, now: u64) -> Vec<Arc<[u8]>> {
         let mut vital = self.lock();
         // Those that stand in for it keep what they have until it is asked for all its keys again.
-        let ready = vital.health.wants_deletes() || vital.health.clone().tick(now) == State::Up;
-        if vital.draining || !ready {
+        let ready = vital.health.wants_deletes() || vital.health.tick(now) == State::Up;
+        if !ready {
             return Vec::new();
         }
-        let keys: Vec<_> = std::iter::from_fn(|| vital.deletes.pop())
-            .take(most)
-            .collect();
-        if !keys.is_empty() {
-            vital.draining = true;
-        } else if vital.health.wants_deletes() {
-            vital.health.on(Event::Drained, now);
-            self.mirror(&vital);
-        }
+        let keys = vital.deletes.take(most);
+        self.come_back(&mut vital, now);
         keys
     }
 
     /// The keys have been deleted, or have not.
-    pub fn drained(&self, keys: &[Arc<[u8]>], good: bool) {
+    pub fn drained(&self, good: bool, now: u64) {
         let mut vital = self.lock();
-        vital.draining = false;
+        let count = vital.deletes.settle(good);
         if good {
-            self.counts
-                .deletes_sent
-                .fetch_add(keys.len() as u64, Relaxed);
+            self.counts.deletes_sent.fetch_add(count as u64, Relaxed);
+            vital.owed = vital.owed.saturating_sub(count);
         } else {
-            for key in keys {
-                vital.deletes.push(key);
-            }
+            vital.owed = vital.deletes.len();
         }
+        self.come_back(&mut vital, now);
+    }
+
+    /// It is asked for keys again when all has been deleted that waited when it answered again. Others
+    /// are written elsewhere meanwhile, and there may never be none: each of them is withheld until it
+    /// has been deleted.
+    fn come_back(&self, vital: &mut Vital, now: u64) {
+        if vital.owed == 0 && vital.health.wants_deletes() {
+            vital.health.on(Event::Drained, now);
+        }
+        self.mirror(vital);
     }
 
     /// Keys that wait to be deleted, and those that were forgotten.
@@ -263,7 +293,13 @@ impl Target {
             State::Down => DOWN,
             State::HalfOpen => HALF_OPEN,
         };
-        if self.state.swap(state, AcqRel) != state {
+        let withholds = if vital.deletes.is_settled() {
+            0
+        } else {
+            WITHHOLDS
+        };
+        let before = self.state.swap(state | withholds, AcqRel);
+        if before & !WITHHOLDS != state {
             log::info!("{} is {}", self.place, self.state_name());
             self.counts.changes.fetch_add(1, Relaxed);
         }
@@ -324,5 +360,85 @@ impl Target {
             Some(outward) => stream.secure_towards(outward),
             None => Ok(stream),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target() -> Target {
+        let mut pool = proxy::Pool::new("p");
+        pool.health.jitter = 0.0;
+        let target = Target::new(
+            Address::Unix("/none".into()),
+            Access::default(),
+            &pool,
+            100,
+            0,
+        );
+        for _ in 0..3 {
+            target.on(Event::Failed, 0);
+        }
+        assert!(target.is_down());
+        target
+    }
+
+    fn answers_probes(target: &Target, now: u64) {
+        target.on(Event::ProbeAnswered, now);
+        target.on(Event::ProbeAnswered, now);
+    }
+
+    #[test]
+    fn a_server_comes_back_though_its_keys_are_written_elsewhere_all_the_time() {
+        let target = target();
+        assert!(target.remember(b"a") && target.remember(b"b"));
+        answers_probes(&target, 1000);
+        assert_eq!(target.drain(10, 1000).len(), 2);
+        assert!(target.remember(b"a"));
+        assert!(target.is_down());
+        target.drained(true, 1001);
+        assert_eq!(target.state_name(), "half-open");
+        assert!(
+            target.drain(10, 1002).is_empty(),
+            "not before all keys are its own"
+        );
+        target.tick(6001);
+        assert_eq!(target.state_name(), "up");
+        for now in 6001..6100 {
+            assert!(!target.admits(b"a") && !target.takes(b"a"));
+            assert!(target.admits(b"b") && target.admits(b"c"));
+            assert_eq!(target.drain(10, now).len(), 1);
+            assert!(!target.admits(b"a"), "its delete is under way");
+            assert!(
+                target.remember(b"a"),
+                "so it is written elsewhere once more"
+            );
+            target.drained(true, now);
+        }
+        assert_eq!(target.drain(10, 6100).len(), 1);
+        target.drained(true, 6100);
+        assert!(target.admits(b"a") && !target.remember(b"a"));
+        // A write that was under way when the delete passed it.
+        target.remember_again(b"a");
+        assert!(!target.admits(b"a"));
+    }
+
+    #[test]
+    fn what_could_not_be_deleted_is_owed_still() {
+        let target = target();
+        assert!(target.remember(b"a"));
+        answers_probes(&target, 1000);
+        assert_eq!(target.drain(10, 1000).len(), 1);
+        target.drained(false, 1001);
+        assert!(target.is_down());
+        assert_eq!(target.drain(10, 1002).len(), 1);
+        target.drained(true, 1003);
+        assert_eq!(target.state_name(), "half-open");
+        // Without anything to delete it need not wait.
+        let target = self::target();
+        answers_probes(&target, 1000);
+        assert!(target.drain(10, 1000).is_empty());
+        assert_eq!(target.state_name(), "half-open");
     }
 }

@@ -7,8 +7,10 @@
 //! calls for ends the connection, and with it all requests under way on it.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::plan::Rules;
+use super::target::Target;
 use crate::net::{Input, Progress, Stream};
 use crate::protocol::Dialect;
 use crate::protocol::answer::{self, Framed, Shape, Verdict};
@@ -210,6 +212,8 @@ pub struct Upstream {
     pub serial: u64,
     /// The seat of a client whose long value is on its way.
     pub uploads_for: Option<usize>,
+    /// The server that the value was meant for, and its key, if this one stands in for it.
+    pub stands_in: Option<(Arc<Target>, Box<[u8]>)>,
     pub state: State,
     stream: Option<Stream>,
     /// The start of an answer whose end has not arrived.
@@ -243,6 +247,7 @@ impl Upstream {
             private,
             serial,
             uploads_for: None,
+            stands_in: None,
             state: State::Closed { retry_at: 0 },
             stream: None,
             kept: Vec::new(),
@@ -288,7 +293,17 @@ impl Upstream {
         self.out.len() - self.sent
     }
 
-    /// Answers that have come since the last call.
+    /// The answer to the first request has passed.
+    #[inline]
+    fn complete(&mut self, ticket: &Ticket) {
+        self.tickets.pop_front();
+        // What a server says to those does not show that it does its work.
+        if !matches!(ticket.to, To::Probe | To::Greeting) {
+            self.answered += 1;
+        }
+    }
+
+    /// Answers to requests that have come since the last call.
     pub fn take_answered(&mut self) -> u32 {
         std::mem::take(&mut self.answered)
     }
@@ -454,7 +469,6 @@ impl Upstream {
         loop {
             let before = self.tickets.len();
             let answers = self.answers(input, sink, &mut wary);
-            self.answered += (before - self.tickets.len()) as u32;
             if self.tickets.len() != before || matches!(self.reading, Reading::Value { .. }) {
                 self.moved = now;
             }
@@ -528,7 +542,7 @@ impl Upstream {
                     Some(END) => {
                         *wary |= sink.part(&ticket, None, END);
                         sink.done(&ticket, None);
-                        self.tickets.pop_front();
+                        self.complete(&ticket);
                         self.reading = Reading::Answer;
                         END.len()
                     }
@@ -560,15 +574,16 @@ impl Upstream {
                 {
                     return Err(Fault::Garbage);
                 }
-                let greeting = ticket.to == To::Greeting;
                 if ticket.keys > 0 {
                     self.end_of_keys(ticket, answer, verdict, sink);
                 } else {
                     *wary |= sink.whole(ticket, answer, verdict);
                 }
-                self.tickets.pop_front();
+                self.complete(ticket);
                 return match verdict {
-                    _ if greeting && verdict != Verdict::Done => Err(Fault::Denied),
+                    _ if ticket.to == To::Greeting && verdict != Verdict::Done => {
+                        Err(Fault::Denied)
+                    }
                     Verdict::Unknown if ticket.body => Err(Fault::Garbage),
                     _ => Ok(length),
                 };
@@ -651,7 +666,7 @@ impl Upstream {
                 Shape::Gets => sink.done(ticket, key),
                 _ => {
                     sink.done(ticket, key);
-                    self.tickets.pop_front();
+                    self.complete(ticket);
                 }
             }
         }
@@ -704,6 +719,13 @@ impl Upstream {
         sink.end(ticket);
     }
 
+    /// The request of a connection for one at a time is over, one way or the other.
+    pub fn settle_elsewhere(&mut self) {
+        if let Some((target, key)) = self.stands_in.take() {
+            target.remember_again(&key);
+        }
+    }
+
     /// Ends the connection: every request under way on it fails.
     pub fn fail(&mut self, fault: Fault, retry_at: u64, sink: &mut impl Sink) {
         self.stream = None;
@@ -720,6 +742,7 @@ impl Upstream {
             sink.failed(ticket, Some(key), self.server, fault);
         }
         self.reading = Reading::Answer;
+        self.settle_elsewhere();
         while let Some(ticket) = self.tickets.pop_front() {
             if ticket.keys == 0 {
                 sink.failed(&ticket, None, self.server, fault);

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use crate::common::{Client, TestServer};
@@ -210,6 +210,45 @@ fn one_that_never_reads() {
     }
     sender.join().unwrap();
     client.ask(format!("get {}\r\n", pair.good), pair.value());
+}
+
+#[test]
+fn one_that_answers_probes_and_nothing_else() {
+    let probes = Arc::new(AtomicUsize::new(0));
+    let count = probes.clone();
+    let mock = Mock::start(move |mut stream| {
+        let mut line = [0; 9];
+        while stream.read_exact(&mut line).is_ok() && line == *b"version\r\n" {
+            let _ = stream.write_all(b"VERSION 1\r\n");
+            count.fetch_add(1, Relaxed);
+        }
+    });
+    let health = "timeout = \"20s\"\nhealth = { probe = \"20ms\" }";
+    let proxy = fleet::proxy(std::slice::from_ref(&mock.address), health);
+    let mut client = proxy.connect();
+    for _ in 0..3 {
+        // A good probe before each request makes up for none of them.
+        let before = probes.load(Relaxed);
+        while probes.load(Relaxed) < before + 2 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        client.send("get key\r\n");
+        let said = client.line();
+        assert!(said.starts_with("SERVER_ERROR "), "{said}");
+    }
+    client.send("stats servers\r\n");
+    let mut downs = None;
+    loop {
+        let line = client.line();
+        if line == "END" {
+            break;
+        }
+        if let Some((_, changes)) = line.split_once(":state_changes ") {
+            downs = Some(changes.to_owned());
+        }
+    }
+    // It may be half open again by now.
+    assert_ne!(downs.as_deref(), Some("0"));
 }
 
 #[test]

@@ -386,7 +386,6 @@ impl Proxy {
         self.servers[place].deleting = Some(Deleting {
             left: requests.len(),
             good: true,
-            keys: keys.clone(),
         });
         for (to, nth) in requests {
             let ticket = self.own_ticket(To::Delete, place);
@@ -424,7 +423,7 @@ impl Proxy {
         if deleting.left == 0
             && let Some(all) = server.deleting.take()
         {
-            server.target.drained(&all.keys, all.good);
+            server.target.drained(all.good, self.now);
             if all.good {
                 self.send_deletes(place);
             }

@@ -5,7 +5,6 @@
 use super::tasks::Kind;
 use super::{Forward, Proxy};
 use crate::cluster::Cluster;
-use crate::cluster::front::refusal;
 use crate::cluster::hotkey::cache::{Answer, Cache};
 use crate::cluster::hotkey::{Heat, Hot, HotKeys};
 use crate::cluster::plan::Plan;
@@ -143,11 +142,7 @@ impl Proxy {
             return true;
         };
         let bytes = request.pieces.concat();
-        if let Err(refused) = self.send_for(task, 0, owner, Dialect::Text, &bytes, ticket) {
-            let answer = refusal(&ticket, &self.excuse(owner, &refused));
-            self.answer(task, &answer, Verdict::ServerError);
-            self.end_task(task);
-        }
+        self.send_or_answer(task, owner, Dialect::Text, &bytes, ticket);
         true
     }
 

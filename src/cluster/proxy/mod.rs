@@ -97,7 +97,6 @@ struct Server {
 
 /// Keys that have been written elsewhere while their server was down, and are being deleted.
 struct Deleting {
-    keys: Vec<Arc<[u8]>>,
     /// Answers to come.
     left: usize,
     /// All has gone well so far.

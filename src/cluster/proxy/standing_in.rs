@@ -5,12 +5,15 @@
 //! own server before that is asked for it again: nothing is read from it then that is older than what
 //! was written meanwhile.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::tasks::Kind;
 use super::{Forward, Proxy, Refused};
 use crate::cluster::front::nothing;
 use crate::cluster::rewrite::{self, Change, Owned};
 use crate::cluster::route::Ttl;
+use crate::cluster::target::Target;
 use crate::cluster::upstream::Quiet;
 use crate::settings::proxy::{Command, Commands};
 
@@ -19,6 +22,8 @@ pub(super) struct Instead {
     pub place: usize,
     /// What is written there lives so long.
     pub ttl: Ttl,
+    /// The server that has to forget the key: it is to be told again when the write has been answered.
+    pub of: Option<Arc<Target>>,
 }
 
 impl Proxy {
@@ -45,18 +50,36 @@ impl Proxy {
             }
             return self.refuse(seat, &ticket, owner, &Refused::Unreachable);
         };
-        if instead.ttl == Ttl::AsIs {
-            return self.send(seat, request, &request.pieces, instead.place);
-        }
-        let owned = Owned::of(request);
-        let change = Change {
-            key: None,
-            ttl: instead.ttl,
-            now: self.unix,
+        let bytes = match instead.ttl {
+            Ttl::AsIs => None,
+            ttl => {
+                let change = Change {
+                    key: None,
+                    ttl,
+                    now: self.unix,
+                };
+                rewrite::request(&Owned::of(request), &change)
+            }
         };
-        match rewrite::request(&owned, &change) {
-            Some(bytes) => self.send(seat, request, &[&bytes], instead.place),
-            None => self.send(seat, request, &request.pieces, instead.place),
+        let Some(of) = instead.of else {
+            return match bytes {
+                Some(bytes) => self.send(seat, request, &[&bytes], instead.place),
+                None => self.send(seat, request, &request.pieces, instead.place),
+            };
+        };
+        let kind = if self.plan.pools[pool].rules.replicas > 1 {
+            Kind::Copied {
+                pool,
+                owner: instead.place,
+            }
+        } else {
+            Kind::Once
+        };
+        let ticket = self.ticket(request);
+        if let Some(task) = self.add_task(seat, ticket, false, request, kind) {
+            self.stands_in(task, 0, of, request.key);
+            let bytes = bytes.unwrap_or_else(|| request.pieces.concat());
+            self.send_or_answer(task, instead.place, request.dialect, &bytes, ticket);
         }
     }
 
@@ -80,6 +103,7 @@ impl Proxy {
         let as_is = |place| Instead {
             place,
             ttl: Ttl::AsIs,
+            of: None,
         };
         let target = self.servers[owner].target.clone();
         let next = self.plan.pools[pool]
@@ -90,8 +114,8 @@ impl Proxy {
             .map(|member| self.places[pool][member])
             .find(|&place| self.servers[place].target.admits(key));
         let Some(place) = next else {
-            // What nobody else can take it gets, unless it can take nothing.
-            return (!target.is_down()).then(|| as_is(owner));
+            // What nobody else can take it gets, unless it cannot take it either.
+            return target.takes(key).then(|| as_is(owner));
         };
         if Commands::WRITES.has(command) {
             if rules.retry_deletes && !target.remember(key) {
@@ -101,6 +125,7 @@ impl Proxy {
             return Some(Instead {
                 place,
                 ttl: Ttl::AtMost(rules.failover_ttl),
+                of: rules.retry_deletes.then_some(target),
             });
         }
         target.counts.failovers.fetch_add(1, Relaxed);

@@ -5,12 +5,15 @@
 //! A task keeps its request, since it may be sent again, and answers its client's slot once. What is to
 //! be sent a [`Walk`] knows; here it is made and sent, and the outcome told.
 
+use std::sync::Arc;
+
 use slab::Slab;
 
 use super::{Forward, Proxy, Refused};
 use crate::cluster::front::{Event, nothing, refusal};
 use crate::cluster::rewrite::{self, Change, Owned};
 use crate::cluster::route::{Action, Outcome, Question, Send, Source, Tag, Ttl, Walk, What, World};
+use crate::cluster::target::Target;
 use crate::cluster::upstream::{Fault, KeyTicket, Quiet, Sink, Ticket, To};
 use crate::protocol::Dialect;
 use crate::protocol::answer::{Shape, Verdict};
@@ -43,6 +46,8 @@ struct Task {
     kind: Kind,
     /// What has been answered and may be needed.
     replies: Vec<Reply>,
+    /// Writes that others than the owners of their keys are sent: by which send, whose key, and which.
+    elsewhere: Vec<(Tag, Arc<Target>, Box<[u8]>)>,
 }
 
 /// What has come of one send.
@@ -56,6 +61,8 @@ struct Reply {
 
 pub(super) enum Kind {
     Walk(Option<Walk>),
+    /// Answered with the one answer there is.
+    Once,
     /// Copied to the next servers when its own has done it.
     Copied {
         pool: usize,
@@ -171,10 +178,29 @@ impl Proxy {
             return;
         };
         let bytes = request.pieces.concat();
-        if let Err(refused) = self.send_for(task, 0, owner, request.dialect, &bytes, ticket) {
-            let answer = refusal(&ticket, &self.excuse(owner, &refused));
+        self.send_or_answer(task, owner, request.dialect, &bytes, ticket);
+    }
+
+    /// Sends the only request of a task, or ends it by saying why not.
+    pub(super) fn send_or_answer(
+        &mut self,
+        task: usize,
+        place: usize,
+        dialect: Dialect,
+        bytes: &[u8],
+        ticket: Ticket,
+    ) {
+        if let Err(refused) = self.send_for(task, 0, place, dialect, bytes, ticket) {
+            let answer = refusal(&ticket, &self.excuse(place, &refused));
             self.answer(task, &answer, Verdict::ServerError);
             self.end_task(task);
+        }
+    }
+
+    /// Notes that a send of a task goes to another server than the key's own.
+    pub(super) fn stands_in(&mut self, number: usize, tag: Tag, of: Arc<Target>, key: &[u8]) {
+        if let Some(task) = self.tasks.slab.get_mut(number) {
+            task.elsewhere.push((tag, of, key.into()));
         }
     }
 
@@ -254,6 +280,7 @@ impl Proxy {
             request: owned,
             kind,
             replies: Vec::new(),
+            elsewhere: Vec::new(),
         }))
     }
 
@@ -377,7 +404,14 @@ impl Proxy {
             (owner, Ttl::AsIs)
         } else {
             match self.instead(send.pool, owner, command, &key) {
-                Some(instead) => (instead.place, instead.ttl),
+                Some(instead) => {
+                    if let Some(of) = instead.of
+                        && send.awaited
+                    {
+                        self.stands_in(number, send.tag, of, &key);
+                    }
+                    (instead.place, instead.ttl)
+                }
                 None => {
                     if command == Command::Delete {
                         self.is_remembered(send.pool, owner, &key);
@@ -563,6 +597,12 @@ impl Proxy {
         if task.generation != generation {
             return;
         }
+        task.elsewhere.retain(|(of, target, key)| {
+            if *of == tag {
+                target.remember_again(key);
+            }
+            *of != tag
+        });
         match &mut task.kind {
             Kind::Walk(_) => {
                 let outcome = match fault {
@@ -575,6 +615,10 @@ impl Proxy {
                 self.keep(number, tag, bytes, verdict, None);
                 let actions = self.outcome(number, tag, outcome);
                 self.act(number, actions);
+            }
+            Kind::Once => {
+                self.answer(number, &bytes, verdict);
+                self.end_task(number);
             }
             Kind::Copied { pool, owner } => {
                 let (pool, owner) = (*pool, *owner);

@@ -50,6 +50,7 @@ impl Proxy {
         };
         let owner = self.owner(pool, forward.key);
         let mut place = owner;
+        let mut stands_in = None;
         let mut head = forward.pieces.concat();
         if !self.servers[owner].target.admits(forward.key) {
             let Some(instead) = self.instead(pool, owner, forward.command, forward.key) else {
@@ -57,6 +58,7 @@ impl Proxy {
                 return None;
             };
             place = instead.place;
+            stands_in = instead.of.map(|target| (target, forward.key.into()));
             let change = Change {
                 key: None,
                 ttl: instead.ttl,
@@ -81,6 +83,7 @@ impl Proxy {
                 upstream.send_piece(&head);
                 upstream.push_ticket(ticket);
                 upstream.uploads_for = Some(seat);
+                upstream.stands_in = stands_in;
                 let serial = upstream.serial;
                 self.mark(number);
                 Some(Long {
@@ -165,12 +168,13 @@ impl Proxy {
 
     /// A long request may have come to its end on a connection of its own.
     pub(super) fn settle_private(&mut self, number: usize) {
-        let Some(upstream) = self.upstreams.get(number) else {
+        let Some(upstream) = self.upstreams.get_mut(number) else {
             return;
         };
         if !upstream.private || upstream.uploads_for.is_some() || upstream.requests() > 0 {
             return;
         }
+        upstream.settle_elsewhere();
         let server = &mut self.servers[upstream.server];
         if server.wanted && server.idle.len() < IDLE_MAX {
             if !server.idle.contains(&number) {
