@@ -68,6 +68,8 @@ struct Keeper {
     marked_at: u64,
     scrubbed_at: u64,
     scrub_every: u64,
+    /// Records that were in the log when it was looked at last.
+    records: u64,
     buffer: Vec<u8>,
 }
 
@@ -109,6 +111,7 @@ pub fn start(
         marked_at: 0,
         scrubbed_at: 0,
         scrub_every: settings.scrub_seconds * 1000,
+        records: 0,
         buffer: vec![0; READ],
     };
     let store = shared.store.clone();
@@ -275,14 +278,14 @@ impl Keeper {
         });
     }
 
-    /// One turn for everybody. Whether there is more to do, and how many records have moved.
+    /// One turn for everybody. Whether there is more to do, and how many records have come since the
+    /// turn before.
     fn round(&mut self) -> (bool, u64) {
         let now = self.replicas.now();
         let unix_ms = Replicas::unix_ms();
         let mut more = false;
         let mut ended: Vec<(usize, End)> = Vec::new();
         let mut reverse_done = false;
-        let before = self.replicas.state().data.journal().records();
         let mut progressed = false;
         for (key, line) in &mut self.lines {
             let mut guard = self.replicas.state();
@@ -317,8 +320,9 @@ impl Keeper {
             self.called_at = now;
             self.replicas.progress();
         }
-        let after = self.replicas.state().data.journal().records();
-        (more, after - before)
+        let records = self.replicas.state().data.journal().records();
+        let moved = records - std::mem::replace(&mut self.records, records);
+        (more, moved)
     }
 
     /// What has to be done now and then.

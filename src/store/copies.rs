@@ -10,6 +10,8 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use arrayvec::ArrayVec;
+
 use super::journal::{self, Change, INLINE_MAX, Journal, Kind, Record, Role};
 use super::raw::{Item, flag};
 use super::read::Hit;
@@ -76,6 +78,14 @@ impl Inner {
         self.journal
             .as_ref()
             .is_some_and(|journal| journal.is_follower())
+    }
+
+    /// A key is about to be stored.
+    #[inline]
+    pub(super) fn expect(&self, key: &[u8]) {
+        if let Some(journal) = &self.journal {
+            journal.expect(journal::place(key));
+        }
     }
 
     /// What the log has to know of an item before it changes; goes to
@@ -260,6 +270,19 @@ impl Store {
     /// Takes a CAS id.
     pub fn take_cas(&self) -> u64 {
         self.inner.next_cas(None)
+    }
+
+    /// Asks for the memory of items that are about to be changed, some dozens at most.
+    pub fn expect<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) {
+        let mut spots: ArrayVec<_, 64> = ArrayVec::new();
+        for key in keys.take(spots.capacity()) {
+            self.inner.expect(key);
+            let hash = self.hash(key);
+            spots.push((hash, self.prefetch(hash)));
+        }
+        for (hash, spot) in &mut spots {
+            self.prefetch_items(spot, *hash);
+        }
     }
 
     /// A follower's: makes the item what a record with its whole value says; `dead`: it was flushed
@@ -567,6 +590,7 @@ mod tests {
                         &mut bytes,
                     )
                     .unwrap()
+                    .records
                     > 0
                 {}
                 let mut rest = &bytes[..];
@@ -641,7 +665,7 @@ mod tests {
                 }
                 other => panic!("{other:?}"),
             }
-            journal.replay(number, record);
+            journal.replay(number, std::slice::from_ref(record));
         }
 
         fn living(&self, now: u32) -> BTreeMap<String, String> {

@@ -407,6 +407,7 @@ impl Inner {
         if total + self.classes.extra() > self.item_size_max {
             return Stored::TooLarge;
         }
+        self.expect(put.key);
         let cas = self.next_cas(put.new_cas);
         let large = value.len() > COPY_MAX;
         let bin = match self.fit(total) {

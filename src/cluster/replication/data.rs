@@ -58,6 +58,10 @@ pub trait Data {
     /// CAS ids go on behind this one.
     fn raise_cas(&self, past: u64);
 
+    /// Asks for the memory of what these records will change.
+    fn prefetch(&self, records: &[Record<'_>]) {
+        let _ = records;
+    }
     /// Makes an item what a record with its whole value says. `skew`: by how many seconds the writer's
     /// clock is ahead. `dead`: it was flushed before it came. False: no room; what was there has gone.
     fn put(&self, record: &Record<'_>, skew: i64, dead: bool) -> bool;
@@ -156,6 +160,10 @@ impl Data for StoreData {
 
     fn raise_cas(&self, past: u64) {
         self.store.raise_cas(past);
+    }
+
+    fn prefetch(&self, records: &[Record<'_>]) {
+        self.store.expect(records.iter().map(|record| record.key));
     }
 
     fn put(&self, record: &Record<'_>, skew: i64, dead: bool) -> bool {

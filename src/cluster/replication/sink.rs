@@ -3,6 +3,9 @@
 //! when it is asked.
 
 use std::collections::VecDeque;
+use std::slice;
+
+use arrayvec::ArrayVec;
 
 use super::data::Data;
 use super::frame::Broken;
@@ -15,6 +18,9 @@ use crate::store::journal::{self, Kind, LEAVES, PARTITIONS, Record};
 const STEP: usize = 512;
 /// Marks this copy's own clock as wrong.
 const SKEW_ALARM_MS: i64 = 1000;
+
+/// Records that are applied together.
+type Run<'r> = ArrayVec<Record<'r>, 32>;
 
 /// What a copy knows that outlives its connections.
 #[derive(Debug, Clone)]
@@ -310,25 +316,73 @@ impl<D: Data> Sink<D> {
         logged: bool,
         out: &mut Vec<u8>,
     ) -> Result<(), Broken> {
+        let mut next = data.journal().seq(number) + 1;
+        let mut run = Run::new();
         while !bytes.is_empty() {
             let (record, rest) = Record::parse(bytes).map_err(|_| Broken::Malformed)?;
             bytes = rest;
             if logged {
-                let expected = data.journal().seq(number) + 1;
-                if record.seq < expected {
+                if record.seq < next {
                     // It has come twice.
                     continue;
                 }
-                if record.seq > expected {
+                if record.seq > next {
                     return Err(Broken::Malformed);
                 }
             }
             if !record.key.is_empty() && journal::partition(journal::place(record.key)) != number {
                 return Err(Broken::Malformed);
             }
-            self.apply(data, copy, number, &record, logged, out)?;
+            if matches!(record.kind, Kind::Put | Kind::Meta | Kind::Delete) {
+                run.push(record);
+                next += 1;
+                if run.is_full() {
+                    self.apply_run(data, copy, number, &mut run, logged);
+                }
+            } else {
+                self.apply_run(data, copy, number, &mut run, logged);
+                self.apply(data, copy, number, &record, logged, out)?;
+                next = data.journal().seq(number) + 1;
+            }
         }
+        self.apply_run(data, copy, number, &mut run, logged);
         Ok(())
+    }
+
+    /// Applies records that only concern their keys, whose memory is asked for together.
+    fn apply_run(
+        &mut self,
+        data: &D,
+        copy: &mut Copy,
+        number: usize,
+        run: &mut Run<'_>,
+        logged: bool,
+    ) {
+        if run.is_empty() {
+            return;
+        }
+        data.prefetch(run);
+        let skew = copy.skew();
+        let dead = copy.flushes.are_ahead_of(number);
+        for record in run.iter() {
+            match record.kind {
+                Kind::Meta => data.meta(record, skew),
+                Kind::Delete => data.delete(record.key),
+                _ => {
+                    if !data.put(record, skew, dead) {
+                        copy.counts.no_room += 1;
+                    }
+                }
+            }
+        }
+        if logged {
+            data.journal().replay(number, run);
+            self.moved |= 1 << number;
+            copy.counts.records += run.len() as u64;
+        } else {
+            copy.counts.items += run.len() as u64;
+        }
+        run.clear();
     }
 
     fn apply(
@@ -345,14 +399,7 @@ impl<D: Data> Sink<D> {
         let dead = copy.flushes.are_ahead_of(number);
         let mut whole = true;
         match record.kind {
-            Kind::Put => {
-                if !data.put(record, skew, dead) {
-                    copy.counts.no_room += 1;
-                }
-            }
             Kind::Part => whole = self.part(data, copy, record, skew, dead)?,
-            Kind::Meta => data.meta(record, skew),
-            Kind::Delete => data.delete(record.key),
             Kind::Flush if record.expires != 0 => copy.flush_due = Some(record.expires),
             Kind::Flush => {
                 if copy.flushes.come_to(number, record.cas) {
@@ -362,7 +409,7 @@ impl<D: Data> Sink<D> {
             }
             Kind::Digest => {
                 // Frozen behind the record itself, as the source does.
-                log.replay(number, record);
+                log.replay(number, slice::from_ref(record));
                 self.moved |= 1 << number;
                 self.digest(data, copy, number, record, out);
                 return Ok(());
@@ -389,7 +436,10 @@ impl<D: Data> Sink<D> {
                 self.check(data, copy, number, record, out);
                 return Ok(());
             }
-            Kind::PutLater => return Err(Broken::Malformed),
+            // Those are applied in runs; and what is not in the log is sent in parts.
+            Kind::Put | Kind::Meta | Kind::Delete | Kind::PutLater => {
+                return Err(Broken::Malformed);
+            }
         }
         copy.counts.items += u64::from(!logged);
         if logged && whole {
@@ -404,7 +454,7 @@ impl<D: Data> Sink<D> {
             } else {
                 *record
             };
-            log.replay(number, &kept);
+            log.replay(number, slice::from_ref(&kept));
             self.moved |= 1 << number;
         }
         Ok(())

@@ -422,53 +422,31 @@ impl<D: Data> Source<D> {
         now: u64,
         out: &mut Vec<u8>,
     ) -> Result<bool, Lost> {
-        let log = data.journal();
         let start = frame::begin(out);
-        let mut cursor = self.cursors[number];
-        let count = match log.read(number, &mut cursor, last, BATCH, out) {
-            Ok(count) => count,
+        let cursor = &mut self.cursors[number];
+        let read = match data.journal().read(number, cursor, last, BATCH, out) {
+            Ok(read) => read,
             Err(lost) => {
                 out.truncate(start);
                 return Err(lost);
             }
         };
-        if count == 0 {
+        self.counts.records += read.records as u64;
+        if read.records == 0 {
             out.truncate(start);
             return Ok(false);
         }
-        // A value that is not in the log has to be fetched: what stands before it goes first.
-        let body = start + frame::HEADER;
-        let mut at = body;
-        let mut whole = 0;
-        let mut later = None;
-        while at < out.len() {
-            let Ok((record, rest)) = Record::parse(&out[at..]) else {
-                break;
-            };
-            if record.kind == Kind::PutLater {
-                later = Some((record.seq, record.cas, record.key.to_vec()));
-                break;
-            }
-            at = out.len() - rest.len();
-            whole += 1;
-        }
-        let seq = self.cursors[number].seq;
-        self.cursors[number] = match &later {
-            None => cursor,
-            Some((later, _, _)) => Cursor::before(later + 1),
-        };
-        out.truncate(at);
-        if whole > 0 {
-            frame::end(out, start, Type::Batch, self.epoch.number, number, whole);
+        if !read.later {
+            let (kind, epoch) = (Type::Batch, self.epoch.number);
+            frame::end(out, start, kind, epoch, number, read.records);
             self.said(now, out.len() - start);
-            self.counts.records += whole as u64;
-        } else {
-            out.truncate(start);
+            return Ok(true);
         }
-        debug_assert!(self.cursors[number].seq > seq);
-        if let Some((seq, cas, key)) = later {
-            self.counts.records += 1;
-            self.send_later(data, number, (seq, cas), &key, now, out);
+        // The value has to be fetched.
+        let bytes = out[start + frame::HEADER..].to_vec();
+        out.truncate(start);
+        if let Ok((record, _)) = Record::parse(&bytes) {
+            self.send_later(data, number, (record.seq, record.cas), record.key, now, out);
         }
         Ok(true)
     }

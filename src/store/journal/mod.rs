@@ -19,7 +19,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use record::{Kind, Malformed, Record};
 use ring::Ring;
-pub use ring::{Cursor, Lost};
+pub use ring::{Cursor, Lost, Read};
+
+use super::raw;
 
 /// Fixed for all nodes that speak to one another.
 pub const PARTITIONS: usize = 64;
@@ -101,11 +103,20 @@ pub struct Frozen {
     pub row: Box<Row>,
 }
 
+/// One partition. What is outside its mutex is changed inside, but for a follower's leaves.
+#[repr(align(128))]
+struct Partition {
+    /// See [`Row`].
+    row: Box<[AtomicU64]>,
+    /// Sequence of the last record, for whoever may be a moment late.
+    seq: AtomicU64,
+    log: Mutex<Log>,
+}
+
 struct Log {
     /// Sequence of the last record.
     seq: u64,
     ring: Option<Ring>,
-    row: Box<Row>,
     /// The leaves that hold less than they should: something was given up for want of memory.
     lossy: Option<Box<[u64; LEAVES / 64]>>,
     frozen: Option<Frozen>,
@@ -123,7 +134,7 @@ struct Prepared {
 
 /// All partitions.
 pub struct Journal {
-    logs: Box<[Mutex<Log>]>,
+    partitions: Box<[Partition]>,
     /// A [`Role`]: whether it is a follower's.
     follower: AtomicBool,
     /// Unix time at which the store's clock would have read 0.
@@ -132,7 +143,6 @@ pub struct Journal {
     /// A bit for each reader that sleeps until something is appended.
     asleep: AtomicUsize,
     bells: Mutex<Vec<(usize, Bell)>>,
-    records: AtomicU64,
     lost_locally: AtomicU64,
     /// Tells one flush from another, on whatever node it was.
     flushes: AtomicU64,
@@ -153,34 +163,32 @@ pub struct Reader<'j> {
 impl Journal {
     /// An empty one. `ring_bytes` are divided between the partitions once somebody reads.
     pub fn new(ring_bytes: usize, role: Role) -> Journal {
-        let logs = (0..PARTITIONS).map(|_| {
-            Mutex::new(Log {
+        let partitions = (0..PARTITIONS).map(|_| Partition {
+            row: (0..LEAVES).map(|_| AtomicU64::new(0)).collect(),
+            seq: AtomicU64::new(0),
+            log: Mutex::new(Log {
                 seq: 0,
                 ring: None,
-                row: empty_row(),
                 lossy: None,
                 frozen: None,
                 since_digest: 0,
                 prepared: Vec::new(),
-            })
+            }),
         });
         Journal {
-            logs: logs.collect(),
+            partitions: partitions.collect(),
             follower: AtomicBool::new(role == Role::Follower),
             epoch: AtomicI64::new(0),
             ring_bytes,
             asleep: AtomicUsize::new(0),
             bells: Mutex::default(),
-            records: AtomicU64::new(0),
             lost_locally: AtomicU64::new(0),
             flushes: AtomicU64::new(getrandom::u64().unwrap_or(0)),
         }
     }
 
     fn log(&self, partition: usize) -> MutexGuard<'_, Log> {
-        self.logs[partition]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.partitions[partition].log()
     }
 
     #[inline]
@@ -220,32 +228,47 @@ impl Journal {
 
     /// Appends a record, whose sequence it finds, and changes the leaf. Returns the sequence.
     pub fn append(&self, place: u64, record: &Record<'_>, change: Change) -> u64 {
-        let partition = partition(place);
+        let partition = &self.partitions[partition(place)];
         let seq = {
-            let mut log = self.log(partition);
-            log.row[leaf(place)] ^= change.0;
+            let mut log = partition.log();
+            partition.row[leaf(place)].fetch_xor(change.0, Relaxed);
             let seq = log.push(record);
             if log.since_digest >= DIGEST_EVERY {
-                log.mark();
+                log.mark(partition);
             }
+            partition.seq.store(log.seq, Relaxed);
             seq
         };
-        self.records.fetch_add(1, Relaxed);
-        if self.asleep.load(Relaxed) != 0 {
-            self.wake();
-        }
+        self.tell();
         seq
     }
 
-    /// A follower's: appends what the leader has sent, with its sequence.
-    pub fn replay(&self, partition: usize, record: &Record<'_>) {
-        let mut log = self.log(partition);
-        log.replay(record);
-        drop(log);
-        self.records.fetch_add(1, Relaxed);
+    /// A mutation of this key is on its way: asks for the memory that it will be told to.
+    #[inline]
+    pub fn expect(&self, place: u64) {
+        let partition = &self.partitions[partition(place)];
+        raw::prefetch(&partition.row[leaf(place)]);
+        raw::prefetch(&partition.log);
+    }
+
+    /// Wakes whoever sleeps until something is appended.
+    #[inline]
+    fn tell(&self) {
         if self.asleep.load(Relaxed) != 0 {
             self.wake();
         }
+    }
+
+    /// A follower's: appends what the leader has sent, with its sequences.
+    pub fn replay(&self, partition: usize, records: &[Record<'_>]) {
+        let partition = &self.partitions[partition];
+        let mut log = partition.log();
+        for record in records {
+            log.replay(record);
+        }
+        partition.seq.store(log.seq, Relaxed);
+        drop(log);
+        self.tell();
     }
 
     /// Keeps what a record prepares, until it is decided.
@@ -277,7 +300,8 @@ impl Journal {
         let Ok((record, _)) = Record::parse(prepared) else {
             return;
         };
-        let mut log = self.log(partition);
+        let partition = &self.partitions[partition];
+        let mut log = partition.log();
         let Some(at) = log.prepared.iter().position(|one| one.seq == record.seq) else {
             return;
         };
@@ -288,23 +312,22 @@ impl Journal {
             ..Record::new(kind, record.key)
         };
         log.push(&resolution);
+        partition.seq.store(log.seq, Relaxed);
         drop(log);
-        self.records.fetch_add(1, Relaxed);
-        if self.asleep.load(Relaxed) != 0 {
-            self.wake();
-        }
+        self.tell();
     }
 
     /// Changes a leaf without a record: a follower's mutations.
     pub fn change(&self, place: u64, change: Change) {
-        self.log(partition(place)).row[leaf(place)] ^= change.0;
+        self.partitions[partition(place)].row[leaf(place)].fetch_xor(change.0, Relaxed);
     }
 
     /// As [`change`](Journal::change), for an item that a follower had to give up on its own.
     pub fn lose(&self, place: u64, change: Change) {
-        let mut log = self.log(partition(place));
+        let partition = &self.partitions[partition(place)];
+        let mut log = partition.log();
         let leaf = leaf(place);
-        log.row[leaf] ^= change.0;
+        partition.row[leaf].fetch_xor(change.0, Relaxed);
         let lossy = log.lossy.get_or_insert_default();
         lossy[leaf / 64] |= 1 << (leaf % 64);
         self.lost_locally.fetch_add(1, Relaxed);
@@ -334,18 +357,16 @@ impl Journal {
     /// Runs `change` while nothing can be appended anywhere; if it says that something has changed,
     /// appends a record to every partition.
     pub fn flush(&self, record: &Record<'_>, change: impl FnOnce() -> bool) {
-        let mut logs: Vec<_> = (0..PARTITIONS).map(|number| self.log(number)).collect();
+        let mut logs: Vec<_> = self.partitions.iter().map(Partition::log).collect();
         if !change() {
             return;
         }
-        for log in &mut logs {
+        for (partition, log) in self.partitions.iter().zip(&mut logs) {
             log.push(record);
+            partition.seq.store(log.seq, Relaxed);
         }
         drop(logs);
-        self.records.fetch_add(PARTITIONS as u64, Relaxed);
-        if self.asleep.load(Relaxed) != 0 {
-            self.wake();
-        }
+        self.tell();
     }
 
     /// A number that no other flush has.
@@ -356,20 +377,21 @@ impl Journal {
     /// Puts a digest into the log of a partition that has ever been used.
     pub fn mark(&self, partition: usize) {
         {
-            let mut log = self.log(partition);
+            let partition = &self.partitions[partition];
+            let mut log = partition.log();
             if log.seq > 0 {
-                log.mark();
+                log.mark(partition);
+                partition.seq.store(log.seq, Relaxed);
             }
         }
-        if self.asleep.load(Relaxed) != 0 {
-            self.wake();
-        }
+        self.tell();
     }
 
-    /// Sequence of the last record of a partition.
+    /// Sequence of the last record of a partition. Whoever reads an item under its lock and then asks
+    /// knows which records the item contains.
     #[inline]
     pub fn seq(&self, partition: usize) -> u64 {
-        self.log(partition).seq
+        self.partitions[partition].seq.load(Relaxed)
     }
 
     /// Those of all partitions.
@@ -377,15 +399,17 @@ impl Journal {
         std::array::from_fn(|partition| self.seq(partition))
     }
 
-    /// Records appended so far.
+    /// The sum of those: records appended so far.
     pub fn records(&self) -> u64 {
-        self.records.load(Relaxed)
+        self.positions().iter().sum()
     }
 
     /// Sets the end of a partition's log; what was in its ring, and what was prepared, is forgotten.
     pub fn jump(&self, partition: usize, seq: u64) {
-        let mut log = self.log(partition);
+        let partition = &self.partitions[partition];
+        let mut log = partition.log();
         log.seq = seq;
+        partition.seq.store(seq, Relaxed);
         log.frozen = None;
         log.prepared.clear();
         if let Some(ring) = &mut log.ring {
@@ -448,7 +472,7 @@ impl Journal {
     }
 
     /// Appends to `out` what stands behind the cursor, up to sequence `last`: whole records, about
-    /// `limit` bytes. Returns how many.
+    /// `limit` bytes.
     ///
     /// # Errors
     /// The cursor's record is gone.
@@ -459,22 +483,23 @@ impl Journal {
         last: u64,
         limit: usize,
         out: &mut Vec<u8>,
-    ) -> Result<usize, Lost> {
+    ) -> Result<Read, Lost> {
         let log = self.log(partition);
         let last = last.min(log.seq);
         match &log.ring {
             Some(ring) => ring.read(cursor, last, limit, out),
-            None if cursor.seq > last => Ok(0),
+            None if cursor.seq > last => Ok(Read::default()),
             None => Err(Lost),
         }
     }
 
     /// The leaves of a partition, and the place of the log at which they are so.
     pub fn row(&self, partition: usize) -> Frozen {
-        let log = self.log(partition);
+        let partition = &self.partitions[partition];
+        let log = partition.log();
         Frozen {
             seq: log.seq,
-            row: log.row.clone(),
+            row: partition.row(),
         }
     }
 
@@ -486,7 +511,8 @@ impl Journal {
     /// Keeps the leaves as they are now, and returns their digest: what a follower does when it
     /// comes to a [`Kind::Digest`].
     pub fn freeze(&self, partition: usize) -> u64 {
-        self.log(partition).freeze()
+        let partition = &self.partitions[partition];
+        partition.log().freeze(partition)
     }
 
     /// A place among those that are woken by what is appended. Nothing if there are too many.
@@ -519,9 +545,13 @@ impl Journal {
 
 impl Reader<'_> {
     /// From here on the bell is rung by the next record. Whoever calls this looks at the log once
-    /// more before sleeping: its mutexes order the two.
+    /// more before sleeping.
     pub fn sleep(&self) {
         self.journal.asleep.fetch_or(1 << self.number, Relaxed);
+        // Whoever appends after this sees the mark; what was appended before is seen from here on.
+        for partition in &self.journal.partitions {
+            drop(partition.log());
+        }
     }
 
     /// The bell is not wanted any more.
@@ -536,6 +566,21 @@ impl Drop for Reader<'_> {
         self.journal
             .bells()
             .retain(|(number, _)| *number != self.number);
+    }
+}
+
+impl Partition {
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The leaves as they are.
+    fn row(&self) -> Box<Row> {
+        let mut row = Box::new([0; LEAVES]);
+        for (leaf, now) in row.iter_mut().zip(&self.row) {
+            *leaf = now.load(Relaxed);
+        }
+        row
     }
 }
 
@@ -606,32 +651,24 @@ impl Log {
         }
     }
 
-    fn freeze(&mut self) -> u64 {
-        let digest = row_digest(&self.row);
-        self.frozen = Some(Frozen {
-            seq: self.seq,
-            row: self.row.clone(),
-        });
+    fn freeze(&mut self, partition: &Partition) -> u64 {
+        let row = partition.row();
+        let digest = row_digest(&row);
+        self.frozen = Some(Frozen { seq: self.seq, row });
         digest
     }
 
     /// Appends a digest and keeps the row that it is of.
-    fn mark(&mut self) {
+    fn mark(&mut self, partition: &Partition) {
+        let row = partition.row();
         let record = Record {
-            argument: row_digest(&self.row),
+            argument: row_digest(&row),
             ..Record::new(Kind::Digest, b"")
         };
         self.push(&record);
-        self.frozen = Some(Frozen {
-            seq: self.seq,
-            row: self.row.clone(),
-        });
+        self.frozen = Some(Frozen { seq: self.seq, row });
         self.since_digest = 0;
     }
-}
-
-fn empty_row() -> Box<Row> {
-    Box::new([0; LEAVES])
 }
 
 #[cfg(test)]
@@ -663,7 +700,7 @@ mod tests {
         }
         let mut cursor = Cursor::before(2);
         let read = journal.read(partition(at), &mut cursor, u64::MAX, 1000, &mut out);
-        assert_eq!(read, Ok(4));
+        assert_eq!(read.map(|read| read.records), Ok(4));
         let (record, _) = Record::parse(&out).unwrap();
         assert_eq!(
             (record.seq, record.cas, record.value),

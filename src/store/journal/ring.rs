@@ -1,7 +1,20 @@
 #![forbid(unsafe_code)]
 //! The recent end of one partition's log: a bounded stretch of bytes that forgets its oldest records.
+//!
+//! Beside the bytes stands where every few KiB of them begin. The oldest go by such stretches and are
+//! sent by such stretches: whoever appends reads nothing that has left the caches long ago, and
+//! whoever reads looks at no record.
 
-use super::record::{HEADER, Record};
+use std::collections::VecDeque;
+
+use super::record::{HEADER, Kind, Record};
+use crate::store::raw;
+
+/// Bytes of a stretch, about.
+const STRETCH: u64 = 4 << 10;
+
+/// Bytes that the next record will probably go to.
+const AHEAD: usize = 256;
 
 #[derive(Debug)]
 pub struct Ring {
@@ -9,8 +22,24 @@ pub struct Ring {
     /// Where the oldest record begins, and where the next one will: counted from the first byte ever.
     start: u64,
     end: u64,
-    /// Sequence of the oldest record, which is also that of the next one while there is none.
+    /// Where in `bytes` the next one will.
+    head: usize,
+    /// Sequence of the oldest record, and of the next one; the same while there is none.
     first: u64,
+    next: u64,
+    /// The oldest record, one in every stretch, and every one whose value is elsewhere.
+    marks: VecDeque<Mark>,
+    /// Marks that have gone.
+    unmarked: u64,
+}
+
+/// Where a record begins.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    seq: u64,
+    at: u64,
+    /// It is a [`Kind::PutLater`], and the next mark is that of the record behind it.
+    later: bool,
 }
 
 /// How far a reader has come; it only goes on in the ring it came from.
@@ -18,8 +47,8 @@ pub struct Ring {
 pub struct Cursor {
     /// The next record to be read.
     pub seq: u64,
-    /// Where it begins, if that is known.
-    at: Option<u64>,
+    /// Where it begins, and the number of the mark before that, if this is known.
+    at: Option<(u64, u64)>,
 }
 
 impl Cursor {
@@ -33,6 +62,14 @@ impl Cursor {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lost;
 
+/// What was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Read {
+    pub records: usize,
+    /// It is one record, whose value has to be fetched ([`Kind::PutLater`]). No other reading has any.
+    pub later: bool,
+}
+
 impl Ring {
     /// An empty ring whose first record will be `next`.
     pub fn new(capacity: usize, next: u64) -> Ring {
@@ -40,7 +77,11 @@ impl Ring {
             bytes: vec![0; capacity].into_boxed_slice(),
             start: 0,
             end: 0,
+            head: 0,
             first: next,
+            next,
+            marks: VecDeque::new(),
+            unmarked: 0,
         }
     }
 
@@ -63,7 +104,10 @@ impl Ring {
         let length = record.length();
         if length > self.capacity() {
             // It cannot be held: whoever comes to it will find it gone.
-            (self.start, self.first) = (self.end, record.seq + 1);
+            self.unmarked += self.marks.len() as u64;
+            self.marks.clear();
+            self.start = self.end;
+            (self.first, self.next) = (record.seq + 1, record.seq + 1);
             return;
         }
         while self.capacity() - self.used() < length {
@@ -72,17 +116,55 @@ impl Ring {
         if self.start == self.end {
             self.first = record.seq;
         }
-        let mut at = self.end;
-        for part in [&record.header()[..], record.key, record.value] {
-            self.write(at, part);
-            at += part.len() as u64;
+        let later = record.kind == Kind::PutLater;
+        let stretch = STRETCH.min(self.bytes.len() as u64 / 32);
+        let marked = self.marks.back();
+        if later || marked.is_none_or(|mark| mark.later || self.end - mark.at >= stretch) {
+            self.marks.push_back(Mark {
+                seq: record.seq,
+                at: self.end,
+                later,
+            });
         }
-        self.end = at;
+        let header = record.header();
+        let place = self.bytes.get_mut(self.head..self.head + length);
+        match place.and_then(|place| place.split_first_chunk_mut::<HEADER>()) {
+            Some((head, rest)) => {
+                *head = header;
+                let (key, value) = rest.split_at_mut(record.key.len());
+                key.copy_from_slice(record.key);
+                value.copy_from_slice(record.value);
+                self.head += length;
+            }
+            None => {
+                for part in [&header[..], record.key, record.value] {
+                    self.write_around(part);
+                }
+            }
+        }
+        if self.head == self.bytes.len() {
+            self.head = 0;
+        }
+        self.end += length as u64;
+        self.next = record.seq + 1;
+        let ahead = (self.head + AHEAD).min(self.bytes.len());
+        raw::prefetch_bytes(&self.bytes[self.head..ahead]);
     }
 
+    /// Forgets the oldest stretch.
     fn forget_oldest(&mut self) {
-        self.start += self.length_at(self.start);
-        self.first += 1;
+        self.unmarked += u64::from(self.marks.pop_front().is_some());
+        (self.start, self.first) = match self.marks.front() {
+            Some(mark) => (mark.at, mark.seq),
+            None => (self.end, self.next),
+        };
+    }
+
+    fn write_around(&mut self, bytes: &[u8]) {
+        let first = bytes.len().min(self.bytes.len() - self.head);
+        self.bytes[self.head..self.head + first].copy_from_slice(&bytes[..first]);
+        self.bytes[..bytes.len() - first].copy_from_slice(&bytes[first..]);
+        self.head = (self.head + bytes.len()) % self.bytes.len();
     }
 
     fn length_at(&self, at: u64) -> u64 {
@@ -94,20 +176,13 @@ impl Ring {
         u64::from(u32::from_le_bytes(length))
     }
 
-    fn write(&mut self, at: u64, bytes: &[u8]) {
-        let start = (at % self.bytes.len() as u64) as usize;
-        let first = bytes.len().min(self.bytes.len() - start);
-        self.bytes[start..start + first].copy_from_slice(&bytes[..first]);
-        self.bytes[..bytes.len() - first].copy_from_slice(&bytes[first..]);
-    }
-
     /// Whether a cursor stands before something that is here, or at the end.
     pub fn holds(&self, seq: u64, last: u64) -> bool {
         seq == last + 1 || (seq >= self.first && seq <= last && self.start < self.end)
     }
 
     /// Appends whole records up to sequence `last` to `out`, about `limit` bytes of them but at least
-    /// one, and moves the cursor. Returns how many.
+    /// one, and moves the cursor.
     ///
     /// # Errors
     /// The cursor's record is gone.
@@ -117,49 +192,88 @@ impl Ring {
         last: u64,
         limit: usize,
         out: &mut Vec<u8>,
-    ) -> Result<usize, Lost> {
+    ) -> Result<Read, Lost> {
         if cursor.seq > last {
-            return Ok(0);
+            return Ok(Read::default());
         }
-        let mut at = self.find(cursor)?;
-        let begin = at;
-        let mut count = 0;
-        while at < self.end && cursor.seq <= last {
-            let length = self.length_at(at);
-            if count > 0 && (at - begin + length) as usize > limit {
-                break;
-            }
-            at += length;
-            cursor.seq += 1;
-            count += 1;
-        }
-        let start = (begin % self.bytes.len() as u64) as usize;
-        let total = (at - begin) as usize;
-        let first = total.min(self.bytes.len() - start);
-        out.extend_from_slice(&self.bytes[start..start + first]);
-        out.extend_from_slice(&self.bytes[..total - first]);
-        cursor.at = Some(at);
-        Ok(count)
-    }
-
-    fn find(&self, cursor: &Cursor) -> Result<u64, Lost> {
         if cursor.seq < self.first {
             return Err(Lost);
         }
-        if let Some(at) = cursor.at
-            && (self.start..=self.end).contains(&at)
-        {
-            return Ok(at);
+        if cursor.seq >= self.next {
+            return Ok(Read::default());
         }
-        let mut at = self.start;
-        for _ in self.first..cursor.seq {
-            if at >= self.end {
-                return Err(Lost);
+        let (own, at) = self.find(cursor);
+        let end = Mark {
+            seq: self.next,
+            at: self.end,
+            later: false,
+        };
+        let mark = |index: usize| self.marks.get(index).copied().unwrap_or(end);
+        let later = self.marks[own].later;
+        let mut until = Mark {
+            seq: cursor.seq,
+            at,
+            later: false,
+        };
+        if later {
+            until = mark(own + 1);
+        } else {
+            for index in own + 1..=self.marks.len() {
+                let next = mark(index);
+                if next.seq - 1 > last || next.at - at > limit as u64 {
+                    break;
+                }
+                until = next;
+                if next.later {
+                    break;
+                }
             }
-            debug_assert!(self.length_at(at) >= HEADER as u64);
-            at += self.length_at(at);
         }
-        Ok(at)
+        if until.seq == cursor.seq {
+            // No whole stretch: as many records as there may be.
+            while until.seq <= last && until.seq < mark(own + 1).seq {
+                let length = self.length_at(until.at);
+                if until.seq > cursor.seq && until.at - at + length > limit as u64 {
+                    break;
+                }
+                until.at += length;
+                until.seq += 1;
+            }
+        }
+        let begin = (at % self.bytes.len() as u64) as usize;
+        let total = (until.at - at) as usize;
+        let first = total.min(self.bytes.len() - begin);
+        out.extend_from_slice(&self.bytes[begin..begin + first]);
+        out.extend_from_slice(&self.bytes[..total - first]);
+        let records = (until.seq - cursor.seq) as usize;
+        // The mark may not be there yet, or be one of those that follow.
+        let reached = (own..self.marks.len())
+            .take_while(|index| self.marks[*index].seq <= until.seq)
+            .last();
+        *cursor = Cursor {
+            seq: until.seq,
+            at: Some((until.at, self.unmarked + reached.unwrap_or(own) as u64)),
+        };
+        Ok(Read { records, later })
+    }
+
+    /// The last mark up to a cursor's record, which is here, and where that begins.
+    fn find(&self, cursor: &Cursor) -> (usize, u64) {
+        if let Some((at, mark)) = cursor.at
+            && let Some(index) = mark.checked_sub(self.unmarked)
+        {
+            // One that was not there yet may be there now.
+            let index = index as usize;
+            let next = self
+                .marks
+                .get(index + 1)
+                .filter(|next| next.seq <= cursor.seq);
+            return (index + usize::from(next.is_some()), at);
+        }
+        let own = self.marks.partition_point(|mark| mark.seq <= cursor.seq) - 1;
+        let mark = self.marks[own];
+        let at = (mark.seq..cursor.seq).fold(mark.at, |at, _| at + self.length_at(at));
+        (own, at)
     }
 }
 
@@ -177,12 +291,17 @@ mod tests {
         });
     }
 
-    fn sequences(mut bytes: &[u8]) -> Vec<u64> {
+    fn sequences(bytes: &[u8]) -> Vec<u64> {
+        let found = sequences_of(bytes, |_| ());
+        found.into_iter().map(|(seq, ())| seq).collect()
+    }
+
+    fn sequences_of<T>(mut bytes: &[u8], what: impl Fn(&Record<'_>) -> T) -> Vec<(u64, T)> {
         let mut found = Vec::new();
         while !bytes.is_empty() {
             let (record, rest) = Record::parse(bytes).unwrap();
             assert!(record.value.iter().all(|&byte| byte == record.seq as u8));
-            found.push(record.seq);
+            found.push((record.seq, what(&record)));
             bytes = rest;
         }
         found
@@ -195,8 +314,8 @@ mod tests {
         for seq in 1..=200 {
             push(&mut ring, seq, (seq as usize * 37) % 150);
             let mut out = Vec::new();
-            let count = ring.read(&mut cursor, seq, 10_000, &mut out).unwrap();
-            assert_eq!(count, 1);
+            let read = ring.read(&mut cursor, seq, 10_000, &mut out).unwrap();
+            assert_eq!(read.records, 1);
             assert_eq!(sequences(&out), [seq]);
         }
         assert!(ring.used() <= 1000);
@@ -206,7 +325,7 @@ mod tests {
         let mut old = Cursor::before(first - 1);
         assert_eq!(ring.read(&mut old, 200, 100, &mut out), Err(Lost));
         let mut rest = Cursor::before(first);
-        while ring.read(&mut rest, 200, 100, &mut out).unwrap() > 0 {}
+        while ring.read(&mut rest, 200, 100, &mut out).unwrap().records > 0 {}
         assert_eq!(sequences(&out), (first..=200).collect::<Vec<_>>());
         assert!(ring.holds(201, 200) && ring.holds(first, 200));
         assert!(!ring.holds(first - 1, 200) && !ring.holds(202, 200));
@@ -221,7 +340,8 @@ mod tests {
         let mut out = Vec::new();
         let read = ring.read(&mut Cursor::before(2), 3, 1000, &mut out);
         assert_eq!(read, Err(Lost));
-        assert_eq!(ring.read(&mut Cursor::before(3), 3, 1000, &mut out), Ok(1));
+        let read = ring.read(&mut Cursor::before(3), 3, 1000, &mut out);
+        assert_eq!(read.map(|read| read.records), Ok(1));
         assert_eq!(sequences(&out), [3]);
     }
 
@@ -233,8 +353,70 @@ mod tests {
         }
         let mut out = Vec::new();
         let mut cursor = Cursor::before(10);
-        assert_eq!(ring.read(&mut cursor, 14, 10_000, &mut out), Ok(5));
+        while ring
+            .read(&mut cursor, 14, 10_000, &mut out)
+            .unwrap()
+            .records
+            > 0
+        {}
         assert_eq!(sequences(&out), [10, 11, 12, 13, 14]);
         assert_eq!(cursor.seq, 15);
+    }
+
+    #[test]
+    fn whatever_is_asked_for_comes_whole_and_in_order() {
+        let mut dice = 0x9e37_79b9_7f4a_7c15u64;
+        let mut roll = move |sides: u64| {
+            dice ^= dice << 13;
+            dice ^= dice >> 7;
+            dice ^= dice << 17;
+            (dice >> 11) % sides
+        };
+        let mut ring = Ring::new(100_000, 1);
+        let mut later = std::collections::BTreeSet::new();
+        let mut cursor = Cursor::before(1);
+        let mut seen = 0;
+        for seq in 1..=20_000 {
+            if roll(100) == 0 {
+                later.insert(seq);
+                let record = Record {
+                    seq,
+                    ..Record::new(Kind::PutLater, b"k")
+                };
+                ring.push(&record);
+            } else {
+                push(&mut ring, seq, roll(300) as usize);
+            }
+            if roll(30) > 0 {
+                continue;
+            }
+            if roll(10) == 0 {
+                // Somebody comes anew, anywhere.
+                cursor = Cursor::before(ring.first() + roll(seq + 1 - ring.first()));
+            }
+            let last = cursor.seq + roll(200);
+            let limit = roll(20_000) as usize;
+            let (from, mut out) = (cursor.seq, Vec::new());
+            let read = match ring.read(&mut cursor, last, limit, &mut out) {
+                Ok(read) => read,
+                Err(Lost) => {
+                    assert!(from < ring.first());
+                    cursor = Cursor::before(ring.first());
+                    continue;
+                }
+            };
+            let found = sequences_of(&out, |record| record.kind == Kind::PutLater);
+            let expected: Vec<_> = (from..from + read.records as u64)
+                .map(|seq| (seq, later.contains(&seq)))
+                .collect();
+            assert_eq!(found, expected);
+            assert_eq!(cursor.seq, from + read.records as u64);
+            assert_eq!(read.records > 0, from <= seq, "at least one");
+            assert!(read.records == 1 || out.len() <= limit.max(1));
+            assert_eq!(read.later, found.iter().any(|(_, later)| *later));
+            assert!(!read.later || read.records == 1);
+            seen += read.records;
+        }
+        assert!(seen > 10_000, "{seen}");
     }
 }

@@ -23,6 +23,7 @@
 //! * A slot goes back to its bin only after it was unlinked under its pair's lock and its last pin
 //!   is gone; it is handed out again only under its bin's mutex.
 
+mod ahead;
 mod bucket;
 mod chain;
 mod file;
@@ -31,6 +32,7 @@ mod memory;
 mod pages;
 mod salvage;
 
+pub use ahead::{prefetch, prefetch_bytes};
 pub use bucket::{Ghost, PairGuard, Place, Spot, Table, TableState};
 pub use chain::{Chain, ChainEdit, Link};
 pub use file::{MemoryFile, Source};
