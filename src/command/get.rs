@@ -65,24 +65,34 @@ pub fn many<'a>(
     replies: &mut Replies,
 ) -> usize {
     let store = cx.store();
-    let plain = read.touch.is_none() && !cx.tapped(FETCHERS | DETAIL);
-    for (at, LookUp { key, hash, spot }) in batch.iter().enumerate() {
-        if plain {
-            let found = store.get_at(cx.caller(), key, *hash, spot, |hit| {
-                value(key, hit, read.cas, replies);
-                count_hit(cx.counters, hit, false);
-            });
-            if found.is_err() {
-                count_miss(cx.counters, false);
-            }
-        } else {
+    if read.touch.is_some() || cx.tapped(FETCHERS | DETAIL) {
+        for (at, LookUp { key, hash, .. }) in batch.iter().enumerate() {
             one(cx, key, *hash, read, replies);
+            if replies.waiting() >= limit {
+                return at + 1;
+            }
+        }
+        return batch.len();
+    }
+    let reader = store.reader(cx.caller());
+    let general = &cx.counters.general;
+    let mut left = batch;
+    while let [LookUp { key, hash, spot }, rest @ ..] = left {
+        left = rest;
+        let found = reader.get(key, *hash, spot, |hit| {
+            value(key, hit, read.cas, replies);
+            count_read(cx.counters, hit);
+        });
+        if found.is_err() {
+            general.get_misses.add(1);
         }
         if replies.waiting() >= limit {
-            return at + 1;
+            break;
         }
     }
-    batch.len()
+    let read = batch.len() - left.len();
+    general.get_cmds.add(read as u64);
+    read
 }
 
 /// Reads one key whose hash is known and appends what it holds.
@@ -130,58 +140,65 @@ pub fn end(replies: &mut Replies) {
 
 #[inline(always)]
 fn value(key: &[u8], hit: &Hit<'_>, cas: bool, replies: &mut Replies) {
-    let length = hit.length();
-    let inline = hit.inline();
-    let mut room = replies.room(80 + key.len() + inline.map_or(0, <[u8]>::len));
+    let most = if cas { 0 } else { SHORT };
+    if let Some(bytes) = hit.plain()
+        && bytes.len() < most
+    {
+        let mut room = replies.room(24 + key.len() + bytes.len());
+        room.put(b"VALUE ");
+        room.put_key(key);
+        let (end, used) = short_end(bytes.len());
+        room.put_short(end, used);
+        room.put(bytes);
+        room.put(b"\r\n");
+        return;
+    }
+    line(key, hit, cas, replies);
+    match hit.inline() {
+        Some(bytes) => replies.push(bytes),
+        None => replies.attach_value(hit),
+    }
+    replies.push(b"\r\n");
+}
+
+/// The line before any value.
+#[inline(never)]
+fn line(key: &[u8], hit: &Hit<'_>, cas: bool, replies: &mut Replies) {
+    let mut room = replies.room(80 + key.len());
     room.put(b"VALUE ");
     room.put_key(key);
-    let flags = hit.flags();
-    if flags == 0 && length < 1000 && !cas {
-        let (end, used) = short_end(length);
-        room.put_short(end, used);
-    } else {
+    room.put(b" ");
+    room.number(u64::from(hit.flags()));
+    room.put(b" ");
+    room.number(hit.length() as u64);
+    if cas {
         room.put(b" ");
-        room.number(u64::from(flags));
-        room.put(b" ");
-        room.number(length as u64);
-        if cas {
-            room.put(b" ");
-            room.number(hit.cas());
-        }
-        room.put(b"\r\n");
+        room.number(hit.cas());
     }
-    match inline {
-        Some(bytes) => {
-            room.put(bytes);
-            room.put(b"\r\n");
-        }
-        None => {
-            drop(room);
-            replies.attach_value(hit);
-            replies.push(b"\r\n");
-        }
-    }
+    room.put(b"\r\n");
 }
 
-/// How most lines end: flags 0, a length below 1,000, no CAS.
-static SHORT_ENDS: [[u8; 8]; 1000] = short_ends();
+/// Values of fewer bytes are short.
+const SHORT: usize = 1000;
 
-/// As [`SHORT_ENDS`] has it, and how many of the bytes count.
+/// How most lines end: flags 0, a short length, no CAS; and how many of the bytes count.
+static SHORT_ENDS: ([[u8; 8]; SHORT], [u8; SHORT]) = short_ends();
+
+/// As [`SHORT_ENDS`] has it.
 #[inline(always)]
 fn short_end(length: usize) -> ([u8; 8], usize) {
-    let used = 6 + usize::from(length >= 10) + usize::from(length >= 100);
-    (SHORT_ENDS[length], used)
+    (SHORT_ENDS.0[length], usize::from(SHORT_ENDS.1[length]))
 }
 
-const fn short_ends() -> [[u8; 8]; 1000] {
-    let mut ends = [[0; 8]; 1000];
+const fn short_ends() -> ([[u8; 8]; SHORT], [u8; SHORT]) {
+    let mut ends = ([[0; 8]; SHORT], [0; SHORT]);
     let mut length = 0;
-    while length < 1000 {
+    while length < SHORT {
         let (ones, tens, hundreds) = (digit(length), digit(length / 10), digit(length / 100));
-        ends[length] = match length {
-            100.. => [b' ', b'0', b' ', hundreds, tens, ones, b'\r', b'\n'],
-            10.. => [b' ', b'0', b' ', tens, ones, b'\r', b'\n', 0],
-            _ => [b' ', b'0', b' ', ones, b'\r', b'\n', 0, 0],
+        (ends.0[length], ends.1[length]) = match length {
+            100.. => ([b' ', b'0', b' ', hundreds, tens, ones, b'\r', b'\n'], 8),
+            10.. => ([b' ', b'0', b' ', tens, ones, b'\r', b'\n', 0], 7),
+            _ => ([b' ', b'0', b' ', ones, b'\r', b'\n', 0, 0], 6),
         };
         length += 1;
     }
@@ -195,22 +212,31 @@ const fn digit(number: usize) -> u8 {
 /// A read that found something; one that touches counts as a touch only. Returns class and length.
 #[inline(always)]
 pub fn count_hit(counters: &ThreadCounters, hit: &Hit<'_>, touched: bool) -> (u8, usize) {
-    let number = hit.class();
-    let class = &counters.classes[usize::from(number & 63)];
-    if touched {
+    let number = if touched {
+        let number = hit.class();
         counters.general.touch_cmds.add(1);
-        class.touch_hits.add(1);
+        counters.classes[usize::from(number & 63)].touch_hits.add(1);
+        number
     } else {
         counters.general.get_cmds.add(1);
-        let by_queue: &Counter = match hit.queue() {
-            Queue::Hot => &class.hits_to_hot,
-            Queue::Warm => &class.hits_to_warm,
-            Queue::Cold => &class.hits_to_cold,
-            Queue::Temp => &class.hits_to_temp,
-        };
-        by_queue.add(1);
-    }
+        count_read(counters, hit)
+    };
     (number, hit.length())
+}
+
+/// What a hit is to its class, which is returned.
+#[inline(always)]
+fn count_read(counters: &ThreadCounters, hit: &Hit<'_>) -> u8 {
+    let number = hit.class();
+    let class = &counters.classes[usize::from(number & 63)];
+    let by_queue: &Counter = match hit.queue() {
+        Queue::Hot => &class.hits_to_hot,
+        Queue::Warm => &class.hits_to_warm,
+        Queue::Cold => &class.hits_to_cold,
+        Queue::Temp => &class.hits_to_temp,
+    };
+    by_queue.add(1);
+    number
 }
 
 /// A read that found nothing.
@@ -238,11 +264,11 @@ fn tell(cx: &Context<'_>, key: &[u8], found: Result<(u8, usize), Miss>) {
 
 #[cfg(test)]
 mod tests {
-    use super::short_end;
+    use super::{SHORT, short_end};
 
     #[test]
     fn a_short_line_ends_as_a_long_one_would() {
-        for length in 0..1000 {
+        for length in 0..SHORT {
             let (bytes, used) = short_end(length);
             assert_eq!(&bytes[..used], format!(" 0 {length}\r\n").as_bytes());
         }

@@ -108,9 +108,10 @@ impl Replies {
         if self.buffer.len() - self.end < n {
             self.grow(n);
         }
+        let free = &mut self.buffer[self.end..];
         Room {
-            free: &mut self.buffer[self.end..],
-            used: 0,
+            left: free.len(),
+            free,
             end: &mut self.end,
         }
     }
@@ -327,14 +328,15 @@ impl std::io::Write for Replies {
 /// Free bytes at the end of [`Replies`]; what has been put there counts when this is dropped.
 pub struct Room<'a> {
     free: &'a mut [u8],
-    used: usize,
+    /// Bytes that were free at first.
+    left: usize,
     end: &'a mut usize,
 }
 
 impl Drop for Room<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        *self.end += self.used;
+        *self.end += self.left - self.free.len();
     }
 }
 
@@ -342,30 +344,35 @@ impl Room<'_> {
     /// Appends bytes, for which room must have been asked.
     #[inline(always)]
     pub fn put(&mut self, bytes: &[u8]) {
-        self.free[self.used..][..bytes.len()].copy_from_slice(bytes);
-        self.used += bytes.len();
+        self.take(bytes.len()).copy_from_slice(bytes);
+    }
+
+    /// The next `n` bytes.
+    #[inline(always)]
+    fn take(&mut self, n: usize) -> &mut [u8] {
+        let (taken, rest) = std::mem::take(&mut self.free).split_at_mut(n);
+        self.free = rest;
+        taken
     }
 
     /// As [`put`](Room::put), for a slice of a key's usual length: cheaper than a call.
     #[inline(always)]
     pub fn put_key(&mut self, key: &[u8]) {
-        let (Some(front), Some(back), 16..=32) =
-            (key.first_chunk::<16>(), key.last_chunk::<16>(), key.len())
-        else {
+        if !(16..=32).contains(&key.len()) {
             return self.put(key);
-        };
-        let into = &mut self.free[self.used..][..key.len()];
-        into[..16].copy_from_slice(front);
-        into[key.len() - 16..].copy_from_slice(back);
-        self.used += key.len();
+        }
+        let back = key.len() - 16;
+        let into = self.take(key.len());
+        into[..16].copy_from_slice(&key[..16]);
+        into[back..].copy_from_slice(&key[back..]);
     }
 
     /// Appends the first `length` bytes of eight, for all of which room must have been asked: cheaper
     /// than a copy of a length that is not known before.
     #[inline(always)]
     pub fn put_short(&mut self, bytes: [u8; 8], length: usize) {
-        self.free[self.used..][..8].copy_from_slice(&bytes);
-        self.used += length;
+        self.free[..8].copy_from_slice(&bytes);
+        self.take(length);
     }
 
     /// Appends a number in decimal: at most 20 bytes.

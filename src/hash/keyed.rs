@@ -12,15 +12,20 @@
 pub(super) struct Secrets(pub(super) [u64; 4]);
 
 impl Secrets {
-    #[inline]
+    /// In line for the usual lengths only.
+    #[inline(always)]
     pub(super) fn hash(&self, key: &[u8]) -> u64 {
-        if key.len() > 32 {
-            return self.hash_long(key);
-        }
-        if key.len() > 16
-            && let (Some(front), Some(back)) = (key.first_chunk(), key.last_chunk())
+        if let (17..=32, Some(front), Some(back)) = (key.len(), key.first_chunk(), key.last_chunk())
         {
             return self.finish(self.absorb(self.0[0], front), halves(back), key.len());
+        }
+        self.hash_any(key)
+    }
+
+    #[inline(never)]
+    fn hash_any(&self, key: &[u8]) -> u64 {
+        if key.len() > 16 {
+            return self.hash_long(key);
         }
         let words = if let (Some(front), Some(back)) = (key.first_chunk(), key.last_chunk()) {
             (u64::from_le_bytes(*front), u64::from_le_bytes(*back))
@@ -40,7 +45,7 @@ impl Secrets {
         self.finish(self.0[0], words, key.len())
     }
 
-    /// Apart, and reached by a jump, so that the usual lengths need no register saved.
+    /// Apart, and reached by a jump, so that short keys need no register saved.
     #[cold]
     #[inline(never)]
     fn hash_long(&self, key: &[u8]) -> u64 {

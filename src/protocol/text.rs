@@ -105,39 +105,54 @@ pub enum NextKey<'a> {
     TooLong,
 }
 
-/// The next key of a multiget.
+/// What nearly always comes next on the line of a multiget: one blank, a key, and a blank or the line
+/// end. The key, and the bytes taken; nothing does not say that there is no key.
 #[inline(always)]
-pub fn next_key(input: &[u8]) -> NextKey<'_> {
-    // Nearly always: one blank, a key, and a blank or the line end; or the line end.
+pub fn usual_key(input: &[u8]) -> Option<(&[u8], usize)> {
     let blank = usize::from(input.first() == Some(&b' '));
     let rest = &input[blank..];
     if let Some(length @ 1..=KEY_MAX) = word_end(rest)
         && let [b' ', ..] | [b'\r', b'\n', ..] = rest[length..]
     {
-        return NextKey::Key {
-            key: &rest[..length],
-            taken: blank + length,
-        };
+        return Some((&rest[..length], blank + length));
     }
+    None
+}
+
+/// The next key of a multiget.
+#[inline(always)]
+pub fn next_key(input: &[u8]) -> NextKey<'_> {
+    if let Some((key, taken)) = usual_key(input) {
+        return NextKey::Key { key, taken };
+    }
+    other_key(input)
+}
+
+/// As [`next_key`], where there is no [`usual_key`].
+#[inline(always)]
+pub fn other_key(input: &[u8]) -> NextKey<'_> {
     if let [b'\r', b'\n', ..] = input {
         return NextKey::End { taken: 2 };
     }
     any_key(input)
 }
 
-/// Where the first byte up to a blank stands, or an earlier one that is not ASCII, if the whole words
-/// of `bytes` show one.
+/// Where the first byte up to a blank stands, or an earlier one that is not ASCII, if the whole pairs
+/// of words of `bytes` show one.
 #[inline(always)]
 fn word_end(bytes: &[u8]) -> Option<usize> {
     const ONES: u64 = u64::from_le_bytes([1; 8]);
+    // The top bit stays clear where a byte is from 0x21 to 0xa0, up to the first that is not.
+    let ends = |word: u64| word.wrapping_sub(ONES * 0x21) & (ONES * 0x80);
     let mut at = 0;
-    while let Some(word) = bytes[at..].first_chunk() {
-        // The top bit stays clear where a byte is from 0x21 to 0xa0, up to the first that is not.
-        let ends = u64::from_le_bytes(*word).wrapping_sub(ONES * 0x21) & (ONES * 0x80);
-        if ends != 0 {
-            return Some(at + ends.trailing_zeros() as usize / 8);
+    while let Some(pair) = bytes[at..].first_chunk::<16>() {
+        let pair = u128::from_le_bytes(*pair);
+        let (first, second) = (ends(pair as u64), ends((pair >> 64) as u64));
+        if first | second != 0 {
+            let (ends, skipped) = if first != 0 { (first, 0) } else { (second, 8) };
+            return Some(at + skipped + ends.trailing_zeros() as usize / 8);
         }
-        at += word.len();
+        at += 16;
     }
     None
 }

@@ -174,31 +174,34 @@ impl<'i> Plan<'i> {
         mut at: usize,
     ) -> Option<usize> {
         let (before, start) = (self.lookups.len(), at);
+        let store = context.store();
         let then = loop {
-            match text::next_key(&input[at..]) {
-                NextKey::Key { key, taken } => {
-                    // One too many has asked for its memory early.
-                    let lookup = LookUp::new(context.store(), key);
-                    if self.lookups.try_push(lookup).is_err() {
+            let rest = &input[at..];
+            let (key, taken) = match text::usual_key(rest) {
+                Some(usual) => usual,
+                None => match text::other_key(rest) {
+                    NextKey::Key { key, taken } => (key, taken),
+                    NextKey::End { taken } => {
+                        at += taken;
+                        break Then::End;
+                    }
+                    NextKey::TooLong => {
+                        let line = text::skip_line(rest);
+                        at += line.unwrap_or(rest.len());
+                        let line_ends = line.is_some();
+                        break Then::BadKey { line_ends };
+                    }
+                    NextKey::Incomplete => {
+                        self.starved = true;
                         break Then::More;
                     }
-                    at += taken;
-                }
-                NextKey::End { taken } => {
-                    at += taken;
-                    break Then::End;
-                }
-                NextKey::TooLong => {
-                    let line = text::skip_line(&input[at..]);
-                    at += line.unwrap_or(input.len() - at);
-                    let line_ends = line.is_some();
-                    break Then::BadKey { line_ends };
-                }
-                NextKey::Incomplete => {
-                    self.starved = true;
-                    break Then::More;
-                }
+                },
+            };
+            // One too many has asked for its memory early.
+            if self.lookups.try_push(LookUp::new(store, key)).is_err() {
+                break Then::More;
             }
+            at += taken;
         };
         let step = Step::Keys {
             how,

@@ -5,8 +5,12 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::raw::{Chain, ChainEdit, Item, PairGuard, Pinned, Place, Slot, Spot, State, Word, flag};
-use super::{Cx, Fetch, Inner, Miss, Mode, Put, Queue, Store, Stored};
+use super::raw::{
+    Chain, ChainEdit, Handle, Item, PairGuard, Pinned, Place, STANDINGS, Slot, Spot, State, Word,
+    flag,
+};
+use super::{CHAINED, Cx, Fetch, Inner, Miss, Mode, Moment, Put, Queue, Store, Stored};
+use crate::observe::ThreadCounters;
 
 /// The hit counter saturates here.
 const COUNTER_MAX: u32 = 3;
@@ -144,6 +148,12 @@ impl<'g> Hit<'g> {
         self.item.small(self.length)
     }
 
+    /// As [`inline`](Hit::inline), if the client flags are 0.
+    #[inline]
+    pub fn plain(&self) -> Option<&'g [u8]> {
+        self.item.plain(self.length)
+    }
+
     /// Holds the value in place until the pin is dropped. Only values over [`COPY_MAX`](super::COPY_MAX) can be held;
     /// shorter ones are there to be copied.
     #[inline(always)]
@@ -153,13 +163,27 @@ impl<'g> Hit<'g> {
 }
 
 /// The queue that memcached would have shown for an item.
+#[inline]
 pub(super) fn queue_of(word: Word) -> Queue {
-    match word.state() {
-        State::Hot => Queue::Hot,
-        State::Temp => Queue::Temp,
-        _ if word.counter() > 0 => Queue::Warm,
-        _ => Queue::Cold,
+    QUEUES[word.standing()]
+}
+
+/// By [standing](Word::standing).
+static QUEUES: [Queue; STANDINGS] = queues();
+
+const fn queues() -> [Queue; STANDINGS] {
+    let mut queues = [Queue::Cold; STANDINGS];
+    let mut standing = 0;
+    while standing < STANDINGS {
+        queues[standing] = match State::of_standing(standing) {
+            (State::Hot, _) => Queue::Hot,
+            (State::Temp, _) => Queue::Temp,
+            (_, 1..) => Queue::Warm,
+            (_, 0) => Queue::Cold,
+        };
+        standing += 1;
     }
+    queues
 }
 
 /// A value held in place after its lock is gone, however long sending it takes.
@@ -251,66 +275,62 @@ impl Inner {
     /// Counts an access: time, hit counter, fetched mark.
     #[inline]
     pub(super) fn bump(&self, cx: Cx<'_>, item: &Item<'_>) {
-        self.bump_at(cx, item, self.stamp(cx.now));
+        let most = self.counter_max.load(Relaxed);
+        self.bump_at(cx, item, self.stamp(cx.now), most);
     }
 
+    /// As [`bump`](Inner::bump), by a stamp and a highest counter that may have been overtaken: another
+    /// thread's flush leaves what was stored behind it with a later stamp, which must stay.
     #[inline]
-    fn bump_at(&self, cx: Cx<'_>, item: &Item<'_>, stamp: u32) {
+    fn bump_at(&self, cx: Cx<'_>, item: &Item<'_>, stamp: u32, most: u32) {
         let head = item.head();
-        if head.accessed.load(Relaxed) != stamp {
+        if head.accessed.load(Relaxed) < stamp {
             head.accessed.store(stamp, Relaxed);
         }
         let word = head.word();
-        let counter = word.counter();
-        if counter < COUNTER_MAX || !word.has(flag::FETCHED) {
-            let most = self.counter_max.load(Relaxed);
-            let new = word
-                .with_counter((counter + 1).min(most).max(counter))
-                .with_flags(word.flags() | flag::FETCHED);
-            if head.change(word, new) && counter == 0 && word.state() == State::Main {
-                self.warmed(cx, item, word);
-            }
+        let hit = word.hit(most);
+        if hit != word && head.change(word, hit) && word.cold() {
+            self.warmed(cx.counters, item.handle(), word.bin());
         }
     }
 
     /// A hit has found an item that the hand would have taken. Not in line: few hits do.
     #[inline(never)]
-    fn warmed(&self, cx: Cx<'_>, item: &Item<'_>, word: Word) {
-        self.census_of(item.handle())
-            .change((State::Main, 0), (State::Main, 1));
-        self.bins[usize::from(word.bin())]
-            .cold_hits
-            .fetch_add(1, Relaxed);
-        cx.counters.classes[usize::from(self.class_of(item))]
-            .moves_to_warm
-            .add(1);
+    fn warmed(&self, counters: &ThreadCounters, handle: Handle, number: u8) {
+        let bin = &self.bins[usize::from(number)];
+        bin.cold_hits.fetch_add(1, Relaxed);
+        let (census, class) = match self.bin_classes[usize::from(number)] {
+            CHAINED => {
+                let class = self.class_of_slot(handle);
+                (&self.chained[usize::from(class)], class)
+            }
+            class => (&bin.census, class),
+        };
+        census.change((State::Main, 0), (State::Main, 1));
+        counters.classes[usize::from(class)].moves_to_warm.add(1);
     }
 }
 
-impl Store {
-    /// Classic read. `read` runs under the lock: it copies and returns.
-    #[inline]
+/// Reads one key after another, as of one moment: what is the same for all of them is looked up once.
+#[derive(Clone, Copy)]
+pub struct Reader<'s> {
+    inner: &'s Arc<Inner>,
+    cx: Cx<'s>,
+    moment: Moment,
+    counter_max: u32,
+}
+
+impl<'s> Reader<'s> {
+    /// Classic read of a key whose spot is known. `read` runs under the lock: it copies and returns.
+    #[inline(always)]
     pub fn get<R>(
         &self,
-        cx: Cx<'_>,
-        key: &[u8],
-        hash: u64,
-        read: impl FnOnce(&Hit<'_>) -> R,
-    ) -> Result<R, Miss> {
-        self.get_at(cx, key, hash, &self.inner.table.spot(hash), read)
-    }
-
-    /// As [`get`](Store::get), of a batch whose spots are known.
-    #[inline(always)]
-    pub fn get_at<'s, R>(
-        &'s self,
-        cx: Cx<'_>,
         key: &[u8],
         hash: u64,
         spot: &Spot<'s>,
         read: impl FnOnce(&Hit<'_>) -> R,
     ) -> Result<R, Miss> {
-        let inner = &self.inner;
+        let Reader { inner, cx, .. } = *self;
         let mut guard = inner.table.lock_at(spot, &inner.arena, hash);
         if inner.verify.reads() {
             guard = inner.checked(cx, key, hash, spot, guard);
@@ -319,13 +339,39 @@ impl Store {
             return Err(Miss::NotFound);
         };
         let hit = Hit::shown(inner, item);
-        let moment = inner.flush.moment(cx.now);
-        if moment.kills(hit.expires, hit.accessed) {
+        if self.moment.kills(hit.expires, hit.accessed) {
             return Err(inner.bury(cx, guard, place, hash, false));
         }
         let result = read(&hit);
-        inner.bump_at(cx, &item, moment.stamp);
+        inner.bump_at(cx, &item, self.moment.stamp, self.counter_max);
         Ok(result)
+    }
+}
+
+impl Store {
+    /// Classic read. `read` runs under the lock: it copies and returns.
+    #[inline]
+    pub fn get<'s, R>(
+        &'s self,
+        cx: Cx<'s>,
+        key: &[u8],
+        hash: u64,
+        read: impl FnOnce(&Hit<'_>) -> R,
+    ) -> Result<R, Miss> {
+        let spot = self.inner.table.spot(hash);
+        self.reader(cx).get(key, hash, &spot, read)
+    }
+
+    /// For classic reads of a batch.
+    #[inline]
+    pub fn reader<'s>(&'s self, cx: Cx<'s>) -> Reader<'s> {
+        let inner = &self.inner;
+        Reader {
+            inner,
+            cx,
+            moment: inner.flush.moment(cx.now),
+            counter_max: inner.counter_max.load(Relaxed),
+        }
     }
 
     /// Read with conditions: touches, leases, creation on a miss.

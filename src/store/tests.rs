@@ -225,6 +225,19 @@ fn a_flush_that_is_due_right_behind_others_takes_all() {
 }
 
 #[test]
+fn what_is_stored_behind_a_flush_outlives_a_batch_that_began_before_it() {
+    let fixture = Fixture::small(8);
+    let (key, store) = (b"key", &fixture.store);
+    let hash = store.hash(key);
+    let reader = store.reader(fixture.cx(100));
+    store.flush_all(100, 100);
+    fixture.set(key, b"value");
+    let spot = store.prefetch(hash);
+    assert!(reader.get(key, hash, &spot, |_| ()).is_ok());
+    assert_eq!(fixture.value(100, key).as_deref(), Some(&b"value"[..]));
+}
+
+#[test]
 fn add_replace_cas_append_prepend() {
     let fixture = Fixture::small(8);
     let run = |mode, cas, value: &[u8]| {

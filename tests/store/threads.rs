@@ -227,7 +227,7 @@ fn one_writer_per_key(settings: &settings::Store, keys: usize, rounds: usize, ma
         }
         let least = complete[number].load(SeqCst);
         let hold = random.one_in(8);
-        let found = store.get_at(cx, &key, hash, &spot, |hit| {
+        let found = store.reader(cx).get(&key, hash, &spot, |hit| {
             assert_eq!(hit.key(), key);
             let version = version(number, &whole(hit));
             assert_eq!(hit.flags(), version % 3);

@@ -41,6 +41,26 @@ pub enum State {
     Chunk = 5,
 }
 
+impl State {
+    #[inline]
+    const fn of(number: u32) -> State {
+        match number {
+            0 => State::Free,
+            1 => State::Busy,
+            2 => State::Hot,
+            3 => State::Main,
+            4 => State::Temp,
+            _ => State::Chunk,
+        }
+    }
+
+    /// What a [standing](Word::standing) is made of: state and counter.
+    pub const fn of_standing(standing: usize) -> (State, u32) {
+        let (state, counter) = (standing >> 2, standing & 0b11);
+        (State::of(state as u32), counter as u32)
+    }
+}
+
 /// Bits of an item's flag byte.
 pub mod flag {
     /// Four bytes of client flags stand before the value.
@@ -74,9 +94,12 @@ pub struct Head {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Word(u32);
 
-const COUNTER_MASK: u32 = 0b11 << 8;
+const COUNTER_SHIFT: u32 = 8;
+const COUNTER_MASK: u32 = 0b11 << COUNTER_SHIFT;
 const STATE_SHIFT: u32 = 10;
 const STATE_MASK: u32 = 0b111 << STATE_SHIFT;
+/// Numbers that [`Word::standing`] gives.
+pub const STANDINGS: usize = 1 << 5;
 /// The slot stands in its bin's HOT ring, whatever has become of it since.
 const QUEUED: u32 = 1 << 13;
 
@@ -94,14 +117,26 @@ impl Word {
 
     #[inline]
     pub fn state(self) -> State {
-        match (self.0 & STATE_MASK) >> STATE_SHIFT {
-            0 => State::Free,
-            1 => State::Busy,
-            2 => State::Hot,
-            3 => State::Main,
-            4 => State::Temp,
-            _ => State::Chunk,
-        }
+        State::of((self.0 & STATE_MASK) >> STATE_SHIFT)
+    }
+
+    /// State and counter as one number, below [`STANDINGS`].
+    #[inline]
+    pub fn standing(self) -> usize {
+        ((self.0 & (STATE_MASK | COUNTER_MASK)) >> COUNTER_SHIFT) as usize
+    }
+
+    /// Of MAIN, and next to go: its counter is 0.
+    #[inline]
+    pub fn cold(self) -> bool {
+        self.0 & (STATE_MASK | COUNTER_MASK) == (State::Main as u32) << STATE_SHIFT
+    }
+
+    /// After one more hit: marked as read, its counter one higher but not above `most`.
+    #[inline]
+    pub fn hit(self, most: u32) -> Word {
+        let step = u32::from(self.counter() < most) << COUNTER_SHIFT;
+        Word((self.0 + step) | u32::from(flag::FETCHED) << 16)
     }
 
     #[inline]
@@ -615,16 +650,11 @@ impl ChunkView<'_> {
 /// usual length does here.
 #[inline(always)]
 fn same(a: &[u8], b: &[u8]) -> bool {
-    match (
-        a.first_chunk::<16>(),
-        b.first_chunk::<16>(),
-        a.last_chunk::<16>(),
-        b.last_chunk::<16>(),
-    ) {
-        (Some(front_a), Some(front_b), Some(back_a), Some(back_b)) if a.len() <= 32 => {
-            front_a == front_b && back_a == back_b
-        }
-        _ => a == b,
+    if a.len() == b.len() && (16..=32).contains(&a.len()) {
+        let back = a.len() - 16;
+        a[..16] == b[..16] && a[back..] == b[back..]
+    } else {
+        a == b
     }
 }
 
@@ -724,6 +754,18 @@ impl<'g> Item<'g> {
             return None;
         }
         Some(self.bytes(self.value_offset(), length))
+    }
+
+    /// The whole value, if it is not a large one's and has no client flags. `length` is the item's.
+    #[inline]
+    pub fn plain(&self, length: usize) -> Option<&'g [u8]> {
+        debug_assert_eq!(length, self.length());
+        // Nearly always the usual way, so that one test serves for both.
+        if self.word.has(flag::CLIENT | flag::LARGE) {
+            return None;
+        }
+        let at = self.arena.header + self.word.key_length();
+        Some(self.bytes(at, length))
     }
 
     /// Calls `piece` with the parts of the value in order.

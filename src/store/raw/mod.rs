@@ -36,7 +36,9 @@ pub use ahead::{prefetch, prefetch_bytes};
 pub use bucket::{Ghost, PairGuard, Place, Spot, Table, TableState};
 pub use chain::{Chain, ChainEdit, Link};
 pub use file::{MemoryFile, Source};
-pub use item::{Arena, Handle, Head, Item, NewItem, Parked, Pinned, Slot, State, Word, flag};
+pub use item::{
+    Arena, Handle, Head, Item, NewItem, Parked, Pinned, STANDINGS, Slot, State, Word, flag,
+};
 pub use memory::{Region, ReserveError};
 pub use pages::{BinPages, PageTable};
 pub use salvage::{Intact, Salvage};
