@@ -135,6 +135,19 @@ fn fifty_keys_that_everybody_wants_make_no_server_hot() {
 }
 
 #[test]
+fn fifty_keys_that_cannot_be_kept_are_read_from_several_servers() {
+    let mut worker = Worker::new(&proxy::HotKeys {
+        reads_per_second: 300,
+        cache_ms: 0,
+        ..proxy::HotKeys::default()
+    });
+    let draw = fifty(&worker.ring);
+    let load = worker.run(draw);
+    assert!(excess(&load) < 1.5, "{load:?}");
+    assert_eq!(load.iter().sum::<u64>(), 2000 * READS_PER_MS);
+}
+
+#[test]
 fn one_key_that_cannot_be_kept_is_read_from_several_servers() {
     let settings = proxy::HotKeys {
         cache_ms: 0,

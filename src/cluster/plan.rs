@@ -34,6 +34,8 @@ pub struct Cluster {
     pub seed: u64,
     /// The keys that are read most, worker by worker.
     hot: Mutex<Vec<Vec<Shown>>>,
+    /// Threads that share the requests; at least 1.
+    pub workers: u32,
     /// When servers were last looked up that are found by name.
     found: AtomicU64,
 }
@@ -214,9 +216,11 @@ fn find_servers(settings: &mut proxy::Proxy) -> Result<(), String> {
 }
 
 impl Cluster {
+    /// For so many workers.
+    ///
     /// # Errors
     /// A pool that cannot be, as a line for the user.
-    pub fn new(mut settings: proxy::Proxy) -> Result<Cluster, String> {
+    pub fn new(mut settings: proxy::Proxy, workers: usize) -> Result<Cluster, String> {
         find_servers(&mut settings)?;
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let plan = Plan::new(settings, None, host.trim(), 0)?;
@@ -228,6 +232,7 @@ impl Cluster {
             writes: Arc::default(),
             seed: getrandom::u64().unwrap_or_default(),
             hot: Mutex::default(),
+            workers: u32::try_from(workers).unwrap_or(u32::MAX).max(1),
             found: AtomicU64::new(0),
         })
     }

@@ -154,7 +154,8 @@ impl Server {
                     message,
                     code: USAGE,
                 };
-                Some(Arc::new(Cluster::new(mode.proxy.clone()).map_err(refused)?))
+                let cluster = Cluster::new(mode.proxy.clone(), settings.server.threads);
+                Some(Arc::new(cluster.map_err(refused)?))
             }
             None => None,
         };

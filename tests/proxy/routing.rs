@@ -277,3 +277,48 @@ fn hot_keys_are_answered_by_the_proxy() {
         assert!(since.elapsed() < Duration::from_secs(20));
     }
 }
+
+/// A value that the proxy does not keep is read from several servers, and never as it was before a write.
+#[test]
+fn hot_keys_are_read_from_several_servers() {
+    let servers: Vec<TestServer> = (0..5).map(|_| TestServer::start()).collect();
+    let names = fleet::addresses(&servers);
+    let text = format!(
+        "hot_keys = {{ reads_per_second = 50, cache = \"0s\" }}\n[pools.all]\nservers = {names:?}\ntimeout = \"20s\"\n"
+    );
+    let proxy = fleet::proxy_with(parse(&text).unwrap());
+    let mut clients: Vec<_> = (0..4).map(|_| proxy.connect()).collect();
+    // Something else under its name, from before, where it is not looked for.
+    for server in &servers {
+        server
+            .connect()
+            .ask("set hot 0 0 3\r\nold\r\n", "STORED\r\n");
+    }
+    clients[0].ask("set hot 5 0 3\r\none\r\n", "STORED\r\n");
+    let hits = |server: &TestServer| -> u32 { server.connect().stat("get_hits").parse().unwrap() };
+    let since = Instant::now();
+    // Two connections to one worker see copies of their own.
+    while servers.iter().filter(|server| hits(server) > 100).count() < 4 {
+        for client in &mut clients {
+            client.ask(
+                "get hot\r\n".repeat(100),
+                "VALUE hot 5 3\r\none\r\nEND\r\n".repeat(100),
+            );
+            client.ask("get hot x\r\n", "VALUE hot 5 3\r\none\r\nEND\r\n");
+        }
+        assert!(since.elapsed() < Duration::from_secs(20), "never spread");
+    }
+    for n in 100..130 {
+        clients[n % 4].ask(format!("set hot 6 0 3\r\n{n}\r\n"), "STORED\r\n");
+        for client in &mut clients {
+            client.ask(
+                "get hot\r\n".repeat(20),
+                format!("VALUE hot 6 3\r\n{n}\r\nEND\r\n").repeat(20),
+            );
+        }
+    }
+    clients[1].ask("flush_all\r\n", "OK\r\n");
+    for client in &mut clients {
+        client.ask("get hot\r\n", "END\r\n");
+    }
+}

@@ -7,12 +7,13 @@
 //! more often than a number and than a share of all; it stays hot for two seconds after.
 //!
 //! A hot key is answered from [`cache`] first. Where that cannot be, because the value is too large
-//! or the cache is turned off, and one key sends a server more than its share, reads are spread over
-//! the next servers of its preference list ([`HotKeys::spread`]); [`two_choices`] takes the less
-//! busy of two.
+//! or the cache is turned off, so that it is hot for its server still, reads are spread over the next
+//! servers of its preference list ([`HotKeys::spread`]), which are given [`copies`]; [`two_choices`]
+//! takes the less busy of two.
 #![forbid(unsafe_code)]
 
 pub mod cache;
+pub mod copies;
 pub mod writes;
 
 use crate::hash::hashkit;
@@ -28,6 +29,9 @@ const REMEMBER: u32 = 8;
 const WINDOW_MS: u64 = 1000;
 /// Windows a key stays hot after its last hot one.
 const COOLING: u8 = 2;
+/// Servers over which a key is spread at least: two would leave too much where chance has put several
+/// hot keys on one server.
+const SPREAD_MIN: usize = 4;
 
 /// What is known of a key that has just been read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,6 +142,11 @@ impl HotKeys {
             },
         };
         let (least, share) = (self.settings.reads_per_second, self.share());
+        // Without a cache there is no need to see whether it helps.
+        let first = match self.settings.cache_ms {
+            0 => SPREAD_MIN.min(self.spread_max()),
+            _ => 1,
+        };
         let counter = &mut self.counters[at];
         let sure = counter.count - counter.doubt;
         if sure >= REMEMBER && counter.key.is_empty() {
@@ -146,7 +155,7 @@ impl HotKeys {
         // Not only when the second is over: a second is long for a server that is being flooded.
         if counter.hot == 0 && sure > least && f64::from(sure) > share * f64::from(self.reads) {
             counter.hot = COOLING;
-            counter.spread = 1;
+            counter.spread = first as u8;
             self.hot_keys += 1;
         }
         if counter.hot == 0 {
@@ -204,6 +213,10 @@ impl HotKeys {
         } else {
             1.0 / (16 * self.servers) as f64
         }
+    }
+
+    fn spread_max(&self) -> usize {
+        self.settings.spread.min(self.servers).max(1)
     }
 
     fn slot(hash: u64) -> usize {
@@ -316,7 +329,9 @@ impl HotKeys {
         // What a server gets when all get the same.
         let sent = self.reads.saturating_sub(self.hot_reads) + self.forwarded;
         let fair = f64::from(sent) / self.servers as f64;
-        let most = self.settings.spread.min(self.servers);
+        let most = self.spread_max();
+        // Hot for its server, of whose share this is a part.
+        let warm = self.share() * self.servers as f64;
         self.hot_keys = 0;
         self.top.clear();
         for counter in &mut self.counters {
@@ -331,10 +346,9 @@ impl HotKeys {
             } else {
                 self.hot_keys += 1;
                 let wanted = f64::from(counter.forwarded) / fair.max(1.0);
-                counter.spread = if wanted > 1.0 {
-                    (wanted.ceil() as usize).max(2).min(most).max(1) as u8
-                } else if counter.spread > 1 && wanted * 4.0 > 1.0 {
-                    // Wide enough that it is no problem now: that is no reason to narrow it.
+                counter.spread = if wanted > warm {
+                    (wanted.ceil() as usize).max(SPREAD_MIN).min(most) as u8
+                } else if counter.spread > 1 && wanted * 4.0 > warm {
                     counter.spread
                 } else {
                     1

@@ -20,9 +20,11 @@ struct Slot {
     /// Tenths of a second until which a key of this slot counts as hot.
     hot_until: AtomicU32,
     stamp: AtomicU32,
+    /// Tenths of a second at which a key of this slot was last written while it was hot; 0 is never.
+    written: AtomicU32,
 }
 
-/// The shared table: 32 KiB.
+/// The shared table: 48 KiB.
 #[derive(Debug)]
 pub struct Writes(Box<[Slot]>);
 
@@ -66,6 +68,21 @@ impl Writes {
         let slot = self.slot(hash);
         if u64::from(slot.hot_until.load(Ordering::SeqCst)) * 100 + 100 > now {
             slot.stamp.fetch_add(1, Ordering::SeqCst);
+            let tenths = ((now / 100) as u32).max(1);
+            slot.written.fetch_max(tenths, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether a key has been written within so many milliseconds, as far as it was hot.
+    pub fn written_within(&self, hash: u64, milliseconds: u64, now: u64) -> bool {
+        let written = u64::from(self.slot(hash).written.load(Ordering::SeqCst));
+        written > 0 && now < written * 100 + 100 + milliseconds
+    }
+
+    /// Everything is written, or has been: `flush_all`.
+    pub fn all_written(&self, now: u64) {
+        for slot in 0..STAMPS as u64 {
+            self.written(slot << 20, now);
         }
     }
 }
@@ -84,9 +101,15 @@ mod tests {
         writes.announce(hash, 5000);
         writes.written(hash, 5000);
         assert_ne!(writes.stamp(hash), before);
+        assert!(writes.written_within(hash, 1000, 5900));
+        assert!(!writes.written_within(hash, 1000, 6200));
+        assert!(!writes.written_within(hash ^ (1 << 25), 1000, 5000));
         let before = writes.stamp(hash);
         writes.written(hash ^ (1 << 25), 5000);
         assert_eq!(writes.stamp(hash), before, "another key");
+        writes.all_written(5000);
+        assert_ne!(writes.stamp(hash), before);
+        let before = writes.stamp(hash);
         writes.written(hash, 9000);
         assert_eq!(writes.stamp(hash), before, "it is hot no longer");
     }

@@ -449,7 +449,7 @@ impl Proxy {
         }
     }
 
-    fn own_ticket(&self, to: To, place: usize) -> Ticket {
+    pub(super) fn own_ticket(&self, to: To, place: usize) -> Ticket {
         Ticket {
             to,
             shape: Shape::Line,

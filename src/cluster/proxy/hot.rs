@@ -1,30 +1,61 @@
 #![forbid(unsafe_code)]
 //! Keys that are asked for far more often than others: their answers are given again for a tenth of a
-//! second, unless a write to them has been seen.
+//! second, unless a write to them has been seen; those that cannot be are read from several servers.
+//!
+//! A server other than the key's own is asked only while it has a copy that this worker has had made,
+//! and not for as long after a write as one made before it may live: whoever has been told of a write
+//! through this proxy reads nothing older through it.
+
+use std::collections::HashMap;
 
 use super::tasks::Kind;
 use super::{Forward, Proxy};
 use crate::cluster::Cluster;
 use crate::cluster::hotkey::cache::{Answer, Cache};
-use crate::cluster::hotkey::{Heat, Hot, HotKeys};
+use crate::cluster::hotkey::copies::Copies;
+use crate::cluster::hotkey::{Heat, Hot, HotKeys, two_choices};
 use crate::cluster::plan::Plan;
 use crate::cluster::rewrite;
 use crate::cluster::upstream::Quiet;
 use crate::protocol::answer::{Shape, Verdict};
 use crate::protocol::{Dialect, number, words::words};
-use crate::settings::proxy::Command;
+use crate::settings::proxy::{Command, HotKeys as HotKeySettings};
 
 /// How often the lists of workers are put together, in milliseconds.
 const PUBLISH: u64 = 1000;
+
+/// Larger values are not copied to other servers, but read from their own alone.
+const COPY_MAX: usize = 1 << 20;
+
+/// Milliseconds that a copy may be late: on its way to a server that is slow to take it, and what the
+/// server's clock is coarse by.
+const LATE: u64 = 2000;
 
 /// What one worker knows of hot keys.
 pub(super) struct Heats {
     keys: HotKeys,
     cache: Cache,
+    copies: Copies,
+    /// Bytes of the values of hot keys, as they have been seen since the last tick.
+    sizes: HashMap<u64, usize>,
+    /// Values that are kept; 0 if none are.
+    keep_max: usize,
+    /// Seconds.
+    copy_ttl: u32,
     pub enabled: bool,
     published: u64,
     /// Reads that were answered here.
     pub hits: u64,
+}
+
+/// A read of a hot key from its own server.
+pub(super) struct Reading {
+    pub hash: u64,
+    /// The key's stamp before, see [`Writes`](crate::cluster::hotkey::writes::Writes).
+    pub stamp: u32,
+    pub since: u64,
+    /// Servers that are to be given a copy.
+    pub fills: Vec<usize>,
 }
 
 /// A key of the list that is shown.
@@ -39,8 +70,18 @@ pub struct Shown {
 impl Heats {
     pub fn new(cluster: &Cluster, plan: &Plan, servers: usize, now: u64) -> Heats {
         let settings = &plan.settings.hot_keys;
+        // Each worker sees its part of the reads.
+        let its = HotKeySettings {
+            reads_per_second: settings.reads_per_second.div_ceil(cluster.workers),
+            ..settings.clone()
+        };
+        let keeps = settings.cache_ms > 0 && settings.cache_entries > 0;
         Heats {
-            keys: HotKeys::new(settings, servers, cluster.seed, now),
+            keys: HotKeys::new(&its, servers, cluster.seed, now),
+            copies: Copies::new(u64::from(settings.spread_ttl) * 1000),
+            sizes: HashMap::new(),
+            keep_max: if keeps { settings.cache_value_bytes } else { 0 },
+            copy_ttl: settings.spread_ttl,
             cache: Cache::new(settings, cluster.writes.clone()),
             enabled: settings.enabled,
             published: 0,
@@ -51,6 +92,16 @@ impl Heats {
     /// The hash by which writes are told apart.
     pub fn hash(&self, key: &[u8]) -> u64 {
         self.keys.hash(key)
+    }
+
+    /// Whether an answer is worth being kept, as far as is known.
+    fn keeps(&self, hash: u64) -> bool {
+        let size = self.sizes.get(&hash).copied().unwrap_or_default();
+        self.keep_max > 0 && size <= self.keep_max
+    }
+
+    fn may_copy(&self, hash: u64) -> bool {
+        self.sizes.get(&hash).is_none_or(|&size| size <= COPY_MAX)
     }
 }
 
@@ -133,17 +184,130 @@ impl Proxy {
         self.heats.keys.forwarded(hot);
         self.cluster.writes.announce(hot.hash, self.now);
         let stamp = self.cluster.writes.stamp(hot.hash);
-        let kind = Kind::Hot {
-            hash: hot.hash,
-            stamp,
+        let mut fills = Vec::new();
+        // What the client may compare with has to be its own server's.
+        let at = if with_cas {
+            owner
+        } else {
+            self.holder(pool, request.key, hot, owner, &mut fills)
+        };
+        if at == owner && fills.is_empty() && !self.heats.keeps(hot.hash) {
+            return false;
+        }
+        let kind = if at == owner {
+            Kind::Hot(Reading {
+                hash: hot.hash,
+                stamp,
+                since: self.now,
+                fills,
+            })
+        } else {
+            Kind::Copy {
+                hash: hot.hash,
+                stamp,
+                owner,
+                at,
+            }
         };
         let ticket = self.ticket(request);
         let Some(task) = self.add_task(seat, ticket, of_many, request, kind) else {
             return true;
         };
         let bytes = request.pieces.concat();
-        self.send_or_answer(task, owner, Dialect::Text, &bytes, ticket);
+        self.send_or_answer(task, at, Dialect::Text, &bytes, ticket);
         true
+    }
+
+    /// Who is read from: the owner, or another that has a copy. If the owner, those that are to be given
+    /// one are put into `fills`.
+    fn holder(
+        &mut self,
+        pool: usize,
+        key: &[u8],
+        hot: Hot,
+        owner: usize,
+        fills: &mut Vec<usize>,
+    ) -> usize {
+        let life = u64::from(self.heats.copy_ttl) * 1000;
+        let written = &self.cluster.writes;
+        if hot.spread <= 1
+            || !self.heats.may_copy(hot.hash)
+            || written.written_within(hot.hash, life + LATE, self.now)
+        {
+            return owner;
+        }
+        let (servers, places) = (&self.servers, &self.places[pool]);
+        let others = self.plan.pools[pool]
+            .ring
+            .preference(key)
+            .map(|member| places[member])
+            .filter(|&place| place != owner && servers[place].target.admits(key))
+            .take(hot.spread - 1);
+        let mut holders = vec![owner];
+        for place in others {
+            if self.heats.copies.has(hot.hash, place, self.now) {
+                holders.push(place);
+            }
+            if self.heats.copies.begin(hot.hash, place, self.now) {
+                fills.push(place);
+            }
+        }
+        if !fills.is_empty() {
+            return owner;
+        }
+        let random = self.draw();
+        holders[two_choices(random, holders.len(), |at| self.busy(holders[at]))]
+    }
+
+    /// The owner of a hot key has answered: the answer is kept, and copied where that is wanted.
+    pub(super) fn read_from_owner(
+        &mut self,
+        reading: &Reading,
+        key: &[u8],
+        bytes: &[u8],
+        verdict: Verdict,
+    ) {
+        self.keep_hot(reading.hash, reading.stamp, key, bytes, verdict);
+        if reading.fills.is_empty() {
+            return;
+        }
+        let value = match verdict {
+            Verdict::Hit => rewrite::value_of(Dialect::Text, bytes),
+            _ => None,
+        };
+        let unwritten = self.cluster.writes.stamp(reading.hash) == reading.stamp;
+        let value = value.filter(|(_, value)| unwritten && value.len() <= COPY_MAX);
+        let Some((flags, value)) = value else {
+            for &place in &reading.fills {
+                self.heats.copies.lost(reading.hash, place);
+            }
+            return;
+        };
+        let ttl = self.heats.copy_ttl;
+        let head = format!(" {flags} {ttl} {}\r\n", value.len());
+        let request = [b"set ", key, head.as_bytes(), value, b"\r\n"].concat();
+        for &at in &reading.fills {
+            let kind = Kind::Filled {
+                hash: reading.hash,
+                at,
+                read: reading.since,
+            };
+            self.send_own_task(kind, at, &request);
+        }
+    }
+
+    /// A server has been sent a copy, and has said this.
+    pub(super) fn filled(&mut self, hash: u64, at: usize, read: u64, verdict: Verdict) {
+        if verdict == Verdict::Done {
+            self.heats.copies.made(hash, at, read);
+        } else {
+            self.heats.copies.lost(hash, at);
+        }
+    }
+
+    /// A server that should have had a copy has none, or has failed.
+    pub(super) fn copy_is_lost(&mut self, hash: u64, at: usize) {
+        self.heats.copies.lost(hash, at);
     }
 
     /// Keeps an answer that a hot key has been given.
@@ -161,6 +325,7 @@ impl Proxy {
                 let Some((flags, value)) = rewrite::value_of(Dialect::Text, bytes) else {
                     return;
                 };
+                self.heats.sizes.insert(hash, value.len());
                 let line = bytes.split(|&byte| byte == b'\n').next().unwrap_or(b"");
                 let cas = words(line.trim_ascii_end())
                     .nth(4)
@@ -183,6 +348,8 @@ impl Proxy {
         }
         self.heats.published = self.now;
         self.heats.cache.tick(self.now);
+        self.heats.copies.tick(self.now);
+        self.heats.sizes.clear();
         for hash in self.heats.keys.hot_hashes() {
             self.cluster.writes.announce(hash, self.now);
         }

@@ -237,7 +237,8 @@ impl Proxy {
             self.places.push(places);
         }
         self.front.limit = plan.settings.limits.client_bytes;
-        self.heats = Heats::new(&self.cluster, &plan, self.servers.len(), self.now);
+        let servers = self.places.iter().map(Vec::len).sum();
+        self.heats = Heats::new(&self.cluster, &plan, servers, self.now);
         self.plan = plan;
         self.ejected = None;
         self.live.clear();

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use slab::Slab;
 
+use super::hot::Reading;
 use super::{Forward, Proxy, Refused};
 use crate::cluster::front::{Event, nothing, refusal};
 use crate::cluster::rewrite::{self, Change, Owned};
@@ -69,9 +70,20 @@ pub(super) enum Kind {
         owner: usize,
     },
     /// A read of a hot key, whose answer is kept.
-    Hot {
+    Hot(Reading),
+    /// A read of a hot key from a server that has a copy; its own is asked if that fails.
+    Copy {
         hash: u64,
         stamp: u32,
+        owner: usize,
+        at: usize,
+    },
+    /// A copy of a hot key, for a server that is not its own. Nobody waits for the answer.
+    Filled {
+        hash: u64,
+        at: usize,
+        /// When the owner was asked for the value.
+        read: u64,
     },
     /// Sent to all servers: how many have not answered, and the worst answer so far.
     All {
@@ -92,18 +104,11 @@ impl World for View<'_> {
         if !server.target.admits(key) {
             return u64::MAX;
         }
-        let requests = |&number: &usize| {
-            let upstream = self.proxy.upstreams.get(number);
-            upstream.map_or(0, |upstream| upstream.requests() as u64)
-        };
-        server.shared.iter().flatten().map(requests).sum()
+        self.proxy.busy(self.proxy.owner(pool, key))
     }
 
     fn random(&mut self) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random
+        next_random(&mut self.random)
     }
 
     fn nanoseconds(&self) -> u64 {
@@ -113,6 +118,13 @@ impl World for View<'_> {
     fn unix_seconds(&self) -> u64 {
         self.proxy.unix
     }
+}
+
+fn next_random(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
 }
 
 fn outcome_of(verdict: Verdict, answer: &[u8]) -> Outcome {
@@ -130,6 +142,21 @@ fn outcome_of(verdict: Verdict, answer: &[u8]) -> Outcome {
 }
 
 impl Proxy {
+    /// Something that cannot be foreseen.
+    pub(super) fn draw(&mut self) -> u64 {
+        next_random(&mut self.random)
+    }
+
+    /// Requests of this worker that wait for a server.
+    pub(super) fn busy(&self, place: usize) -> u64 {
+        let requests = |&number: &usize| {
+            let upstream = self.upstreams.get(number);
+            upstream.map_or(0, |upstream| upstream.requests() as u64)
+        };
+        let shared = self.servers[place].shared.iter();
+        shared.flatten().map(requests).sum()
+    }
+
     /// Begins a request whose route is more than a pool.
     #[cold]
     pub(super) fn walk(&mut self, seat: usize, request: &Forward<'_>, route: RouteId) {
@@ -197,6 +224,35 @@ impl Proxy {
         }
     }
 
+    /// Sends a write in text that no client waits for, of the worker's own.
+    pub(super) fn send_own_task(&mut self, kind: Kind, place: usize, request: &[u8]) {
+        let mut ticket = self.own_ticket(To::Nobody, 0);
+        ticket.body = true;
+        self.tasks.generation = self.tasks.generation.wrapping_add(1);
+        let task = self.tasks.slab.insert(Task {
+            generation: self.tasks.generation,
+            ticket,
+            of_many: false,
+            command: Command::Set,
+            key: Box::default(),
+            request: Owned {
+                dialect: Dialect::Text,
+                head: Box::default(),
+                body: Box::default(),
+            },
+            kind,
+            replies: Vec::new(),
+            elsewhere: Vec::new(),
+        });
+        // One that is not sent is sent again later, if it is still wanted then.
+        if self
+            .send_for(task, 0, place, Dialect::Text, request, ticket)
+            .is_err()
+        {
+            self.end_task(task);
+        }
+    }
+
     /// Notes that a send of a task goes to another server than the key's own.
     pub(super) fn stands_in(&mut self, number: usize, tag: Tag, of: Arc<Target>, key: &[u8]) {
         if let Some(task) = self.tasks.slab.get_mut(number) {
@@ -214,6 +270,7 @@ impl Proxy {
         let Some(task) = self.add_task(seat, ticket, false, request, kind) else {
             return;
         };
+        self.cluster.writes.all_written(self.now);
         let bytes = request.pieces.concat();
         let places: Vec<usize> = self.places.iter().flatten().copied().collect();
         for place in places {
@@ -628,12 +685,38 @@ impl Proxy {
                 }
                 self.end_task(number);
             }
-            Kind::Hot { hash, stamp } => {
-                let (hash, stamp) = (*hash, *stamp);
+            Kind::Hot(_) => {
                 let key = std::mem::take(&mut task.key);
+                let kind = std::mem::replace(&mut task.kind, Kind::Once);
                 self.answer(number, &bytes, verdict);
-                self.keep_hot(hash, stamp, &key, &bytes, verdict);
                 self.end_task(number);
+                if let Kind::Hot(reading) = kind {
+                    self.read_from_owner(&reading, &key, &bytes, verdict);
+                }
+            }
+            Kind::Copy {
+                hash,
+                stamp,
+                owner,
+                at,
+            } => {
+                let (hash, stamp, owner, at) = (*hash, *stamp, *owner, *at);
+                if verdict == Verdict::Hit {
+                    let key = std::mem::take(&mut task.key);
+                    self.answer(number, &bytes, verdict);
+                    self.end_task(number);
+                    self.keep_hot(hash, stamp, &key, &bytes, verdict);
+                    return;
+                }
+                task.kind = Kind::Once;
+                let (ticket, line) = (task.ticket, task.request.head.to_vec());
+                self.copy_is_lost(hash, at);
+                self.send_or_answer(number, owner, Dialect::Text, &line, ticket);
+            }
+            Kind::Filled { hash, at, read } => {
+                let (hash, at, read) = (*hash, *at, *read);
+                self.end_task(number);
+                self.filled(hash, at, read, verdict);
             }
             Kind::All { left, worst } => {
                 *left -= 1;
@@ -655,6 +738,7 @@ impl Proxy {
             return;
         };
         if let Some((bytes, verdict)) = worst.take() {
+            self.cluster.writes.all_written(self.now);
             self.answer(number, &bytes, verdict);
         }
         self.end_task(number);

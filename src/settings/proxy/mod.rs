@@ -222,9 +222,9 @@ impl Default for Limits {
 #[derive(Debug, Clone, PartialEq)]
 pub struct HotKeys {
     pub enabled: bool,
-    /// A key is hot with this many reads a second on one worker ...
+    /// A key is hot with this many reads a second, each worker seeing its part of them, ...
     pub reads_per_second: u32,
-    /// ... that are also more than this share of the worker's reads; 0 is a sixteenth of a server's
+    /// ... that are also more than this share of all reads; 0 is a sixteenth of a server's
     /// share.
     pub share: f32,
     /// How long an answer is given again; 0 is never.
