@@ -15,6 +15,9 @@ use crate::settings::proxy::Command;
 /// How many times its limit a client may be owed, if its answers come in an order that calls for it.
 const EXTRA_MAX: usize = 64;
 
+/// Bytes of long answers to tasks that are gathered at a time.
+const GATHERED_MAX: usize = 64 << 20;
+
 /// Buffers kept for clients to come.
 const SPARE: usize = 64;
 
@@ -62,6 +65,14 @@ pub enum Event {
     Deleted { server: usize, good: bool },
 }
 
+/// A long answer to a task.
+struct Gathering {
+    /// The task and its tag.
+    request: (u32, u16),
+    /// As far as it has come; nothing where there is no room for it.
+    bytes: Option<Vec<u8>>,
+}
+
 /// Everything on the clients' side.
 pub struct Front {
     pub seats: Slab<Seat>,
@@ -75,8 +86,9 @@ pub struct Front {
     pub limit: usize,
     /// What tasks and probes have to be told.
     pub events: Vec<Event>,
-    /// Long answers to tasks, by their request, as far as they have come.
-    gathering: Vec<((u32, u16), Vec<u8>)>,
+    /// Long answers to tasks, as far as they have come, and the bytes of all.
+    gathering: Vec<Gathering>,
+    gathered: usize,
     /// The names of servers, as failures are told, by their place in the worker's list.
     names: Vec<String>,
     writes: Arc<Writes>,
@@ -97,6 +109,7 @@ impl Front {
             limit,
             events: Vec::new(),
             gathering: Vec::new(),
+            gathered: 0,
             names: Vec::new(),
             writes,
             now: 0,
@@ -212,8 +225,43 @@ impl Front {
         Some(found)
     }
 
+    /// Keeps a piece of a long answer to a task.
+    fn gather(&mut self, request: (u32, u16), bytes: &[u8]) {
+        let known = self.gathering.iter().position(|it| it.request == request);
+        let at = known.unwrap_or_else(|| {
+            self.gathering.push(Gathering {
+                request,
+                bytes: Some(Vec::new()),
+            });
+            self.gathering.len() - 1
+        });
+        let all = &mut self.gathering[at].bytes;
+        let Some(so_far) = all else {
+            return;
+        };
+        if self.gathered + bytes.len() > GATHERED_MAX {
+            self.gathered -= so_far.len();
+            *all = None;
+        } else {
+            self.gathered += bytes.len();
+            so_far.extend_from_slice(bytes);
+        }
+    }
+
+    /// Ends the gathering of a long answer; `None` if there is none, or not the whole of it.
+    fn take_gathered(&mut self, request: (u32, u16)) -> Option<Vec<u8>> {
+        let at = self.gathering.iter().position(|it| it.request == request)?;
+        let bytes = self.gathering.swap_remove(at).bytes?;
+        self.gathered -= bytes.len();
+        Some(bytes)
+    }
+
     /// What a client is told that a server has failed.
     pub fn failure(&self, server: usize, fault: Fault) -> String {
+        if fault == Fault::TooMuch {
+            // mcrouter, and our own routes, then ask elsewhere.
+            return "307 busy".to_owned();
+        }
         let name = self.names.get(server).map_or("a server", String::as_str);
         format!("{name} {}", fault.text())
     }
@@ -304,6 +352,7 @@ impl Sink for Front {
                 task,
                 generation,
                 tag,
+                seat,
             } => {
                 self.events.push(Event::Answer {
                     task,
@@ -312,7 +361,9 @@ impl Sink for Front {
                     bytes: answer.to_vec(),
                     verdict,
                 });
-                false
+                // It is not among what the client is owed yet: others before it may be.
+                let owed = self.seats.get(seat as usize);
+                owed.is_some_and(|seat| seat.slots.bytes() > limit)
             }
             To::Probe => {
                 self.events.push(Event::Probed {
@@ -403,11 +454,7 @@ impl Sink for Front {
                 seat.slots.bytes() > limit
             }
             To::Task { task, tag, .. } => {
-                let request = (task, tag);
-                match self.gathering.iter_mut().find(|(of, _)| *of == request) {
-                    Some((_, all)) => all.extend_from_slice(bytes),
-                    None => self.gathering.push((request, bytes.to_vec())),
-                }
+                self.gather((task, tag), bytes);
                 false
             }
             To::Probe | To::Delete | To::Greeting | To::Nobody => false,
@@ -430,19 +477,25 @@ impl Sink for Front {
                 task,
                 generation,
                 tag,
+                ..
             } => {
-                let Some(place) = self.gathering.iter().position(|(of, _)| *of == (task, tag))
-                else {
-                    return;
+                let event = match self.take_gathered((task, tag)) {
+                    Some(bytes) => Event::Answer {
+                        task,
+                        generation,
+                        tag,
+                        bytes,
+                        verdict: Verdict::Hit,
+                    },
+                    None => Event::Failed {
+                        task,
+                        generation,
+                        tag,
+                        server: usize::MAX,
+                        fault: Fault::TooMuch,
+                    },
                 };
-                let (_, bytes) = self.gathering.swap_remove(place);
-                self.events.push(Event::Answer {
-                    task,
-                    generation,
-                    tag,
-                    bytes,
-                    verdict: Verdict::Hit,
-                });
+                self.events.push(event);
             }
             To::Probe | To::Delete | To::Greeting | To::Nobody => {}
         }
@@ -475,8 +528,9 @@ impl Sink for Front {
                 task,
                 generation,
                 tag,
+                ..
             } => {
-                self.gathering.retain(|(of, _)| *of != (task, tag));
+                self.take_gathered((task, tag));
                 self.events.push(Event::Failed {
                     task,
                     generation,
@@ -498,23 +552,21 @@ impl Sink for Front {
     }
 
     fn is_full(&self, ticket: &Ticket, key: Option<KeyTicket>) -> bool {
-        let To::Client {
-            seat,
-            generation,
-            slot,
-        } = ticket.to
-        else {
+        let (number, slot) = match ticket.to {
+            To::Client { seat, slot, .. } => (seat, Some(key.map_or(slot, |key| key.slot))),
+            To::Task { seat, .. } => (seat, None),
+            _ => return false,
+        };
+        let Some(seat) = self.seats.get(number as usize) else {
             return false;
         };
-        let Some(seat) = self.seats.get(seat as usize) else {
-            return false;
-        };
-        if seat.generation != generation {
+        if let To::Client { generation, .. } = ticket.to
+            && seat.generation != generation
+        {
             return false;
         }
         // What all the others wait for is never held back for their sake.
-        let next = seat.slots.is_next(key.map_or(slot, |key| key.slot));
-        let bytes = if next {
+        let bytes = if slot.is_some_and(|slot| seat.slots.is_next(slot)) {
             seat.slots.ready().len()
         } else {
             seat.slots.bytes()

@@ -2,7 +2,7 @@
 //! One configuration made ready: servers, rings over them, and the rules they are dealt with by. A
 //! reload makes another; workers take it up when they next look, and requests under way are not touched.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,8 @@ pub struct Cluster {
     pub seed: u64,
     /// The keys that are read most, worker by worker.
     hot: Mutex<Vec<Vec<Shown>>>,
+    /// Bytes that servers have not taken yet.
+    queued: AtomicUsize,
     /// Threads that share the requests; at least 1.
     pub workers: u32,
     /// When servers were last looked up that are found by name.
@@ -232,9 +234,24 @@ impl Cluster {
             writes: Arc::default(),
             seed: getrandom::u64().unwrap_or_default(),
             hot: Mutex::default(),
+            queued: AtomicUsize::new(0),
             workers: u32::try_from(workers).unwrap_or(u32::MAX).max(1),
             found: AtomicU64::new(0),
         })
+    }
+
+    /// Bytes that wait for all servers together, as of each worker's last attempt to send.
+    pub fn queued(&self) -> usize {
+        self.queued.load(Ordering::Relaxed)
+    }
+
+    /// One connection that had so many bytes waiting has so many now.
+    pub fn requeue(&self, had: usize, has: usize) {
+        if has >= had {
+            self.queued.fetch_add(has - had, Ordering::Relaxed);
+        } else {
+            self.queued.fetch_sub(had - has, Ordering::Relaxed);
+        }
     }
 
     /// The keys that are read most on one worker.

@@ -61,11 +61,12 @@ pub enum To {
         generation: u32,
         slot: u32,
     },
-    /// A task's.
+    /// A task's, for the client in this seat, if any.
     Task {
         task: u32,
         generation: u32,
         tag: u16,
+        seat: u32,
     },
     /// It is asked whether the server is alive.
     Probe,
@@ -125,6 +126,8 @@ pub enum Fault {
     Denied,
     /// It is no longer wanted.
     Retired,
+    /// What it answers is more than may be kept now; the connection goes on.
+    TooMuch,
 }
 
 impl Fault {
@@ -137,6 +140,7 @@ impl Fault {
             Fault::TimedOut => "has not answered in time",
             Fault::Garbage => "has answered what is no answer",
             Fault::Denied => "has refused our credentials",
+            Fault::TooMuch => "has answered more than can be kept now",
             Fault::Retired => "has been taken out of the configuration",
         }
     }
@@ -220,6 +224,8 @@ pub struct Upstream {
     kept: Vec<u8>,
     out: Vec<u8>,
     sent: usize,
+    /// What its server had not taken when it was last tried: these bytes are counted among those of all.
+    pub left: usize,
     tickets: VecDeque<Ticket>,
     keys: VecDeque<KeyTicket>,
     reading: Reading,
@@ -253,6 +259,7 @@ impl Upstream {
             kept: Vec::new(),
             out: Vec::new(),
             sent: 0,
+            left: 0,
             tickets: VecDeque::new(),
             keys: VecDeque::new(),
             reading: Reading::Answer,

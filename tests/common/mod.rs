@@ -105,8 +105,12 @@ impl Drop for TestServer {
 /// The program, as the user that runs the tests may start it.
 pub fn program(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+    let named = arguments
+        .first()
+        .is_some_and(|first| !first.starts_with('-'));
+    let (mode, options) = arguments.split_at(usize::from(named));
     // Asked for by name, root may serve; anybody else has no use for the option.
-    command.args(["-u", "root"]).args(arguments);
+    command.args(mode).args(["-u", "root"]).args(options);
     command.stdin(Stdio::null());
     command
 }

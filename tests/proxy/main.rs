@@ -9,3 +9,4 @@ mod fleet;
 mod forwarding;
 mod misbehaviour;
 mod routing;
+mod siege;

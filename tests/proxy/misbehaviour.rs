@@ -10,13 +10,13 @@ use crate::common::{Client, TestServer};
 use crate::fleet;
 
 /// A server that is played by a test, once for each connection.
-struct Mock {
-    address: String,
+pub struct Mock {
+    pub address: String,
     over: Arc<AtomicBool>,
 }
 
 impl Mock {
-    fn start(play: impl Fn(TcpStream) + Send + Sync + 'static) -> Mock {
+    pub fn start(play: impl Fn(TcpStream) + Send + Sync + 'static) -> Mock {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let over = Arc::new(AtomicBool::new(false));

@@ -48,8 +48,12 @@ impl Proxy {
             && let Some(upstream) = self.upstreams.get(number)
             && !matches!(upstream.state, State::Closed { .. })
         {
+            // A server that takes all it is sent does not suffer for others that do not.
+            let full =
+                upstream.left > 0 && self.cluster.queued() >= self.plan.settings.limits.queue_bytes;
             return if upstream.requests() < server.rules.requests_max
                 && upstream.waiting() < server.rules.bytes_max
+                && !full
             {
                 Ok(number)
             } else {
@@ -127,7 +131,7 @@ impl Proxy {
                 target.on(Event::Failed, self.now);
             }
             Fault::Closed if upstream.requests() > 0 => target.on(Event::Failed, self.now),
-            Fault::Closed | Fault::Retired => {}
+            Fault::Closed | Fault::Retired | Fault::TooMuch => {}
         }
         if upstream.requests() > 0 {
             counts.failures.fetch_add(1, Relaxed);
@@ -147,6 +151,7 @@ impl Proxy {
             _ => self.now,
         };
         upstream.fail(fault, retry_at, &mut self.front);
+        self.cluster.requeue(std::mem::take(&mut upstream.left), 0);
         if upstream.private {
             let server = &mut self.servers[upstream.server];
             server.private -= 1;
@@ -237,7 +242,9 @@ impl Proxy {
                 .next()
                 .copied()
                 .filter(|ticket| self.front.is_full(ticket, upstream.next_key(ticket)));
-            let Some(To::Client { seat, .. }) = full.map(|ticket| ticket.to) else {
+            let Some(To::Client { seat, .. } | To::Task { seat, .. }) =
+                full.map(|ticket| ticket.to)
+            else {
                 self.run(number);
                 continue;
             };
@@ -267,6 +274,11 @@ impl Proxy {
             upstream.dirty = false;
             match upstream.flush() {
                 Ok(()) => {
+                    let left = upstream.waiting();
+                    if left != upstream.left {
+                        self.cluster.requeue(upstream.left, left);
+                        upstream.left = left;
+                    }
                     if let Some(seat) = upstream.uploads_for
                         && upstream.waiting() <= UPLOAD_MAX / 2
                     {

@@ -30,6 +30,7 @@ impl Proxy {
         line("pools", self.plan.pools.len() as u64);
         line("servers", self.servers.len() as u64);
         line("configurations", self.generation);
+        line("queued_bytes", self.cluster.queued() as u64);
         line("worker", self.number as u64);
         line("worker_clients", self.front.seats.len() as u64);
         line("worker_connections", self.upstreams.len() as u64);

@@ -565,16 +565,20 @@ impl Proxy {
         bytes: &[u8],
         mut ticket: Ticket,
     ) -> Result<(), Refused> {
-        let generation = self
-            .tasks
-            .slab
-            .get(number)
-            .map_or(0, |task| task.generation);
+        let Some(task) = self.tasks.slab.get(number) else {
+            return Ok(());
+        };
+        let generation = task.generation;
+        let seat = match task.ticket.to {
+            To::Client { seat, .. } => seat,
+            _ => u32::MAX,
+        };
         let upstream = self.connection(place, dialect, number)?;
         ticket.to = To::Task {
             task: number as u32,
             generation,
             tag,
+            seat,
         };
         ticket.sent = self.now;
         self.upstreams[upstream].send(bytes, ticket);
@@ -666,6 +670,7 @@ impl Proxy {
                     Some(Fault::TimedOut | Fault::ConnectTimeout) => {
                         Outcome::Failed(Failure::Timeout)
                     }
+                    Some(Fault::TooMuch) => Outcome::Failed(Failure::Busy),
                     Some(_) => Outcome::Failed(Failure::Down),
                     None => outcome_of(verdict, &bytes),
                 };
