@@ -281,6 +281,35 @@ pub struct Replication {
     pub recover_ms: u64,
     /// `--repl-scrub`: how often values are compared, seconds; 0 is never.
     pub scrub_seconds: u64,
+    /// `--etcd`: who leads is decided there.
+    pub election: Option<Election>,
+}
+
+/// A node among those that a leader is chosen from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Election {
+    pub etcd: Etcd,
+    /// `--node`: a name that no other node of the cluster has.
+    pub node: String,
+    /// `--group`: nodes that hold the same keys.
+    pub group: String,
+    /// `--advertise`: where clients connect to, `host:port`; the first listener if there is none.
+    pub advertise: Option<String>,
+    /// `--etcd-ttl`, milliseconds: how long after a leader's death another may lead.
+    pub ttl_ms: u64,
+}
+
+/// How etcd is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Etcd {
+    /// URLs without a path, at least one.
+    pub endpoints: Vec<String>,
+    /// Whose certificates are believed; `None` is the well-known authorities.
+    pub ca: Option<PathBuf>,
+    /// Shown to etcd: certificate and key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// Holds `user:password`.
+    pub user_file: Option<PathBuf>,
 }
 
 impl Default for Replication {
@@ -295,6 +324,7 @@ impl Default for Replication {
             ack_refuses: false,
             recover_ms: 10_000,
             scrub_seconds: 0,
+            election: None,
         }
     }
 }

@@ -1,6 +1,7 @@
 #![forbid(unsafe_code)]
 //! The command line: from arguments to [`Settings`], and from there to a running server.
 
+mod election;
 mod extended;
 mod listen;
 mod options;

@@ -11,7 +11,7 @@ use clap::{Arg, ArgAction, Command};
 
 use super::extended::{self, Effect};
 use super::{Exit, USAGE, atof, atoi};
-use super::{listen, proxy, replication};
+use super::{election, listen, proxy, replication};
 use crate::settings::{LARDER_VERSION, MEMCACHED_VERSION, Protocol, Settings, TotalMemory};
 
 const ITEM_SIZE_MIN: i64 = 1024;
@@ -30,6 +30,7 @@ pub(super) struct Draft {
     memory_given: bool,
     /// `--repl-ring`, bytes.
     pub ring_bytes: Option<usize>,
+    pub election: election::Draft,
     /// Options of `larder proxy`, when it is that.
     pub proxy: Option<proxy::Draft>,
     protocol_given: bool,
@@ -266,8 +267,12 @@ fn first_lines() -> String {
 /// The options of a server, or those of a proxy and a server.
 fn rows(proxy: bool) -> impl Iterator<Item = &'static Row> {
     let own: &[Row] = if proxy { proxy::ROWS } else { &[] };
-    let copies: &[Row] = if proxy { &[] } else { replication::ROWS };
-    own.iter().chain(ROWS).chain(copies)
+    let copies: [&[Row]; 2] = if proxy {
+        [&[], &[]]
+    } else {
+        [replication::ROWS, election::ROWS]
+    };
+    own.iter().chain(ROWS).chain(copies.into_iter().flatten())
 }
 
 fn help(proxy: bool) -> String {
@@ -527,6 +532,7 @@ impl Draft {
             listen.endpoints = listen::parse(list, context, &mut self.warnings)?;
         }
         replication::finish(settings, self.ring_bytes)?;
+        election::finish(settings, self.election)?;
         Ok((self.settings, self.warnings))
     }
 }

@@ -14,12 +14,12 @@ const COPIES_MAX: u8 = 4;
 const RING_LEAST: u64 = 64 << 20;
 const RING_SHARE: u64 = 100;
 
-fn wrong(message: impl Into<String>) -> Exit {
+pub(super) fn wrong(message: impl Into<String>) -> Exit {
     Exit::refused(message, USAGE)
 }
 
 /// An address and a port, both of them.
-fn address(option: &str, text: &str) -> Result<Option<String>, Exit> {
+pub(super) fn address(option: &str, text: &str) -> Result<Option<String>, Exit> {
     match text.rsplit_once(':') {
         Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
             Ok(Some(text.to_owned()))

@@ -48,6 +48,9 @@ pub mod proxy;
 /// Copies of a store on other nodes.
 pub mod replication;
 
+/// Who leads a group of copies, where a service outside decides.
+pub mod election;
+
 pub use plan::Cluster;
 
 /// A hash of a key for uses inside one process: matching answers with keys, choosing a share of them.

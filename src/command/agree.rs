@@ -40,7 +40,7 @@ pub fn agree(
     let place = journal::place(key);
     let scratch = scratch.lock().unwrap_or_else(|broken| broken.into_inner());
     let mut state = replicas.state();
-    if state.node.role != Role::Leader {
+    if state.node.role != Role::Leader || !replicas.leading() {
         reply::not_leading(&request.style, replies);
         return Some(Next::Done);
     }

@@ -19,6 +19,7 @@ pub fn repl(cx: &Context<'_>, said: &[u8], style: &Style<'_>, replies: &mut Repl
         [] | [b"status"] => status(replicas, replies),
         [b"promote"] => promote(replicas, false, style, replies),
         [b"promote", b"--force"] => promote(replicas, true, style, replies),
+        [b"follow", _] if replicas.elected() => reply::line(style, ELECTED, replies),
         [b"follow", leader] => match std::str::from_utf8(leader) {
             Ok(leader) if leader.contains(':') => {
                 replicas.follow(Some(leader.to_owned()));
@@ -35,6 +36,10 @@ pub fn repl(cx: &Context<'_>, said: &[u8], style: &Style<'_>, replies: &mut Repl
     }
 }
 
+/// To what would decide otherwise.
+const ELECTED: &[u8] =
+    b"SERVER_ERROR etcd decides who leads; repl promote --force makes this node stand whatever it lacks";
+
 fn status(replicas: &Replicas, replies: &mut Replies) {
     replicas.tell(|name, value| {
         replies.format(format_args!("STAT {name} {value}\r\n"));
@@ -47,6 +52,11 @@ fn promote(replicas: &Replicas, forced: bool, style: &Style<'_>, replies: &mut R
         Ok(epoch) => replies.format(format_args!("OK epoch {epoch}\r\n")),
         Err(NotPromoted::AlreadyLeading) => {
             reply::line(style, b"CLIENT_ERROR this node leads already", replies);
+        }
+        Err(NotPromoted::Elected) => reply::line(style, ELECTED, replies),
+        Err(NotPromoted::Stands) => {
+            let line = b"OK it stands for leader, and leads as soon as etcd knows of none";
+            reply::line(style, line, replies);
         }
         Err(NotPromoted::NotWhole) => {
             let line = b"SERVER_ERROR this copy is not whole; repl promote --force leads with what is here";

@@ -27,6 +27,9 @@ mod datagram;
 /// Copies on other nodes.
 mod replication;
 
+/// Who leads, where etcd decides.
+mod election;
+
 /// Threads that keep the house.
 mod background;
 
@@ -193,6 +196,21 @@ impl Server {
             let (thread, address) = replication::start(&shared, replicas, control.clone())?;
             others.push(thread);
             copies = address;
+            if let Some(election) = &settings.replication.election {
+                let clients = sockets
+                    .listeners
+                    .iter()
+                    .find_map(|listener| listener.acceptor.local_address());
+                let thread = election::start(
+                    settings,
+                    election,
+                    replicas,
+                    clients,
+                    copies,
+                    control.clone(),
+                )?;
+                others.push(thread);
+            }
         }
 
         for (class, size, chunks) in shared.store.classes() {

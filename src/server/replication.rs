@@ -17,6 +17,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 
 use super::control::Control;
+use crate::cluster::election::VOUCH;
 use crate::cluster::replication::data::{Data, StoreData};
 use crate::cluster::replication::replicas::{Replicas, State};
 use crate::cluster::replication::session::{End, Role, Session};
@@ -38,6 +39,8 @@ const BUSY: u64 = 16;
 /// Connections at a time: four copies, and those that come again before the old ones are known to be
 /// gone.
 const CONNECTIONS: usize = 16;
+/// How long copies may take to get the last records, in milliseconds.
+const FAREWELL: u64 = 500;
 /// Milliseconds before dialling again, at first and at most.
 const BACKOFF: (u64, u64) = (50, 2000);
 
@@ -70,6 +73,8 @@ struct Keeper {
     scrub_every: u64,
     /// Records that were in the log when it was looked at last.
     records: u64,
+    /// The server stops since.
+    ending_since: Option<u64>,
     buffer: Vec<u8>,
 }
 
@@ -112,6 +117,7 @@ pub fn start(
         scrubbed_at: 0,
         scrub_every: settings.scrub_seconds * 1000,
         records: 0,
+        ending_since: None,
         buffer: vec![0; READ],
     };
     let store = shared.store.clone();
@@ -162,7 +168,8 @@ impl Keeper {
                 Err(error) => return Err(error),
             }
             reader.rise();
-            if control.stopping().is_some() {
+            if control.stopping().is_some() && self.may_end() {
+                self.resign();
                 return Ok(());
             }
             for event in events.iter() {
@@ -188,6 +195,31 @@ impl Keeper {
                 reader.sleep();
                 if self.round().0 { Duration::ZERO } else { TICK }
             };
+        }
+    }
+
+    /// The server stops. Copies that follow get what they have not got yet, if that is soon done.
+    fn may_end(&mut self) -> bool {
+        let now = self.replicas.now();
+        let since = *self.ending_since.get_or_insert(now);
+        let state = self.replicas.state();
+        let mut following = state
+            .group
+            .members()
+            .filter(|member| member.connected && member.ready);
+        now > since + FAREWELL || following.all(|member| member.records_behind == 0)
+    }
+
+    /// Lets the copies know that nobody leads here any more: what they have promised is void.
+    fn resign(&mut self) {
+        let led = self.replicas.leading();
+        self.replicas.end();
+        let state = self.replicas.state();
+        for (_, line) in &mut self.lines {
+            if led && line.session.source().is_some() {
+                line.session.resign(&state.node, &mut line.out);
+                let _ = line.stream.write(&line.out[line.sent..]);
+            }
         }
     }
 
@@ -310,7 +342,10 @@ impl Keeper {
             self.replicas.lead(0);
             more = true;
         }
-        if self.replicas.leading() && self.replicas.state().decide(now) {
+        self.replicas
+            .count_vouchers(&self.replicas.state().group, VOUCH);
+        let alone = !self.replicas.elected();
+        if self.replicas.leading() && self.replicas.state().decide(alone, now) {
             // The commits are in the log now, and go to the copies.
             more = true;
             progressed = true;

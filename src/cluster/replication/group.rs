@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{FLAP_PROBATION, FLAP_WINDOW, FLAPS, NO_PROGRESS, VOTE_TIMEOUT};
+use super::{AGREE_TIMEOUT, FLAP_PROBATION, FLAP_WINDOW, FLAPS, NO_PROGRESS, VOTE_TIMEOUT};
 use crate::store::journal::PARTITIONS;
 
 #[derive(Debug, Clone)]
@@ -25,6 +25,9 @@ pub struct Member {
     pub records_behind: u64,
     pub bytes_in_flight: u64,
     pub caught_up_at: u64,
+    /// Whether it should be counted as in sync, if that is not as it is, and an outside agreement
+    /// decides.
+    wish: Option<bool>,
 }
 
 /// How far mutations have to have got before they count.
@@ -92,6 +95,7 @@ impl Group {
             records_behind: 0,
             bytes_in_flight: 0,
             caught_up_at: now,
+            wish: None,
         });
         member.flaps.retain(|at| now < at + FLAP_WINDOW);
         member.flaps.push(now);
@@ -114,6 +118,7 @@ impl Group {
         positions: &[u64; PARTITIONS],
     ) {
         let frozen = self.frozen;
+        let committed = &self.committed;
         let Some(member) = self.members.get_mut(&node) else {
             return;
         };
@@ -128,25 +133,53 @@ impl Group {
         if member.records_behind == 0 {
             member.caught_up_at = now;
         }
-        if frozen {
-            return;
-        }
-        if !ready && member.in_sync {
-            // It is about to give up what it had.
-            member.in_sync = false;
-            self.changes += 1;
-        }
         let steady = member.flaps.len() < FLAPS || now >= member.connected_at + FLAP_PROBATION;
-        let has_all = self
-            .committed
+        let has_all = committed
             .0
             .iter()
             .zip(acked)
             .all(|(committed, acked)| acked >= committed);
-        if ready && steady && has_all && !member.in_sync {
-            member.in_sync = true;
+        let wish = match (member.in_sync, ready) {
+            // It is about to give up what it had.
+            (true, false) => Some(false),
+            // It has taken everything after all.
+            (true, true) if member.records_behind == 0 => None,
+            (true, true) => member.wish,
+            (false, _) => (ready && steady && has_all).then_some(true),
+        };
+        if frozen {
+            member.wish = wish;
+        } else if let Some(in_sync) = wish {
+            member.in_sync = in_sync;
             self.changes += 1;
         }
+    }
+
+    /// What an outside agreement should decide: nodes, and whether they are in sync.
+    pub fn wishes(&self) -> Vec<(u64, bool)> {
+        let wished = |member: &Member| Some((member.node, member.wish?));
+        self.members.values().filter_map(wished).collect()
+    }
+
+    /// Copies that have not connected yet and count as in sync all the same: they did so under the
+    /// leader before.
+    pub fn inherit(&mut self, nodes: &[u64], now: u64) {
+        for &node in nodes {
+            self.join(node, now);
+            if let Some(member) = self.members.get_mut(&node) {
+                member.in_sync = true;
+                member.connected = false;
+                member.flaps.clear();
+            }
+        }
+    }
+
+    /// Until when no copy in sync stands, as all of them have promised; no end if there is none.
+    pub fn vouched_until(&self, vouch: u64) -> u64 {
+        self.in_sync()
+            .map(|member| member.vouched_at.map_or(0, |at| at + vouch))
+            .min()
+            .unwrap_or(u64::MAX)
     }
 
     /// Whether a copy has more than was known.
@@ -174,32 +207,42 @@ impl Group {
             member.connected = false;
             member.ready = false;
             member.progress_at = member.progress_at.min(now);
+            member.wish = member.wish.filter(|in_sync| !in_sync);
         }
     }
 
     /// Copies that make no progress fall out.
     pub fn tick(&mut self, now: u64) {
-        if self.frozen {
-            return;
-        }
         for member in self.members.values_mut() {
             let stuck = now > member.progress_at + NO_PROGRESS;
-            if member.in_sync && stuck {
+            if member.in_sync && stuck && self.frozen {
+                member.wish = Some(false);
+            } else if member.in_sync && stuck {
                 member.in_sync = false;
                 self.changes += 1;
             }
         }
-        self.members
-            .retain(|_, member| member.connected || now < member.progress_at + 10 * FLAP_WINDOW);
+        let lasts = 10 * FLAP_WINDOW;
+        self.members.retain(|_, member| {
+            member.connected || member.in_sync || now < member.progress_at + lasts
+        });
     }
 
     /// Counts a copy in or out, as an outside agreement or a vote that did not come decides.
     pub fn set_in_sync(&mut self, node: u64, in_sync: bool) {
-        if let Some(member) = self.members.get_mut(&node)
-            && member.in_sync != in_sync
-        {
-            member.in_sync = in_sync;
-            self.changes += 1;
+        if let Some(member) = self.members.get_mut(&node) {
+            member.wish = None;
+            if member.in_sync != in_sync {
+                member.in_sync = in_sync;
+                self.changes += 1;
+            }
+        }
+    }
+
+    /// A copy in sync did not vote in time: an outside agreement should count it out.
+    fn distrust(&mut self, node: u64) {
+        if let Some(member) = self.members.get_mut(&node) {
+            member.wish = Some(false);
         }
     }
 
@@ -294,8 +337,8 @@ impl Votes {
     }
 
     /// The verdicts that are due: ticket, partition, sequence of the prepare. A copy that does not vote
-    /// in time is counted out, if `alone` says that this node may do that by itself, and otherwise
-    /// what waits for it is aborted.
+    /// in time is counted out, if `alone` says that this node may do that by itself. Otherwise it is
+    /// left to an outside agreement, and what waits is aborted when that takes too long.
     pub fn decide(
         &mut self,
         group: &mut Group,
@@ -310,15 +353,18 @@ impl Votes {
                 Verdict::Abort
             } else if group.reached(Level::TwoPhase, partition, pending.seq) {
                 Verdict::Commit
-            } else if now >= pending.since + VOTE_TIMEOUT {
-                if !alone {
-                    Verdict::Abort
-                } else {
-                    for node in group.missing(partition, pending.seq) {
-                        group.set_in_sync(node, false);
-                    }
-                    Verdict::Commit
+            } else if now >= pending.since + VOTE_TIMEOUT && alone {
+                for node in group.missing(partition, pending.seq) {
+                    group.set_in_sync(node, false);
                 }
+                Verdict::Commit
+            } else if now >= pending.since + VOTE_TIMEOUT + AGREE_TIMEOUT {
+                Verdict::Abort
+            } else if now >= pending.since + VOTE_TIMEOUT {
+                for node in group.missing(partition, pending.seq) {
+                    group.distrust(node);
+                }
+                continue;
             } else {
                 continue;
             };
@@ -433,6 +479,9 @@ mod tests {
         let late = 100 + VOTE_TIMEOUT;
         assert_eq!(votes.decide(&mut group, true, late - 1), []);
         let expected = [(79, 5, 13, Verdict::Abort)];
+        assert_eq!(votes.decide(&mut group, false, late), []);
+        assert_eq!(group.wishes(), [(1, false), (2, false)]);
+        let late = late + AGREE_TIMEOUT;
         assert_eq!(votes.decide(&mut group, false, late), expected);
         votes.begin(80, place, 14, 100);
         let expected = [(80, 5, 14, Verdict::Commit)];

@@ -63,6 +63,9 @@ pub const NO_PROGRESS: u64 = 2000;
 /// Votes that take longer are not waited for.
 pub const VOTE_TIMEOUT: u64 = 500;
 
+/// An outside agreement on who is in sync that takes longer is not waited for.
+pub const AGREE_TIMEOUT: u64 = 400;
+
 /// A copy that has come so often lately has to stay before it counts as in sync.
 pub const FLAPS: usize = 3;
 /// What is lately.

@@ -17,8 +17,18 @@ use crate::store::journal::{Journal, Kind, PARTITIONS, Record, Role as LogRole};
 
 /// One node's.
 pub struct Replicas {
-    /// Mutations are taken here.
+    /// Mutations are taken here, if a lease allows it where one is needed.
     leading: AtomicBool,
+    /// A service outside decides who leads.
+    elected: bool,
+    /// Until when its lease allows mutations, and until when no copy in sync stands, on the node's
+    /// clock.
+    lease_until: AtomicU64,
+    vouched_until: AtomicU64,
+    /// An operator has told this node to stand for leader, whatever it lacks.
+    forced: AtomicBool,
+    /// No copy is kept from here any more: the server stops.
+    ended: AtomicBool,
     level: Level,
     /// Whoever waits longer for copies is answered anyhow, or refused.
     ack_timeout: Duration,
@@ -50,6 +60,8 @@ pub struct State {
     pub tickets: u64,
     pub committed: u64,
     pub aborted: u64,
+    /// Names and values of what is known of the service that decides who leads.
+    pub election: Vec<(&'static str, String)>,
 }
 
 /// Verdicts that nobody has asked for are forgotten beyond this many.
@@ -57,8 +69,10 @@ const VERDICTS_MAX: usize = 100_000;
 
 impl State {
     /// Makes prepared mutations so, or not, as the votes are. True if any was decided.
-    pub fn decide(&mut self, now: u64) -> bool {
-        let due = self.votes.decide(&mut self.group, true, now);
+    ///
+    /// `alone`: this node may say by itself that a copy is not in sync.
+    pub fn decide(&mut self, alone: bool, now: u64) -> bool {
+        let due = self.votes.decide(&mut self.group, alone, now);
         for &(ticket, number, seq, verdict) in &due {
             let log = self.data.journal();
             let prepared = log
@@ -123,12 +137,17 @@ pub enum NotPromoted {
     NotWhole,
     /// The last leader did not count on it: it may lack what was acknowledged.
     OutOfSync,
+    /// A service outside decides who leads.
+    Elected,
+    /// It stands for leader there, as soon as there is none.
+    Stands,
 }
 
 impl Replicas {
     /// Nothing if the store keeps no log. `id`: chosen at random for this process.
     pub fn new(settings: &settings::Replication, data: StoreData, id: u64) -> Replicas {
-        let role = if settings.follow.is_some() {
+        let elected = settings.election.is_some();
+        let role = if settings.follow.is_some() || elected {
             Role::Follower
         } else {
             Role::Recovering
@@ -144,6 +163,11 @@ impl Replicas {
         let recovering_until = Some(settings.recover_ms);
         let replicas = Replicas {
             leading: AtomicBool::new(false),
+            elected,
+            lease_until: AtomicU64::new(0),
+            vouched_until: AtomicU64::new(0),
+            forced: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             level,
             ack_timeout: Duration::from_millis(settings.ack_timeout_ms),
             refuses: settings.ack_refuses,
@@ -161,6 +185,7 @@ impl Replicas {
                 tickets: 0,
                 committed: 0,
                 aborted: 0,
+                election: Vec::new(),
             }),
             waiting: Mutex::default(),
             late: AtomicU64::new(0),
@@ -175,7 +200,48 @@ impl Replicas {
     /// Whether mutations are taken here.
     #[inline]
     pub fn leading(&self) -> bool {
-        self.leading.load(Relaxed)
+        self.leading.load(Relaxed) && (!self.elected || self.allowed_for() > 0)
+    }
+
+    /// Milliseconds for which an elected leader may take mutations, as things are. A process that was
+    /// stopped and goes on finds that it may not.
+    pub fn allowed_for(&self) -> u64 {
+        let until = self.lease_until.load(Relaxed);
+        let until = until.max(self.vouched_until.load(Relaxed));
+        until.saturating_sub(self.now())
+    }
+
+    /// Whether a service outside decides who leads.
+    pub fn elected(&self) -> bool {
+        self.elected
+    }
+
+    /// Whether an operator has told it to stand.
+    pub fn forced(&self) -> bool {
+        self.forced.load(Relaxed)
+    }
+
+    /// The last record has been sent. Nothing is taken from now on.
+    pub fn end(&self) {
+        self.leading.store(false, Relaxed);
+        self.ended.store(true, Relaxed);
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Relaxed)
+    }
+
+    /// The lease lasts until then.
+    pub fn set_lease(&self, until: u64) {
+        self.lease_until.store(until, Relaxed);
+    }
+
+    /// Looks at what copies have promised.
+    pub fn count_vouchers(&self, group: &Group, vouch: u64) {
+        if self.elected && self.leading.load(Relaxed) {
+            self.vouched_until
+                .store(group.vouched_until(vouch), Relaxed);
+        }
     }
 
     /// Milliseconds on this node's own clock, which never goes back; 0 is before everything.
@@ -196,10 +262,20 @@ impl Replicas {
 
     /// Begins to lead, in this epoch or the next one (0).
     pub fn lead(&self, epoch: u64) {
+        self.lead_with(epoch, &[]);
+    }
+
+    /// The same, with copies that counted as in sync before.
+    pub fn lead_with(&self, epoch: u64, in_sync: &[u64]) {
         let mut guard = self.state();
         let state = &mut *guard;
         state.node.lead(&state.data, epoch);
         state.group = Group::new(&state.data.journal().positions());
+        state.group.freeze(self.elected);
+        state.group.inherit(in_sync, self.now());
+        self.forced.store(false, Relaxed);
+        self.lease_until.store(0, Relaxed);
+        self.vouched_until.store(0, Relaxed);
         state.reign += 1;
         state.recovering_until = None;
         self.leading.store(true, Relaxed);
@@ -207,7 +283,7 @@ impl Replicas {
         self.ring();
     }
 
-    /// Takes no more mutations, and copies another.
+    /// Takes no more mutations, and copies another, or nobody for now.
     pub fn follow(&self, leader: Option<String>) {
         // First: nothing is taken that would not be sent.
         self.leading.store(false, Relaxed);
@@ -217,9 +293,7 @@ impl Replicas {
         state.votes.clear();
         state.reign += 1;
         state.recovering_until = None;
-        if leader.is_some() {
-            state.follows = leader;
-        }
+        state.follows = leader;
         drop(guard);
         self.progress();
         self.ring();
@@ -234,6 +308,13 @@ impl Replicas {
             let state = self.state();
             if self.leading() {
                 return Err(NotPromoted::AlreadyLeading);
+            }
+            if self.elected {
+                if !forced {
+                    return Err(NotPromoted::Elected);
+                }
+                self.forced.store(true, Relaxed);
+                return Err(NotPromoted::Stands);
             }
             let copy = &state.node.copy;
             if !forced && state.node.role == Role::Follower {
@@ -382,6 +463,12 @@ impl Replicas {
             line("whole_partitions", &copy.whole.count_ones());
             line("in_sync", &u8::from(copy.in_sync));
             line("clock_skew_ms", &copy.skew_ms);
+        }
+        for (name, value) in &state.election {
+            line(name, value);
+        }
+        if self.elected {
+            line("writes_allowed_ms", &self.allowed_for().min(1 << 40));
         }
         let counts = &copy.counts;
         line("copy_records", &counts.records);

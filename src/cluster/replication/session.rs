@@ -22,6 +22,9 @@ use super::source::Source;
 use super::{DEAD, HEARTBEAT};
 use crate::store::journal::{Kind, Lost, PARTITIONS};
 
+/// Why a leader goes away that stops in good order.
+const RESIGNED: &str = "the leader has resigned";
+
 /// What this node may be to others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -232,6 +235,10 @@ impl<D: Data> Session<D> {
                 if !matches!(self.state, State::Hello | State::Auth) {
                     node.seen = node.seen.max(epoch.number);
                 }
+                if matches!(self.state, State::Sink(_)) && reason == RESIGNED {
+                    // There is nobody any more who counts on what was promised.
+                    (node.copy.heard_at, node.copy.vouched_at) = (0, 0);
+                }
                 return Err(End::GoneAway(reason.to_owned()));
             }
             let partition = usize::from(frame.partition);
@@ -267,6 +274,13 @@ impl<D: Data> Session<D> {
             }
         }
         Ok(used)
+    }
+
+    /// Says that this node leads no more, and is about to end.
+    pub fn resign(&self, node: &Node, out: &mut Vec<u8>) {
+        let epoch = node.epoch();
+        let reason = RESIGNED;
+        message::write(out, epoch.number, 0, &Message::GoAway { epoch, reason });
     }
 
     fn refuse(&self, node: &Node, reason: &str, out: &mut Vec<u8>) -> End {

@@ -41,6 +41,11 @@ pub struct Copy {
     /// By how much the source's clock is ahead, milliseconds.
     pub skew_ms: i64,
     pub source_records: u64,
+    /// When a source was last heard, and when it was last promised to stand by.
+    pub heard_at: u64,
+    pub vouched_at: u64,
+    /// Nothing is promised: this node stands itself.
+    pub abstains: bool,
     pub counts: CopyCounts,
 }
 
@@ -67,6 +72,9 @@ impl Default for Copy {
             cas: 0,
             skew_ms: 0,
             source_records: 0,
+            heard_at: 0,
+            vouched_at: 0,
+            abstains: false,
             counts: CopyCounts::default(),
         }
     }
@@ -259,6 +267,7 @@ impl<D: Data> Sink<D> {
         out: &mut Vec<u8>,
     ) -> Result<(), Broken> {
         self.heard_at = now;
+        copy.heard_at = now;
         self.taken += length as u64;
         match message {
             Message::Batch(bytes) => self.records(data, copy, number, bytes, true, out)?,
@@ -271,8 +280,11 @@ impl<D: Data> Sink<D> {
                 if copy.skew_ms.abs() >= SKEW_ALARM_MS {
                     copy.counts.clock_alarms += 1;
                 }
-                self.source_sent_ms = beat.sent_ms;
-                // Heard is answered: it is a promise, and the source counts on it.
+                if !copy.abstains {
+                    // Heard is answered: it is a promise, and the source counts on it.
+                    self.source_sent_ms = beat.sent_ms;
+                    copy.vouched_at = now;
+                }
                 self.beat(data, now, unix_ms, out);
             }
             Message::ListRequest(leaves) => self.wanted[number] = Some(leaves),

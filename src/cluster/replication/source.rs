@@ -94,6 +94,8 @@ pub struct Source<D: Data> {
     /// A partition counts from this byte of the stream on: before, the copy was not whole.
     whole_from: Box<[u64; PARTITIONS]>,
     sent_at: u64,
+    /// Of the last heartbeat.
+    beat_at: u64,
     heard_at: u64,
     progress_at: u64,
     naks: Vec<(usize, u64)>,
@@ -167,6 +169,7 @@ impl<D: Data> Source<D> {
                 Tier::Diff | Tier::Full => u64::MAX,
             })),
             sent_at: now,
+            beat_at: now,
             heard_at: now,
             progress_at: now,
             naks: Vec::new(),
@@ -351,6 +354,10 @@ impl<D: Data> Source<D> {
         room: usize,
         out: &mut Vec<u8>,
     ) -> Result<bool, Lost> {
+        if self.sent_at > self.beat_at && now >= self.beat_at + HEARTBEAT {
+            // The copy vouches in answer to heartbeats, however much else is said.
+            self.beat(data, now, unix_ms, out);
+        }
         let limit = out.len() + room;
         loop {
             if out.len() >= limit || self.in_flight() >= WINDOW {
@@ -376,14 +383,7 @@ impl<D: Data> Source<D> {
             break;
         }
         if now >= self.sent_at + HEARTBEAT {
-            let beat = Heartbeat {
-                unix_ms,
-                cas: data.last_cas(),
-                records: data.journal().records(),
-                sent_ms: now,
-                in_sync: self.in_sync,
-            };
-            self.say(now, 0, &Message::Heartbeat(beat), out);
+            self.beat(data, now, unix_ms, out);
         }
         Ok(false)
     }
@@ -397,6 +397,7 @@ impl<D: Data> Source<D> {
             sent_ms: now,
             in_sync: self.in_sync,
         };
+        self.beat_at = now;
         self.say(now, 0, &Message::Heartbeat(beat), out);
     }
 

@@ -1,0 +1,381 @@
+#![forbid(unsafe_code)]
+//! etcd's v3 JSON gateway over HTTP: several endpoints, TLS, user and password.
+
+use std::fs;
+use std::io::{BufRead, BufReader, ErrorKind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
+use ureq::{Agent, Error};
+
+use super::directory::{Directory, Failed};
+use crate::settings;
+
+/// Answers are read up to this many bytes.
+const ANSWER_MAX: u64 = 16 << 20;
+
+/// A stream of changes that says nothing for so long is opened anew.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// gRPC codes.
+const DEADLINE_EXCEEDED: i64 = 4;
+const UNAVAILABLE: i64 = 14;
+const UNAUTHENTICATED: i64 = 16;
+
+/// What all connections to one etcd share.
+#[derive(Clone)]
+pub struct Etcd {
+    agent: Agent,
+    endpoints: Arc<[String]>,
+    /// The one that answered last.
+    at: usize,
+    user: Option<Arc<(String, String)>>,
+    token: Option<String>,
+    patience: Duration,
+}
+
+impl Etcd {
+    /// `patience`: how long an answer may take.
+    ///
+    /// # Errors
+    /// Certificates or credentials that cannot be read, as a line for the user.
+    pub fn new(settings: &settings::Etcd, patience: Duration) -> Result<Etcd, String> {
+        let mut tls = TlsConfig::builder();
+        if let Some(path) = &settings.ca {
+            let certificates = certificates(path)?;
+            tls = tls.root_certs(RootCerts::new_with_certs(&certificates));
+        }
+        if let Some((chain, key)) = &settings.identity {
+            let pem = read(key)?;
+            let key_of = PrivateKey::from_pem(pem.as_bytes())
+                .map_err(|error| format!("{}: {error}", key.display()))?;
+            let client = ClientCert::new_with_certs(&certificates(chain)?, key_of);
+            tls = tls.client_cert(Some(client));
+        }
+        let user = match &settings.user_file {
+            Some(path) => {
+                let text = read(path)?;
+                let (name, password) = text
+                    .trim_end()
+                    .split_once(':')
+                    .ok_or_else(|| format!("{}: `user:password` is expected", path.display()))?;
+                Some(Arc::new((name.to_owned(), password.to_owned())))
+            }
+            None => None,
+        };
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .proxy(None)
+            .max_redirects(0)
+            .timeout_connect(Some(patience))
+            .tls_config(tls.build())
+            .build();
+        Ok(Etcd {
+            agent: config.new_agent(),
+            endpoints: settings.endpoints.clone().into(),
+            at: 0,
+            user,
+            token: None,
+            patience,
+        })
+    }
+
+    /// Calls `changed` whenever something between two keys (encoded) has changed, and once at the
+    /// beginning, until that returns false or the stream ends. Blocks.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub fn watch(
+        &mut self,
+        (key, end): &(String, String),
+        mut changed: impl FnMut() -> bool,
+    ) -> Result<(), Failed> {
+        let body = json!({"create_request": {"key": key, "range_end": end}});
+        self.log_in()?;
+        let url = self.url("/v3/watch");
+        let mut request = self
+            .agent
+            .post(&url)
+            .config()
+            .timeout_recv_response(Some(self.patience))
+            .timeout_per_read(Some(QUIET))
+            .build();
+        if let Some(token) = &self.token {
+            request = request.header("Authorization", token);
+        }
+        let lost = |error: &dyn std::fmt::Display| Failed::Unreachable(format!("{url}: {error}"));
+        let answer = request
+            .content_type("application/json")
+            .send(body.to_string())
+            .inspect_err(|_| self.at += 1)
+            .map_err(|error| lost(&error))?;
+        if answer.status() != 200 {
+            self.token = None;
+            self.at += 1;
+            return Err(lost(&answer.status()));
+        }
+        let mut lines = BufReader::new(answer.into_body().into_reader());
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            match lines.read_until(b'\n', &mut line) {
+                Ok(0) => return Ok(()),
+                Ok(_) if changed() => {}
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(lost(&error)),
+            }
+        }
+    }
+
+    fn url(&self, path: &str) -> String {
+        let endpoint = &self.endpoints[self.at % self.endpoints.len()];
+        format!("{endpoint}{path}")
+    }
+
+    fn log_in(&mut self) -> Result<(), Failed> {
+        let (Some(user), None) = (self.user.clone(), &self.token) else {
+            return Ok(());
+        };
+        let body = json!({"name": user.0, "password": user.1});
+        let answer = self.post("/v3/auth/authenticate", &body)?;
+        self.token = answer["token"].as_str().map(str::to_owned);
+        Ok(())
+    }
+
+    /// Asks the endpoint that answered last, and the others where that cannot be connected to.
+    fn post(&mut self, path: &str, body: &Value) -> Result<Value, Failed> {
+        let mut told = String::new();
+        for _ in 0..self.endpoints.len() {
+            match self.post_once(path, body) {
+                Ok(answer) => return answer,
+                Err((error, sent)) => {
+                    told = format!("{}: {error}", self.url(""));
+                    self.at += 1;
+                    if sent {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(Failed::Unreachable(told))
+    }
+
+    /// An error comes with whether the request may have been sent.
+    fn post_once(&self, path: &str, body: &Value) -> Result<Result<Value, Failed>, (Error, bool)> {
+        let mut request = self
+            .agent
+            .post(self.url(path))
+            .config()
+            .timeout_global(Some(self.patience))
+            .build();
+        if let Some(token) = &self.token {
+            request = request.header("Authorization", token);
+        }
+        let mut answer = request
+            .content_type("application/json")
+            .send(body.to_string())
+            .map_err(|error| {
+                let sent = !is_before_sending(&error);
+                (error, sent)
+            })?;
+        let status = answer.status();
+        let text = answer
+            .body_mut()
+            .with_config()
+            .limit(ANSWER_MAX)
+            .read_to_string()
+            .map_err(|error| (error, true))?;
+        Ok(understood(status.as_u16(), &text))
+    }
+}
+
+/// What an answer says. etcd's members tell of their own trouble in the same way as of ours.
+fn understood(status: u16, text: &str) -> Result<Value, Failed> {
+    // A stream of one answer is one line.
+    let line = text.lines().next().unwrap_or_default();
+    let Ok(mut answer) = serde_json::from_str::<Value>(line) else {
+        return Err(Failed::Unreachable(format!("HTTP status {status}")));
+    };
+    let in_stream = answer["error"].is_object();
+    if status == 200 && !in_stream {
+        return Ok(match answer.get_mut("result") {
+            Some(result) => result.take(),
+            None => answer,
+        });
+    }
+    let error = if in_stream {
+        answer["error"].take()
+    } else {
+        answer
+    };
+    let code = [&error["code"], &error["grpc_code"]]
+        .into_iter()
+        .find_map(Value::as_i64)
+        .unwrap_or(0);
+    let message = [&error["message"], &error["error"]]
+        .into_iter()
+        .find_map(Value::as_str)
+        .unwrap_or("no reason given")
+        .to_owned();
+    match code {
+        DEADLINE_EXCEEDED | UNAVAILABLE => Err(Failed::Unreachable(message)),
+        _ if status >= 500 && code == 0 => Err(Failed::Unreachable(message)),
+        _ => Err(Failed::Refused { code, message }),
+    }
+}
+
+fn is_before_sending(error: &Error) -> bool {
+    match error {
+        Error::HostNotFound | Error::ConnectionFailed => true,
+        Error::Timeout(which) => matches!(which, ureq::Timeout::Connect | ureq::Timeout::Resolve),
+        Error::Io(error) => error.kind() == ErrorKind::ConnectionRefused,
+        _ => false,
+    }
+}
+
+impl Directory for Etcd {
+    fn call(&mut self, path: &str, body: &Value) -> Result<Value, Failed> {
+        self.log_in()?;
+        match self.post(path, body) {
+            Err(Failed::Refused { code, .. }) if code == UNAUTHENTICATED && self.user.is_some() => {
+                // Tokens are good for a while only.
+                self.token = None;
+                self.log_in()?;
+                self.post(path, body)
+            }
+            outcome => outcome,
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>, String> {
+    let pem = read(path)?;
+    let mut found = Vec::new();
+    for item in parse_pem(pem.as_bytes()) {
+        let item = item.map_err(|error| format!("{}: {error}", path.display()))?;
+        if let PemItem::Certificate(certificate) = item {
+            found.push(certificate);
+        }
+    }
+    if found.is_empty() {
+        return Err(format!("{}: no certificate (PEM) in it", path.display()));
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::time::Instant;
+
+    use super::super::gateway::Gateway;
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(300);
+
+    fn to(endpoints: &[String], user_file: Option<&Path>) -> Etcd {
+        let settings = settings::Etcd {
+            endpoints: endpoints.to_vec(),
+            user_file: user_file.map(Path::to_owned),
+            ..settings::Etcd::default()
+        };
+        Etcd::new(&settings, PATIENCE).unwrap()
+    }
+
+    fn grant(etcd: &mut Etcd) -> Result<Value, Failed> {
+        etcd.call("/v3/lease/grant", &json!({"TTL": "5"}))
+    }
+
+    #[test]
+    fn the_next_endpoint_is_asked_where_one_is_not_there() {
+        let nobody = TcpListener::bind("127.0.0.1:0").unwrap();
+        let gone = format!("http://{}", nobody.local_addr().unwrap());
+        drop(nobody);
+        let gateway = Gateway::start();
+        let mut etcd = to(&[gone.clone(), gateway.url()], None);
+        assert_eq!(grant(&mut etcd).unwrap()["TTL"], json!("5"));
+        let renewed = etcd.call("/v3/lease/keepalive", &json!({"ID": "7001"}));
+        assert_eq!(renewed.unwrap()["TTL"], json!("5"), "a stream of one");
+        let refused = etcd.call("/v3/lease/revoke", &json!({"ID": "1"}));
+        assert!(matches!(refused, Err(Failed::Refused { code: 5, .. })));
+        let mut alone = to(&[gone], None);
+        assert!(matches!(grant(&mut alone), Err(Failed::Unreachable(_))));
+    }
+
+    #[test]
+    fn whoever_does_not_answer_is_not_waited_for() {
+        let (deaf, other) = (Gateway::start(), Gateway::start());
+        deaf.set_deaf(true);
+        let mut etcd = to(&[deaf.url(), other.url()], None);
+        let since = Instant::now();
+        assert!(matches!(grant(&mut etcd), Err(Failed::Unreachable(_))));
+        assert!(since.elapsed() >= PATIENCE);
+        grant(&mut etcd).expect("the other one");
+    }
+
+    #[test]
+    fn users_log_in_and_do_so_again() {
+        let gateway = Gateway::start_for(Some(("larder", "se:cret")));
+        assert!(matches!(
+            grant(&mut to(&[gateway.url()], None)),
+            Err(Failed::Refused { code: 16, .. })
+        ));
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("user");
+        fs::write(&file, "larder:se:cret\n").unwrap();
+        let mut etcd = to(&[gateway.url()], Some(&file));
+        grant(&mut etcd).unwrap();
+        gateway.forget_tokens();
+        grant(&mut etcd).unwrap();
+        fs::write(&file, "larder:wrong\n").unwrap();
+        let mut etcd = to(&[gateway.url()], Some(&file));
+        assert!(matches!(grant(&mut etcd), Err(Failed::Refused { .. })));
+        fs::write(&file, "no colon\n").unwrap();
+        let settings = settings::Etcd {
+            user_file: Some(file),
+            ..settings::Etcd::default()
+        };
+        assert!(Etcd::new(&settings, PATIENCE).is_err());
+    }
+
+    #[test]
+    fn changes_are_told() {
+        let gateway = Gateway::start();
+        let mut etcd = to(&[gateway.url()], None);
+        let mut calls = 0;
+        let range = super::super::wire::range("/x/");
+        let put = json!({"success": [{"request_put": {"key": "YQ=="}}]});
+        etcd.watch(&range, || {
+            calls += 1;
+            gateway.with(|store| store.call("/v3/kv/txn", &put, 0).unwrap());
+            calls < 3
+        })
+        .unwrap();
+        assert_eq!(calls, 3);
+    }
+
+    #[test]
+    fn the_trouble_of_etcd_is_no_refusal() {
+        let text = r#"{"error":"etcdserver: request timed out","message":"etcdserver: request timed out","code":14}"#;
+        assert!(matches!(understood(503, text), Err(Failed::Unreachable(_))));
+        let text = r#"{"error":{"grpc_code":4,"http_code":408,"message":"late"}}"#;
+        assert!(matches!(understood(200, text), Err(Failed::Unreachable(_))));
+        assert!(matches!(
+            understood(502, "<html>"),
+            Err(Failed::Unreachable(_))
+        ));
+        let text = r#"{"error":"etcdserver: permission denied","code":7}"#;
+        assert!(matches!(
+            understood(403, text),
+            Err(Failed::Refused { code: 7, .. })
+        ));
+    }
+}
