@@ -16,6 +16,10 @@ pub const MEMCACHED_VERSION: &str = "1.6.45";
 /// Larder's own version, shown by `-V` on its second line and by `stats` as `larder_version`.
 pub const LARDER_VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// The longest key, as memcached has it, and the longest that can be asked for instead.
+pub const KEY_MAX: usize = 250;
+pub const KEY_LONGEST: usize = 8 << 20;
+
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     pub process: Process,
@@ -218,6 +222,8 @@ pub struct Store {
     pub total_memory: Option<TotalMemory>,
     /// `-o long_ttl`
     pub long_ttl: bool,
+    /// `-o max_key_size`, bytes; at least [`KEY_MAX`].
+    pub key_max: usize,
     /// `-o crash_restart`
     pub crash_restart: bool,
     /// `-o hashpower`; 0 means the default start size.
@@ -365,6 +371,7 @@ impl Default for Store {
             memory_file: None,
             total_memory: None,
             long_ttl: false,
+            key_max: KEY_MAX,
             crash_restart: false,
             verify: Verify::Scrub,
             scrub_rate: 32 << 20,

@@ -3,7 +3,7 @@
 
 use super::options::Draft;
 use super::{Exit, atof, atoi};
-use crate::settings::{HashAlgorithm, TotalMemory, Verify};
+use crate::settings::{HashAlgorithm, KEY_LONGEST, KEY_MAX, TotalMemory, Verify};
 
 /// Whether a name changes anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +116,16 @@ pub(super) const NAMES: &[Name] = names! {
     };
     "long_ttl" Bare, Works, "expiry times up to 31 years are relative, dates may lie beyond 2038", |draft, _| {
         draft.settings.store.long_ttl = true;
+        Ok(())
+    };
+    "max_key_size" Required("Missing max_key_size argument"), Works,
+        "longest key, in bytes or with k or m (250, the default, to 8m)", |draft, text| {
+        let size = super::options::size(text);
+        check(
+            (KEY_MAX..=KEY_LONGEST).contains(&size),
+            "max_key_size must be between 250 bytes and 8m",
+        )?;
+        draft.settings.store.key_max = size;
         Ok(())
     };
     "verify" Required("Missing verify argument"), Works,

@@ -12,7 +12,9 @@ use clap::{Arg, ArgAction, Command};
 use super::extended::{self, Effect};
 use super::{Exit, USAGE, atof, atoi};
 use super::{election, listen, proxy, replication};
-use crate::settings::{LARDER_VERSION, MEMCACHED_VERSION, Protocol, Settings, TotalMemory};
+use crate::settings::{
+    KEY_MAX, LARDER_VERSION, MEMCACHED_VERSION, Protocol, Settings, TotalMemory,
+};
 
 const ITEM_SIZE_MIN: i64 = 1024;
 const ITEM_SIZE_MAX: i64 = 1 << 30;
@@ -199,12 +201,7 @@ const ROWS: &[Row] = rows! {
         Ok(())
     };
     Some('I'), "max-item-size" Some("num"), "largest item, with k or m (default 1m, 1k to 1024m)", |draft, text| {
-        let unit = match text.as_bytes().last() {
-            Some(b'k' | b'K') => 1 << 10,
-            Some(b'm' | b'M') => 1 << 20,
-            _ => 1,
-        };
-        draft.settings.store.item_size_max = (atoi(text).max(0) * unit) as usize;
+        draft.settings.store.item_size_max = size(text);
         Ok(())
     };
     Some('S'), "enable-sasl" None, "SASL (PLAIN) for the binary protocol, which is then the only one;\n\
@@ -438,6 +435,12 @@ impl Draft {
                 "total_memory cannot be kept with -L or -e, whose memory stays taken.".to_owned(),
             );
         }
+        if store.key_max > KEY_MAX && store.key_max >= store.item_size_max {
+            return refuse(format!(
+                "max_key_size ({}) must be smaller than the largest item, of which a key is part: raise -I ({}).",
+                store.key_max, store.item_size_max
+            ));
+        }
         let item_max = store.item_size_max as i64;
         if item_max < ITEM_SIZE_MIN {
             return refuse(format!(
@@ -538,6 +541,16 @@ impl Draft {
 }
 
 /// Chunk sizes as `-o slab_sizes` lists them.
+/// A number of bytes, perhaps with `k` or `m`.
+pub(super) fn size(text: &str) -> usize {
+    let unit = match text.as_bytes().last() {
+        Some(b'k' | b'K') => 1 << 10,
+        Some(b'm' | b'M') => 1 << 20,
+        _ => 1,
+    };
+    (atoi(text).max(0) * unit) as usize
+}
+
 fn slab_sizes(text: &str, least: usize, most: usize) -> Result<Vec<usize>, Exit> {
     let refuse = |message: String| Err(Exit::refused(message, USAGE));
     let mut sizes: Vec<usize> = Vec::new();

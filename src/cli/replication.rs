@@ -14,6 +14,9 @@ const COPIES_MAX: u8 = 4;
 const RING_LEAST: u64 = 64 << 20;
 const RING_SHARE: u64 = 100;
 
+/// What the log has room for.
+const RECORD_KEY_MAX: usize = u16::MAX as usize;
+
 pub(super) fn wrong(message: impl Into<String>) -> Exit {
     Exit::refused(message, USAGE)
 }
@@ -187,6 +190,11 @@ pub(super) fn finish(settings: &mut Settings, ring_bytes: Option<usize>) -> Resu
     }
     if settings.proxy.is_some() {
         return Err(wrong("a proxy has no items to replicate"));
+    }
+    if settings.store.key_max > RECORD_KEY_MAX {
+        return Err(wrong(format!(
+            "max_key_size can be at most {RECORD_KEY_MAX} with replication"
+        )));
     }
     if let Some(listen) = &replication.listen
         && replication.secret.is_none()

@@ -92,7 +92,10 @@ impl Shared {
             _ => None,
         };
         let shared = Shared {
-            rules: Rules { long_times: long },
+            rules: Rules {
+                long_times: long,
+                key_bytes: settings.store.key_max as u32,
+            },
             credentials,
             // No token is one of an earlier run.
             leases: Leases::new(registry.taps().clone(), (clock.unix_now() as u64) << 32),

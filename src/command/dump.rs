@@ -3,13 +3,15 @@
 
 use crate::observe::events::Escaped;
 use crate::protocol::base64;
+use crate::protocol::text::KEY_MAX;
 use crate::store::{self, Hit};
 
 use super::context::Context;
 use super::replies::Replies;
 
-/// Items looked at in one step.
+/// Items looked at in one step, and bytes of lines at which it ends before.
 const STEP: usize = 256;
+const STEP_BYTES: usize = 64 << 10;
 
 /// Which lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,15 +46,22 @@ impl Dump {
     /// appended. Call it when what waits has been sent.
     pub fn step(&mut self, cx: &Context<'_>, replies: &mut Replies) -> bool {
         let format = self.format;
+        let mut late = None;
         let more = cx
             .store()
             .dump_step(cx.caller(), &mut self.walk, STEP, |hit| {
-                match format {
-                    Format::Meta => metadump(cx, hit, replies),
-                    Format::Mg => mgdump(hit, replies),
+                let (key, line) = (hit.key(), Line::new(cx, hit));
+                if key.len() > KEY_MAX {
+                    // Under its lock it is not even escaped.
+                    late = Some((key.into_owned(), line));
+                    return false;
                 }
-                true
+                line.write(format, &key, replies);
+                replies.waiting() < STEP_BYTES
             });
+        if let Some((key, line)) = late {
+            line.write(format, &key, replies);
+        }
         if !more {
             replies.push(format.end());
         }
@@ -60,32 +69,61 @@ impl Dump {
     }
 }
 
-fn metadump(cx: &Context<'_>, hit: &Hit<'_>, replies: &mut Replies) {
-    let clock = &cx.shared.clock;
-    let expires = match hit.expires() {
-        0 => -1,
-        at => clock.to_unix(at),
-    };
-    replies.format(format_args!(
-        "key={} exp={expires} la={} cas={} fetch={} cls={} size={} flags={} \n",
-        Escaped(hit.key()),
-        clock.to_unix(hit.accessed()),
-        hit.cas(),
-        if hit.fetched() { "yes" } else { "no" },
-        hit.class(),
-        hit.size(),
-        hit.flags(),
-    ));
+/// What a line says of an item beside its key.
+struct Line {
+    binary_key: bool,
+    /// Unix seconds; -1 is never.
+    expires: i64,
+    accessed: i64,
+    cas: u64,
+    fetched: bool,
+    class: u8,
+    size: usize,
+    flags: u32,
 }
 
-fn mgdump(hit: &Hit<'_>, replies: &mut Replies) {
-    replies.push(b"mg ");
-    if hit.binary_key() {
-        let mut text = [0; base64::ENCODED_MAX];
-        let length = base64::encode(hit.key(), &mut text);
-        replies.push(&text[..length]);
-        replies.push(b" b\r\n");
-    } else {
-        replies.line(hit.key());
+impl Line {
+    fn new(cx: &Context<'_>, hit: &Hit<'_>) -> Line {
+        let clock = &cx.shared.clock;
+        Line {
+            binary_key: hit.binary_key(),
+            expires: match hit.expires() {
+                0 => -1,
+                at => clock.to_unix(at),
+            },
+            accessed: clock.to_unix(hit.accessed()),
+            cas: hit.cas(),
+            fetched: hit.fetched(),
+            class: hit.class(),
+            size: hit.size(),
+            flags: hit.flags(),
+        }
+    }
+
+    fn write(&self, format: Format, key: &[u8], replies: &mut Replies) {
+        match format {
+            Format::Meta => replies.format(format_args!(
+                "key={} exp={} la={} cas={} fetch={} cls={} size={} flags={} \n",
+                Escaped(key),
+                self.expires,
+                self.accessed,
+                self.cas,
+                if self.fetched { "yes" } else { "no" },
+                self.class,
+                self.size,
+                self.flags,
+            )),
+            Format::Mg if self.binary_key => {
+                replies.push(b"mg ");
+                for four in base64::encoded(key) {
+                    replies.push(&four);
+                }
+                replies.push(b" b\r\n");
+            }
+            Format::Mg => {
+                replies.push(b"mg ");
+                replies.line(key);
+            }
+        }
     }
 }

@@ -2,14 +2,25 @@
 //! Meta replies: a two-letter code and the flags the client asked to see, in its own order.
 
 use crate::protocol::base64;
+use crate::protocol::text::KEY_MAX;
 use crate::protocol::words::words;
 use crate::store::Hit;
 
 use super::replies::{Replies, Room};
 
-/// The longest a reply line can be: each of at most 20 flags brings a letter and 20 digits at most,
-/// `O` 32 bytes, `k` a key in base64.
+/// The longest a reply line can be with a key of up to [`KEY_MAX`] bytes: each of at most 20 flags brings
+/// a letter and 20 digits at most, `O` 32 bytes, `k` a key in base64.
 const LINE: usize = 1024;
+
+/// The longest a reply line can be.
+#[inline]
+fn line_with(key: &[u8]) -> usize {
+    if key.len() <= KEY_MAX {
+        LINE
+    } else {
+        LINE + key.len().div_ceil(3) * 4
+    }
+}
 
 /// The expiry times that flags bring, on the server's clock. Flags are heeded in their order, so that
 /// `t` shows what holds at its place among them.
@@ -37,9 +48,9 @@ impl Times {
 fn put_key(room: &mut Room<'_>, key: &[u8], encoded: bool) {
     room.put(b" k");
     if encoded {
-        let mut text = [0; base64::ENCODED_MAX];
-        let length = base64::encode(key, &mut text);
-        room.put(&text[..length]);
+        for four in base64::encoded(key) {
+            room.put(&four);
+        }
         room.put(b" b");
     } else {
         room.put_key(key);
@@ -77,7 +88,7 @@ fn hex(digest: &[u8; 32]) -> [u8; 64] {
 
 /// A code with nothing but key and opaque behind it.
 pub fn echo(code: &[u8; 2], flags: &[u8], key: &[u8], encoded: bool, replies: &mut Replies) {
-    let mut room = replies.room(LINE);
+    let mut room = replies.room(line_with(key));
     room.put(code);
     for token in words(flags) {
         match token[0] {
@@ -99,7 +110,7 @@ pub fn stored(
     length: usize,
     replies: &mut Replies,
 ) {
-    let mut room = replies.room(LINE);
+    let mut room = replies.room(line_with(key));
     room.put(code);
     for token in words(flags) {
         match token[0] {
@@ -129,7 +140,7 @@ pub fn counted(
 ) {
     let mut digits = itoa::Buffer::new();
     let shown = shown.map(|number| digits.format(number).as_bytes());
-    let mut room = replies.room(LINE);
+    let mut room = replies.room(line_with(key));
     match shown {
         Some(digits) => {
             room.put(b"VA ");
@@ -172,7 +183,7 @@ pub fn fetched(
     // Who has the same value need not be shown it.
     let value = value && root.is_none_or(|(known, root)| !known.eq_ignore_ascii_case(&root));
     let inline = if value { hit.inline() } else { None };
-    let mut room = replies.room(LINE + inline.map_or(0, <[u8]>::len));
+    let mut room = replies.room(line_with(key) + inline.map_or(0, <[u8]>::len));
     if value {
         room.put(b"VA ");
         room.number(length as u64);
@@ -233,15 +244,14 @@ pub fn fetched(
 
 /// `me` that found something.
 pub fn described(hit: &Hit<'_>, key: &[u8], now: u32, replies: &mut Replies) {
-    let mut text = [0; base64::ENCODED_MAX];
-    let shown = if hit.binary_key() {
-        let length = base64::encode(key, &mut text);
-        &text[..length]
-    } else {
-        key
-    };
     replies.push(b"ME ");
-    replies.push(shown);
+    if hit.binary_key() {
+        for four in base64::encoded(key) {
+            replies.push(&four);
+        }
+    } else {
+        replies.push(key);
+    }
     let expires = match hit.expires() {
         0 => -1,
         at => i64::from(at) - i64::from(now),

@@ -112,7 +112,27 @@ fn key_of<'a>(op: &Op<'a>) -> Option<Key<'a>> {
 }
 
 /// Where the bytes of a base64 key go.
-type Decoded = [u8; base64::DECODED_MAX];
+enum Decoded {
+    Short([u8; base64::DECODED_MAX]),
+    Long(Vec<u8>),
+}
+
+impl Decoded {
+    /// Room for what a text of so many bytes decodes to.
+    fn new(encoded: usize) -> Decoded {
+        match base64::decoded_max(encoded) {
+            ..=base64::DECODED_MAX => Decoded::Short([0; base64::DECODED_MAX]),
+            most => Decoded::Long(vec![0; most]),
+        }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        match self {
+            Decoded::Short(bytes) => bytes,
+            Decoded::Long(bytes) => bytes,
+        }
+    }
+}
 
 /// The bytes of a key, whichever way it was written.
 #[inline]
@@ -126,7 +146,7 @@ fn plain<'a>(key: &Key<'a>, room: &'a mut Option<Decoded>) -> &'a [u8] {
 
 #[cold]
 fn decoded<'a>(key: &Key<'a>, room: &'a mut Option<Decoded>) -> &'a [u8] {
-    let room = room.insert([0; base64::DECODED_MAX]);
+    let room = room.insert(Decoded::new(key.raw.len())).bytes();
     match base64::decode(key.raw, room) {
         Some(length) => &room[..length],
         // The parser has refused such keys.

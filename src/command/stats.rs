@@ -237,7 +237,7 @@ fn cachedump(
                     at => cx.shared.clock.to_unix(at),
                 };
                 replies.push(b"ITEM ");
-                replies.push(hit.key());
+                replies.push(&hit.key());
                 replies.format(format_args!(" [{} b; {expires} s]\r\n", hit.length()));
                 true
             });

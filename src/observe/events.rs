@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::counters::Counter;
+use crate::settings::KEY_MAX;
 
 /// `watch fetchers`
 pub const FETCHERS: u32 = 1;
@@ -191,7 +192,7 @@ impl Log {
             FETCHERS,
             format_args!(
                 "type=item_get key={} status={status} clsid={class} cfd={connection} size={length}",
-                Escaped(key)
+                Shown(key)
             ),
         );
     }
@@ -212,7 +213,7 @@ impl Log {
             MUTATIONS,
             format_args!(
                 "type=item_store key={} status={status} cmd={command} ttl={ttl} clsid={class} cfd={connection} size={length}",
-                Escaped(key)
+                Shown(key)
             ),
         );
     }
@@ -232,7 +233,7 @@ impl Log {
             EVICTIONS,
             format_args!(
                 "type=eviction key={} fetch={fetched} ttl={ttl} la={idle} clsid={class} size={length}",
-                Escaped(key)
+                Shown(key)
             ),
         );
     }
@@ -243,7 +244,7 @@ impl Log {
             DELETIONS,
             format_args!(
                 "type=deleted key={} cmd={command} clsid={class} size={length}",
-                Escaped(key)
+                Shown(key)
             ),
         );
     }
@@ -283,6 +284,21 @@ impl std::fmt::Display for Peer {
             Peer::Local => f.write_str("rip=unix rport=0 transport=local"),
             Peer::Tcp(address, port) => write!(f, "rip={address} rport={port} transport=tcp"),
             Peer::Udp => f.write_str("rip= rport=0 transport=udp"),
+        }
+    }
+}
+
+/// A key as lines about it show it: [escaped](Escaped), and of one that is longer than memcached's the
+/// beginning, with `+` and how many bytes more there are.
+struct Shown<'a>(&'a [u8]);
+
+impl std::fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0.split_at_checked(KEY_MAX) {
+            Some((start, rest)) if !rest.is_empty() => {
+                write!(f, "{}+{}", Escaped(start), rest.len())
+            }
+            _ => Escaped(self.0).fmt(f),
         }
     }
 }
@@ -344,6 +360,15 @@ mod tests {
             ]
         );
         assert_eq!(log.written.get(), 7);
+    }
+
+    #[test]
+    fn of_a_long_key_the_beginning_is_shown() {
+        assert_eq!(Shown(&[b'k'; 250]).to_string(), "k".repeat(250));
+        assert_eq!(
+            Shown(&[b' '; 252]).to_string(),
+            format!("{}+2", "%20".repeat(250))
+        );
     }
 
     #[test]

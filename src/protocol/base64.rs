@@ -4,7 +4,7 @@
 use super::text::KEY_MAX;
 
 /// The longest key that an encoded key of [`KEY_MAX`] bytes decodes to.
-pub const DECODED_MAX: usize = KEY_MAX / 4 * 3;
+pub const DECODED_MAX: usize = decoded_max(KEY_MAX);
 /// The longest encoding of a key of [`KEY_MAX`] bytes.
 pub const ENCODED_MAX: usize = KEY_MAX.div_ceil(3) * 4;
 
@@ -22,9 +22,28 @@ fn value(byte: u8) -> Option<u32> {
     Some(u32::from(value))
 }
 
+/// The longest key that an encoded key of so many bytes decodes to.
+pub const fn decoded_max(encoded: usize) -> usize {
+    encoded / 4 * 3
+}
+
+/// Whether `text` is the encoding of a key.
+pub fn is_key(text: &[u8]) -> bool {
+    decode_to(text, |_, _| Some(())).is_some()
+}
+
 /// Decodes `text` and says how long the key is. Bytes outside the alphabet are skipped, as in
-/// memcached; nothing if there is no key in it or its end is missing.
-pub fn decode(text: &[u8], key: &mut [u8; DECODED_MAX]) -> Option<usize> {
+/// memcached; nothing if there is no key in it, its end is missing, or `key` is too short for it.
+pub fn decode(text: &[u8], key: &mut [u8]) -> Option<usize> {
+    decode_to(text, |at, bytes| {
+        key.get_mut(at..at + bytes.len())?.copy_from_slice(bytes);
+        Some(())
+    })
+}
+
+/// Hands out the bytes of a key, with where they belong.
+#[inline]
+fn decode_to(text: &[u8], mut put: impl FnMut(usize, &[u8]) -> Option<()>) -> Option<usize> {
     let mut length = 0;
     let (mut group, mut count, mut padding) = (0u32, 0, 0);
     for &byte in text {
@@ -44,8 +63,7 @@ pub fn decode(text: &[u8], key: &mut [u8; DECODED_MAX]) -> Option<usize> {
             }
             let bytes = group.to_be_bytes();
             let keep = 3 - padding;
-            key.get_mut(length..length + keep)?
-                .copy_from_slice(&bytes[1..1 + keep]);
+            put(length, &bytes[1..1 + keep])?;
             length += keep;
             group = 0;
             if padding > 0 {
@@ -56,22 +74,27 @@ pub fn decode(text: &[u8], key: &mut [u8; DECODED_MAX]) -> Option<usize> {
     (count > 0 && count % 4 == 0).then_some(length)
 }
 
-/// Encodes a key and says how long the text is.
+/// Encodes a key of at most [`KEY_MAX`] bytes and says how long the text is.
 pub fn encode(key: &[u8], text: &mut [u8; ENCODED_MAX]) -> usize {
+    let groups = encoded(&key[..key.len().min(KEY_MAX)]);
     let mut length = 0;
-    for group in key[..key.len().min(KEY_MAX)].chunks(3) {
-        let byte = |at: usize| u32::from(group.get(at).copied().unwrap_or(0));
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for place in 0..4 {
-            text[length] = if place <= group.len() {
-                ALPHABET[(bits >> (18 - 6 * place)) as usize & 63]
-            } else {
-                b'='
-            };
-            length += 1;
-        }
+    for (into, group) in text.chunks_exact_mut(4).zip(groups) {
+        into.copy_from_slice(&group);
+        length += group.len();
     }
     length
+}
+
+/// The encoding of a key, four bytes at a time.
+pub fn encoded(key: &[u8]) -> impl Iterator<Item = [u8; 4]> {
+    key.chunks(3).map(|group| {
+        let byte = |at: usize| u32::from(group.get(at).copied().unwrap_or(0));
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        std::array::from_fn(|place| match place <= group.len() {
+            true => ALPHABET[(bits >> (18 - 6 * place)) as usize & 63],
+            false => b'=',
+        })
+    })
 }
 
 #[cfg(test)]
@@ -92,6 +115,20 @@ mod tests {
             let mut room = [0; DECODED_MAX];
             let length = decode(text.as_bytes(), &mut room).unwrap();
             assert_eq!(&room[..length], key.as_bytes());
+        }
+    }
+
+    #[test]
+    fn keys_of_any_length() {
+        let key: Vec<u8> = (0..1000u32).map(|n| (n * 7) as u8).collect();
+        for length in [1, 250, 251, 255, 256, 999, 1000] {
+            let key = &key[..length];
+            let text: Vec<u8> = encoded(key).flatten().collect();
+            assert!(is_key(&text));
+            let mut room = vec![0; decoded_max(text.len())];
+            assert_eq!(decode(&text, &mut room), Some(length));
+            assert_eq!(&room[..length], key);
+            assert_eq!(decode(&text, &mut room[..length - 1]), None, "no room");
         }
     }
 

@@ -4,6 +4,7 @@
 //! Numbers are big-endian. Data type and vbucket are not looked at. Every rule but the last needs the
 //! header alone, so that a wrong request is refused before its body arrives.
 
+use super::Rules;
 use super::request::{
     Arith, Create, Delete, Fetch, Key, Mode, Op, Parsed, Refusal, Request, Store, Style,
 };
@@ -156,6 +157,11 @@ pub fn sound(input: &[u8]) -> Option<(u8, u32)> {
 
 /// What the start of `input` asks for.
 pub fn parse(input: &[u8]) -> Parsed<'_> {
+    parse_by(Rules::default(), input)
+}
+
+/// As [`parse`], by other rules than memcached's.
+pub fn parse_by(rules: Rules, input: &[u8]) -> Parsed<'_> {
     let Some((bytes, rest)) = input.split_first_chunk::<HEADER>() else {
         return match input.first() {
             None | Some(&MAGIC) => Parsed::Incomplete,
@@ -169,7 +175,7 @@ pub fn parse(input: &[u8]) -> Parsed<'_> {
     let Some(length) = header.value() else {
         return header.hang_up(UNKNOWN);
     };
-    if header.body > BODY_MAX || header.key > KEY_MAX {
+    if header.body > BODY_MAX || header.key > rules.key_max() {
         return header.hang_up(INVALID);
     }
     let (code, quiet) = plain(header.opcode);
@@ -184,8 +190,11 @@ pub fn parse(input: &[u8]) -> Parsed<'_> {
         opcode::TOUCH | opcode::GAT | opcode::GATK => header.extras == 4 && has_key && length == 0,
         opcode::NOOP | opcode::VERSION | opcode::QUIT | opcode::SASL_LIST => header.body == 0,
         opcode::FLUSH => matches!(header.extras, 0 | 4) && !has_key && length == 0,
-        opcode::STAT => header.extras == 0 && length == 0,
-        opcode::SASL_AUTH | opcode::SASL_STEP => header.extras == 0 && has_key,
+        // What stands in the place of a key here is none, and need not be as long.
+        opcode::STAT => header.extras == 0 && header.key <= KEY_MAX && length == 0,
+        opcode::SASL_AUTH | opcode::SASL_STEP => {
+            header.extras == 0 && has_key && header.key <= KEY_MAX
+        }
         _ => return header.unknown(),
     };
     if !shaped {

@@ -7,7 +7,7 @@ use super::number;
 use super::request::{
     Arith, Create, Delete, Fetch, Key, Mode, Op, Parsed, Refusal, Request, Store, Style,
 };
-use super::text::{BAD_FORMAT, KEY_MAX};
+use super::text::BAD_FORMAT;
 use super::words::{word, words};
 
 /// Words of a request, command and key included.
@@ -59,12 +59,12 @@ pub(super) fn parse<'a>(rules: Rules, command: u8, mut rest: &'a [u8], taken: us
         return refuse(BAD_FORMAT);
     };
     if command == b'e' {
-        if key.len() > KEY_MAX || !words(rest).take(WORDS_SEEN - 2).all(begins_a_flag) {
+        if key.len() > rules.key_max() || !words(rest).take(WORDS_SEEN - 2).all(begins_a_flag) {
             return refuse(BAD_FORMAT);
         }
         // Where memcached looks for it, but without wanting a word behind it.
         let base64 = words(rest).next() == Some(b"b");
-        if base64 && !decodes(key) {
+        if base64 && !base64::is_key(key) {
             return refuse(BAD_FORMAT);
         }
         return request(
@@ -213,10 +213,6 @@ pub(super) fn parse<'a>(rules: Rules, command: u8, mut rest: &'a [u8], taken: us
     }
 }
 
-fn decodes(key: &[u8]) -> bool {
-    base64::decode(key, &mut [0; base64::DECODED_MAX]).is_some()
-}
-
 /// What is wrong with flags.
 #[derive(Debug, PartialEq, Eq)]
 enum Wrong {
@@ -297,7 +293,7 @@ impl Flags {
             match letter {
                 b'b' => {
                     flags.base64 = true;
-                    if !decodes(key) {
+                    if !base64::is_key(key) {
                         wrong = Some(BAD_KEY);
                     }
                 }
@@ -346,7 +342,7 @@ impl Flags {
                 _ => last = Some(INVALID_FLAG),
             }
         }
-        if key.len() > KEY_MAX {
+        if key.len() > rules.key_max() {
             return Err(Wrong::Flags(BAD_FORMAT));
         }
         if count > WORDS_MAX {

@@ -49,10 +49,34 @@ impl Dialect {
 }
 
 /// What requests may say that memcached would not understand.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rules {
     /// Times have 64 bits; they are cut off, or refused, at 32 otherwise.
     pub long_times: bool,
+    /// The longest key, at least [`text::KEY_MAX`]; see [`key_max`](Rules::key_max).
+    pub key_bytes: u32,
+}
+
+impl Default for Rules {
+    fn default() -> Rules {
+        Rules {
+            long_times: false,
+            key_bytes: text::KEY_MAX as u32,
+        }
+    }
+}
+
+impl Rules {
+    /// The longest key.
+    #[inline]
+    pub fn key_max(self) -> usize {
+        self.key_bytes as usize
+    }
+
+    /// Keys may be longer than memcached's.
+    pub fn long_keys(self) -> bool {
+        self.key_max() > text::KEY_MAX
+    }
 }
 
 /// What the start of `input` asks for.
@@ -66,6 +90,6 @@ pub fn parse(dialect: Dialect, input: &[u8]) -> Parsed<'_> {
 pub fn parse_by(rules: Rules, dialect: Dialect, input: &[u8]) -> Parsed<'_> {
     match dialect {
         Dialect::Text => text::parse_by(rules, input),
-        Dialect::Binary => binary::parse(input),
+        Dialect::Binary => binary::parse_by(rules, input),
     }
 }

@@ -68,7 +68,7 @@ pub enum Style<'a> {
 pub struct Key<'a> {
     /// The bytes on the wire.
     pub raw: &'a [u8],
-    /// Meta flag `b`: `raw` is base64 (already found to be valid) and at most 250 bytes long.
+    /// Meta flag `b`: `raw` is base64, already found to be valid.
     pub base64: bool,
 }
 

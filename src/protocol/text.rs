@@ -13,11 +13,12 @@ use super::request::{
 use super::words::{self, word};
 use super::{meta, number};
 
-/// The longest key.
+/// The longest key, unless the [rules](Rules) say otherwise.
 pub const KEY_MAX: usize = 250;
 /// The longest value that can be announced.
 const LENGTH_MAX: i32 = i32::MAX - 2;
-/// The longest line that may stand there without its end, unless it is a multiget.
+/// The longest line that may stand there without its end, unless it is a multiget; with longer keys, so
+/// much more than a key.
 const LINE_MAX: usize = 2048;
 /// A multiget of so many bytes is answered before its line has ended. A shorter one is waited for, so
 /// that a wrong key in it is the only answer, as with memcached.
@@ -43,7 +44,7 @@ pub fn parse_by(rules: Rules, input: &[u8]) -> Parsed<'_> {
     }
     let Some(end) = memchr(b'\n', input) else {
         return if input.len() > LINE_MAX {
-            Parsed::Close
+            unfinished(rules, input)
         } else {
             Parsed::Incomplete
         };
@@ -57,6 +58,42 @@ pub fn parse_by(rules: Rules, input: &[u8]) -> Parsed<'_> {
         line => line,
     };
     Line { line, taken, rules }.parse()
+}
+
+/// The longest line that may stand there without its end; for input buffers. A key of a multiget may
+/// come after any number of others.
+pub fn line_max(rules: Rules) -> usize {
+    match rules.long_keys() {
+        true => rules.key_max() + LINE_MAX,
+        false => LINE_MAX,
+    }
+}
+
+/// A line without its end, of more than [`LINE_MAX`] bytes.
+#[cold]
+fn unfinished(rules: Rules, input: &[u8]) -> Parsed<'_> {
+    if rules.long_keys() && input.len() >= STREAM_FROM {
+        // Any number of long keys may follow here too.
+        let line = Line {
+            line: input,
+            taken: input.len(),
+            rules,
+        };
+        let mut rest = input;
+        let begun = match word(&mut rest) {
+            Some(b"gat") => line.gat(rest, false),
+            Some(b"gats") => line.gat(rest, true),
+            _ => Parsed::Incomplete,
+        };
+        if let Parsed::Request { .. } = begun {
+            return begun;
+        }
+    }
+    if input.len() > line_max(rules) {
+        Parsed::Close
+    } else {
+        Parsed::Incomplete
+    }
 }
 
 /// `get` and `gets`, whose line need not be there as a whole: its keys are pulled one by one.
@@ -101,7 +138,7 @@ pub enum NextKey<'a> {
         taken: usize,
     },
     Incomplete,
-    /// A key of more than [`KEY_MAX`] bytes.
+    /// A longer key than there may be.
     TooLong,
 }
 
@@ -122,19 +159,25 @@ pub fn usual_key(input: &[u8]) -> Option<(&[u8], usize)> {
 /// The next key of a multiget.
 #[inline(always)]
 pub fn next_key(input: &[u8]) -> NextKey<'_> {
+    next_key_by(Rules::default(), input)
+}
+
+/// As [`next_key`], by other rules than memcached's.
+#[inline(always)]
+pub fn next_key_by(rules: Rules, input: &[u8]) -> NextKey<'_> {
     if let Some((key, taken)) = usual_key(input) {
         return NextKey::Key { key, taken };
     }
-    other_key(input)
+    other_key(rules, input)
 }
 
-/// As [`next_key`], where there is no [`usual_key`].
+/// As [`next_key_by`], where there is no [`usual_key`].
 #[inline(always)]
-pub fn other_key(input: &[u8]) -> NextKey<'_> {
+pub fn other_key(rules: Rules, input: &[u8]) -> NextKey<'_> {
     if let [b'\r', b'\n', ..] = input {
         return NextKey::End { taken: 2 };
     }
-    any_key(input)
+    any_key(rules, input)
 }
 
 /// Where the first byte up to a blank stands, or an earlier one that is not ASCII, if the whole pairs
@@ -159,19 +202,19 @@ fn word_end(bytes: &[u8]) -> Option<usize> {
 
 /// As [`next_key`], whatever stands there.
 #[inline(never)]
-fn any_key(input: &[u8]) -> NextKey<'_> {
+fn any_key(rules: Rules, input: &[u8]) -> NextKey<'_> {
     let mut start = 0;
     while input.get(start) == Some(&b' ') {
         start += 1;
     }
     let rest = &input[start..];
-    // A key ends within this, or it is too long; a CR may stand before the LF.
+    // A key ends within this, or it is a long one; a CR may stand before the LF.
     let window = &rest[..rest.len().min(KEY_MAX + 2)];
     let Some(length) = memchr2(b' ', b'\n', window) else {
         return if rest.len() < KEY_MAX + 2 {
             NextKey::Incomplete
         } else {
-            NextKey::TooLong
+            long_key(rules, rest, start)
         };
     };
     let mut key = &rest[..length];
@@ -187,7 +230,7 @@ fn any_key(input: &[u8]) -> NextKey<'_> {
         }
     }
     if key.len() > KEY_MAX {
-        return NextKey::TooLong;
+        return long_key(rules, rest, start);
     }
     NextKey::Key {
         key,
@@ -195,11 +238,35 @@ fn any_key(input: &[u8]) -> NextKey<'_> {
     }
 }
 
+/// As [`next_key`], where more than [`KEY_MAX`] bytes stand behind `start` blanks.
+#[cold]
+fn long_key(rules: Rules, rest: &[u8], start: usize) -> NextKey<'_> {
+    let window = &rest[..rest.len().min(rules.key_max() + 2)];
+    let Some(length) = memchr2(b' ', b'\n', window) else {
+        return if rest.len() < rules.key_max() + 2 {
+            NextKey::Incomplete
+        } else {
+            NextKey::TooLong
+        };
+    };
+    let key = match &rest[..length] {
+        [before @ .., b'\r'] if rest[length] == b'\n' => before,
+        key => key,
+    };
+    match key.len() <= rules.key_max() {
+        true => NextKey::Key {
+            key,
+            taken: start + key.len(),
+        },
+        false => NextKey::TooLong,
+    }
+}
+
 /// Bytes of the next `count` keys of a multiget, which are known to stand there.
-pub fn keys_length(input: &[u8], count: usize) -> usize {
+pub fn keys_length(rules: Rules, input: &[u8], count: usize) -> usize {
     let mut at = 0;
     for _ in 0..count {
-        if let NextKey::Key { taken, .. } = next_key(&input[at..]) {
+        if let NextKey::Key { taken, .. } = next_key_by(rules, &input[at..]) {
             at += taken;
         }
     }
@@ -384,7 +451,9 @@ impl<'a> Line<'a> {
             true => exptime,
             false => exptime.map(|time| i64::from(time as i32)),
         };
-        let (Some(flags), Some(exptime), true) = (flags, exptime, key.len() <= KEY_MAX) else {
+        let (Some(flags), Some(exptime), true) =
+            (flags, exptime, key.len() <= self.rules.key_max())
+        else {
             return self.refuse_after(BAD_FORMAT, skip);
         };
         let cas = if with_cas {
@@ -413,7 +482,7 @@ impl<'a> Line<'a> {
     /// its service.
     fn mcrouter(self, mut rest: &'a [u8], op: fn(Key<'a>) -> Op<'a>) -> Parsed<'a> {
         match word(&mut rest) {
-            Some(key) if key.len() <= KEY_MAX => self.loud(op(plain(key))),
+            Some(key) if key.len() <= self.rules.key_max() => self.loud(op(plain(key))),
             _ => refuse(BAD_FORMAT, self.taken),
         }
     }
@@ -428,7 +497,7 @@ impl<'a> Line<'a> {
             return refuse(BAD_FORMAT, self.taken);
         };
         let (Some(key @ [..]), Some(lease), Some(flags), Some(exptime)) = (
-            key.filter(|key| key.len() <= KEY_MAX),
+            key.filter(|key| key.len() <= self.rules.key_max()),
             token,
             flags,
             exptime,
@@ -477,7 +546,7 @@ impl<'a> Line<'a> {
     fn delete(self, mut rest: &'a [u8]) -> Parsed<'a> {
         match word(&mut rest) {
             None => refuse(BAD_FORMAT, self.taken),
-            Some(key) if key.len() > KEY_MAX => self.refuse(BAD_FORMAT),
+            Some(key) if key.len() > self.rules.key_max() => self.refuse(BAD_FORMAT),
             Some(key) => self.request(Op::Delete(Delete {
                 key: plain(key),
                 cas: None,
@@ -494,7 +563,7 @@ impl<'a> Line<'a> {
         let (Some(key), Some(delta)) = (word(&mut rest), word(&mut rest)) else {
             return refuse(BAD_FORMAT, self.taken);
         };
-        if key.len() > KEY_MAX {
+        if key.len() > self.rules.key_max() {
             return self.refuse(BAD_FORMAT);
         }
         match number::unsigned(delta) {
@@ -515,7 +584,7 @@ impl<'a> Line<'a> {
         let (Some(key), Some(exptime)) = (word(&mut rest), word(&mut rest)) else {
             return refuse(BAD_FORMAT, self.taken);
         };
-        if key.len() > KEY_MAX {
+        if key.len() > self.rules.key_max() {
             return self.refuse(BAD_FORMAT);
         }
         match self.time(exptime) {

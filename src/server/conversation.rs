@@ -22,6 +22,9 @@ use crate::protocol::text;
 use crate::settings::Protocol;
 use crate::store::{Refused, Upload};
 
+/// Beyond so many bytes of input it is remembered how much of it was looked at in vain.
+const LONG_INPUT: usize = 64 << 10;
+
 /// What a key of a get that is too long is answered with.
 const BAD_KEY: Refusal = Refusal::Line("CLIENT_ERROR bad command line format");
 
@@ -66,6 +69,8 @@ pub struct Conversation {
     reason: Reason,
     /// The replies so far wait for the verdict on this ticket.
     vote: Option<u64>,
+    /// Bytes of a long line, or a long key, that were looked at and have no end.
+    seen: usize,
 }
 
 /// Where in the stream of requests the next byte belongs.
@@ -123,6 +128,7 @@ impl Conversation {
             active: now,
             reason: Reason::Error,
             vote: None,
+            seen: 0,
         }
     }
 
@@ -168,7 +174,7 @@ impl Conversation {
     pub fn activity(&self, kept: &[u8]) -> Activity {
         match &self.state {
             // A line that is whole waits for its value.
-            State::Commands if kept.contains(&b'\n') => Activity::ReadValue,
+            State::Commands if line_ends(kept) => Activity::ReadValue,
             State::Commands | State::Keys { .. } | State::SkipLine => Activity::Read,
             State::Value(_) => Activity::ReadValue,
             State::Skip { .. } => Activity::Swallow,
@@ -244,6 +250,9 @@ impl Conversation {
                     if served.requests + served.keys >= turn.limits.turn {
                         return Ran::Enough;
                     }
+                    if input.len() > LONG_INPUT && self.still_starved(turn) {
+                        return Ran::Starved;
+                    }
                     if let Some(ran) = self.batch(turn, served) {
                         return ran;
                     }
@@ -306,6 +315,23 @@ impl Conversation {
                 State::Closing => return Ran::Close,
             }
         }
+    }
+
+    /// Whether a long line, or a key of a get, whose end had not arrived still has none. So what comes in
+    /// by the byte is not looked through from the start each time.
+    #[cold]
+    fn still_starved(&mut self, turn: &Turn<'_>) -> bool {
+        let (input, rules) = (turn.input.unread(), turn.context.shared.rules);
+        let Some(new) = input.get(self.seen..).filter(|_| self.seen > 0) else {
+            return false;
+        };
+        let (end, most) = match &self.state {
+            _ if self.dialect != Some(Dialect::Text) => return false,
+            State::Keys { .. } => (memchr::memchr2(b' ', b'\n', new), rules.key_max()),
+            _ => (memchr::memchr(b'\n', new), text::line_max(rules)),
+        };
+        self.seen = input.len();
+        end.is_none() && input.len() <= most
     }
 
     /// Takes what somebody says who has yet to show credentials. `None`: go on.
@@ -381,7 +407,8 @@ impl Conversation {
                     keys = match then {
                         _ if read < batch.len() => {
                             // The others wait until replies have been sent.
-                            end = start + text::keys_length(&input[*start..], read);
+                            let rules = context.shared.rules;
+                            end = start + text::keys_length(rules, &input[*start..], read);
                             Some(*how)
                         }
                         Then::More => Some(*how),
@@ -449,6 +476,9 @@ impl Conversation {
         }
         let starved = plan.starved && plan.steps.last().is_none_or(|(_, last)| *last == end);
         drop(plan);
+        if input.len() > LONG_INPUT {
+            self.seen = if end == 0 { input.len() } else { 0 };
+        }
         turn.input.take(end);
         self.active = context.now;
         self.state = match (skip, keys) {
@@ -518,6 +548,12 @@ impl Conversation {
             }
         }
     }
+}
+
+/// Whether there is a line with its end in what was left behind, whose value is waited for.
+fn line_ends(kept: &[u8]) -> bool {
+    let near = kept.len().saturating_sub(command::WHOLE_MAX + 2);
+    kept[near..].contains(&b'\n')
 }
 
 /// Moves what fits from the input into a value; says how much that was, and whether there was memory.

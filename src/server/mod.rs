@@ -64,7 +64,7 @@ use worker::Worker;
 
 use crate::cluster::Cluster;
 use crate::command::Shared;
-use crate::net::{self, Datagrams, Keyring, listen};
+use crate::net::{Datagrams, Keyring, listen};
 use crate::observe::board::Activity;
 use crate::settings::{Endpoint, EndpointTls, Settings};
 use crate::store::Store;
@@ -380,7 +380,7 @@ fn start_worker(
         buffer_limit: match server.read_buffer_limit {
             0 => 0,
             // One unfinished command must always be allowed.
-            limit => (limit / server.threads.max(1)).max(net::buffer::SIZE),
+            limit => (limit / server.threads.max(1)).max(worker::longest_command(shared.rules)),
         },
         datagrams,
     };

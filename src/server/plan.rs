@@ -128,7 +128,7 @@ impl<'i> Plan<'i> {
                     self.keys(context, how, true, input, at + taken)
                 }
                 Parsed::Request { request, taken } => {
-                    self.request(context, request, input, at + taken)
+                    self.request(context, request, input, at, at + taken)
                 }
                 Parsed::Incomplete => {
                     self.starved = true;
@@ -173,13 +173,14 @@ impl<'i> Plan<'i> {
         input: &'i [u8],
         mut at: usize,
     ) -> Option<usize> {
+        let rules = context.shared.rules;
         let (before, start) = (self.lookups.len(), at);
         let store = context.store();
         let then = loop {
             let rest = &input[at..];
             let (key, taken) = match text::usual_key(rest) {
                 Some(usual) => usual,
-                None => match text::other_key(rest) {
+                None => match text::other_key(rules, rest) {
                     NextKey::Key { key, taken } => (key, taken),
                     NextKey::End { taken } => {
                         at += taken;
@@ -217,17 +218,19 @@ impl<'i> Plan<'i> {
         }
     }
 
-    /// Takes a request whose line ends at `at`, with its value if it has one.
+    /// Takes a request whose line begins at `from` and ends at `at`, with its value if it has one.
     fn request(
         &mut self,
         context: &Context<'i>,
         request: Request<'i>,
         input: &'i [u8],
+        from: usize,
         at: usize,
     ) -> Option<usize> {
         let length = command::body_length(&request);
         let value = input[at..].get(..length);
-        if value.is_none() && length <= WHOLE_MAX {
+        // A long line is not taken apart again for every part of a value.
+        if value.is_none() && length <= WHOLE_MAX && at - from <= WHOLE_MAX {
             self.starved = true;
             return None;
         }

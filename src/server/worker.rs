@@ -15,10 +15,11 @@ use super::conversation::{Conversation, Limits, Turn};
 use super::datagram::{self, Door};
 use super::listener::{Arrival, Inbox};
 use crate::command::{Context, Replies, Session, Shared};
-use crate::net::{Datagrams, Input, Stream};
+use crate::net::{self, Datagrams, Input, Stream};
 use crate::observe::ThreadCounters;
 use crate::observe::board::Activity;
 use crate::observe::events::{self, Peer, Reason};
+use crate::protocol::{Rules, text};
 
 /// The token of the inbox; connections have their place in the slab.
 pub const WAKE: Token = Token(usize::MAX);
@@ -72,7 +73,7 @@ impl Worker {
             connections: Slab::new(),
             doors: self.open_doors()?,
             ready: VecDeque::new(),
-            input: Input::new(),
+            input: Input::for_commands(longest_command(self.shared.rules)),
             replies: Replies::with_capacity(OUTPUT),
         };
         let mut swept = self.shared.clock.now();
@@ -395,6 +396,12 @@ impl Worker {
             self.close(desk, key, Reason::IdleTimeout);
         }
     }
+}
+
+/// Bytes that input may have to hold for one command, and what is read along with its end. Longer lines
+/// have been hung up on by then.
+pub(super) fn longest_command(rules: Rules) -> usize {
+    text::line_max(rules) + net::buffer::SIZE
 }
 
 fn door(desk: &mut Desk, key: usize) -> Option<&mut Door> {

@@ -7,7 +7,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::bins::{BinState, HAND_STEPS, Page};
-use super::raw::{Arena, Ghost, Handle, NewItem, Slot, State, flag};
+use super::raw::{Arena, Ghost, Handle, KEY_SHORT, NewItem, Slot, State, flag};
 use super::{Cx, Inner, Put, Upload};
 use crate::observe::events;
 
@@ -334,9 +334,7 @@ impl Inner {
         handle: Handle,
         why: Leaving,
     ) -> Option<Slot<'_>> {
-        let hash = self
-            .hasher
-            .hash(state.pages.peek_key(&self.pages, &self.arena, handle)?);
+        let hash = self.peek_hash(state, handle)?;
         let mut guard = self.table.try_lock(&self.arena, hash)?;
         let place = guard.find_handle(hash, handle)?;
         let item = guard.item(&place);
@@ -373,7 +371,7 @@ impl Inner {
                         i64::from(expires) - i64::from(cx.now)
                     };
                     cx.counters.log.eviction(
-                        item.key(),
+                        &item.key(),
                         !unfetched,
                         left,
                         age,
@@ -415,7 +413,8 @@ impl Inner {
         put: &Put<'_>,
         length: usize,
     ) -> Option<Upload> {
-        let large = length > super::COPY_MAX;
+        let long = put.key.len() > KEY_SHORT;
+        let large = length > super::COPY_MAX || long;
         let total = self.arena.overhead(put.key.len(), put.flags != 0) + length;
         let class = self.classes.class_of_total(total + self.classes.extra());
         let fit = self.fit(total);
@@ -426,6 +425,7 @@ impl Inner {
         let mut slot = self.take(cx, bin, class)?;
         let at = slot.write_head(&NewItem {
             key: put.key,
+            hash: put.hash,
             length,
             client_flags: put.flags,
             expires: put.expires,
@@ -434,7 +434,16 @@ impl Inner {
             verified: self.verifies(length),
             binary_key: put.binary_key,
         });
-        Some(Upload::new(self.clone(), slot, at, length, class))
+        let lead = if long { put.key } else { b"" };
+        Upload::new(self.clone(), cx, slot, at, lead, length, class).ok()
+    }
+
+    /// The hash of the key of an item that stands in a bin whose mutex is held.
+    pub(super) fn peek_hash(&self, state: &BinState, handle: Handle) -> Option<u64> {
+        let hash = |key: &[u8]| self.hasher.hash(key);
+        state
+            .pages
+            .peek_hash(&self.pages, &self.arena, handle, hash)
     }
 
     /// A slot for the next bytes of a value of which so many are missing, and how many of them it is

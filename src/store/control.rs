@@ -421,15 +421,9 @@ impl Store {
             let state = bin.lock();
             for &page in state.pages.pages() {
                 for slot in 0..inner.pages.entry(page).carved() {
-                    let head = inner
-                        .arena
-                        .head(inner.arena.handle(page, slot, state.pages.size()));
-                    let word = head.word();
-                    if word.linked() {
-                        let flags = word.has(super::raw::flag::CLIENT);
-                        let total = inner.arena.overhead(word.key_length(), flags)
-                            + head.length.load(Relaxed) as usize
-                            + inner.classes.extra();
+                    let handle = inner.arena.handle(page, slot, state.pages.size());
+                    if inner.arena.head(handle).word().linked() {
+                        let total = inner.arena.total(handle) + inner.classes.extra();
                         *sizes
                             .entry((total as u64).next_multiple_of(32))
                             .or_insert(0) += 1;

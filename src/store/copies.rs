@@ -6,6 +6,7 @@
 //! the end of its partition's log knows which records the item contains. A follower hides what is
 //! dead and takes it out when the leader says so; what it must give up for want of memory it marks.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -94,7 +95,7 @@ impl Inner {
     pub(super) fn before(&self, item: &Item<'_>) -> u64 {
         match self.journal {
             None => 0,
-            Some(_) => digest(item, journal::place(item.key())),
+            Some(_) => digest(item, journal::place(&item.key())),
         }
     }
 
@@ -110,7 +111,7 @@ impl Inner {
     #[inline(never)]
     fn log_item(&self, journal: &Journal, item: &Item<'_>, before: u64) {
         let key = item.key();
-        let place = journal::place(key);
+        let place = journal::place(&key);
         let change = Change(before ^ digest(item, place));
         if journal.is_follower() {
             return journal.change(place, change);
@@ -129,7 +130,7 @@ impl Inner {
             kind,
             value,
             argument: length as u64,
-            ..self.describe(journal, item)
+            ..self.describe(journal, item, &key)
         };
         journal.append(place, &record, change);
         LOGGED.set(true);
@@ -141,14 +142,15 @@ impl Inner {
         if let Some(journal) = &self.journal
             && !journal.is_follower()
         {
-            let record = self.describe(journal, item);
-            journal.append(journal::place(record.key), &record, Change::default());
+            let key = item.key();
+            let record = self.describe(journal, item, &key);
+            journal.append(journal::place(&key), &record, Change::default());
             LOGGED.set(true);
         }
     }
 
     /// A record of everything but the value.
-    fn describe<'i>(&self, journal: &Journal, item: &Item<'i>) -> Record<'i> {
+    fn describe<'k>(&self, journal: &Journal, item: &Item<'_>, key: &'k [u8]) -> Record<'k> {
         Record {
             kind: Kind::Meta,
             marks: marks(item),
@@ -157,7 +159,7 @@ impl Inner {
             seq: 0,
             cas: item.cas(),
             argument: 0,
-            key: item.key(),
+            key,
             value: &[],
         }
     }
@@ -173,7 +175,8 @@ impl Inner {
     #[cold]
     #[inline(never)]
     fn log_item_gone(&self, journal: &Journal, item: &Item<'_>, for_room: bool) {
-        let place = journal::place(item.key());
+        let key = item.key();
+        let place = journal::place(&key);
         let change = Change(digest(item, place));
         match (journal.is_follower(), for_room) {
             (true, true) => journal.lose(place, change),
@@ -181,7 +184,7 @@ impl Inner {
             (false, _) => {
                 let record = Record {
                     cas: item.cas(),
-                    ..Record::new(Kind::Delete, item.key())
+                    ..Record::new(Kind::Delete, &key)
                 };
                 journal.append(place, &record, change);
                 LOGGED.set(true);
@@ -206,6 +209,7 @@ impl Inner {
 /// An item that a walk has come to.
 pub struct Seen<'g> {
     pub hit: Hit<'g>,
+    pub key: Cow<'g, [u8]>,
     /// See [`journal::place`].
     pub place: u64,
     /// See [`journal::item_digest`].
@@ -227,7 +231,7 @@ impl Seen<'_> {
             seq: self.seq,
             cas: hit.cas(),
             argument: hit.length() as u64,
-            key: hit.key(),
+            key: &self.key,
             value: &[],
         }
     }
@@ -465,10 +469,12 @@ impl Store {
             }
             let guard = inner.table.lock_pair(&inner.arena, pair);
             guard.each(|item| {
-                let place = journal::place(item.key());
+                let key = item.key();
+                let place = journal::place(&key);
                 shown += 1;
                 each(&Seen {
                     hit: Hit::shown(inner, item),
+                    key,
                     place,
                     digest: digest(&item, place),
                     seq: inner
@@ -505,6 +511,7 @@ impl Store {
         let place = journal::place(key);
         Some(look(&Seen {
             hit: Hit::shown(inner, item),
+            key: item.key(),
             place,
             digest: digest(&item, place),
             seq: inner
@@ -688,7 +695,7 @@ mod tests {
                         hit.expires(),
                         hit.record_marks()
                     );
-                    items.insert(String::from_utf8_lossy(hit.key()).into_owned(), rest);
+                    items.insert(String::from_utf8_lossy(&seen.key).into_owned(), rest);
                 });
             }
             items

@@ -103,7 +103,15 @@ impl Store {
                 }
             };
             let item = guard.item(&place);
-            let text = item.inline();
+            let gathered;
+            let text = match item.inline() {
+                // Behind a long key, even a number may lie in two pieces.
+                None if item.length() <= COUNT_MAX => {
+                    gathered = item.value();
+                    Some(&gathered[..])
+                }
+                text => text,
+            };
             if text != Some(b"") && how.cas.is_some_and(|cas| cas != item.cas()) {
                 return Counted::Exists;
             }
@@ -187,6 +195,13 @@ impl Store {
             let Some(slot) = upload.into_slot(cx, inner) else {
                 return Counted::NoMemory;
             };
+            if length == old_length {
+                // Behind a long key it is written anew, and to its readers the same item all the same.
+                let kept = flag::FETCHED | flag::STALE | flag::TOKEN_SENT | flag::BINARY_KEY;
+                let marks = word.flags() & kept;
+                let head = inner.arena.head(slot.handle());
+                head.update(|word| word.with_flags(word.flags() | marks));
+            }
             if let Some(stored) = inner.link_over(cx, &put, slot, cas, version) {
                 let cas = match stored {
                     Stored::Stored { cas, .. } => cas,

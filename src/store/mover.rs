@@ -495,10 +495,9 @@ impl Inner {
         handle: Handle,
         slot: Slot<'s>,
     ) -> Result<Slot<'s>, Slot<'s>> {
-        let Some(key) = state.pages.peek_key(&self.pages, &self.arena, handle) else {
+        let Some(hash) = self.peek_hash(state, handle) else {
             return Err(slot);
         };
-        let hash = self.hasher.hash(key);
         let Some(mut guard) = self.table.try_lock(&self.arena, hash) else {
             return Err(slot);
         };
@@ -586,10 +585,9 @@ impl Inner {
         chunk: Handle,
         slot: Slot<'s>,
     ) -> Result<Slot<'s>, Slot<'s>> {
-        let Some(key) = owners.pages.peek_key(&self.pages, &self.arena, owner) else {
+        let Some(hash) = self.peek_hash(owners, owner) else {
             return Err(slot);
         };
-        let hash = self.hasher.hash(key);
         let Some(mut guard) = self.table.try_lock(&self.arena, hash) else {
             return Err(slot);
         };

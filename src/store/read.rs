@@ -1,6 +1,7 @@
 #![forbid(unsafe_code)]
 //! Reading an item, and what reading does to it.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -53,8 +54,8 @@ impl<'g> Hit<'g> {
         &self.item
     }
 
-    #[inline]
-    pub fn key(&self) -> &'g [u8] {
+    /// The key; a long one may have to be copied together.
+    pub fn key(&self) -> Cow<'g, [u8]> {
         self.item.key()
     }
 
@@ -142,7 +143,7 @@ impl<'g> Hit<'g> {
         self.created
     }
 
-    /// The value, if it has at most [`COPY_MAX`](super::COPY_MAX) bytes.
+    /// The value, if it has at most [`COPY_MAX`](super::COPY_MAX) bytes, and its key no more than 250.
     #[inline]
     pub fn inline(&self) -> Option<&'g [u8]> {
         self.item.small(self.length)
@@ -154,8 +155,8 @@ impl<'g> Hit<'g> {
         self.item.plain(self.length)
     }
 
-    /// Holds the value in place until the pin is dropped. Only values over [`COPY_MAX`](super::COPY_MAX) can be held;
-    /// shorter ones are there to be copied.
+    /// Holds the value in place until the pin is dropped. Only those can be held that are not
+    /// [inline](Hit::inline), which are there to be copied.
     #[inline(always)]
     pub fn pin(&self) -> Option<Pin> {
         Some(hold(self.inner, self.item.pin()?))

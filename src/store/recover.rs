@@ -26,8 +26,6 @@ use crate::observe::counters::CLASSES;
 const CAS_MARGIN: u64 = 1 << 24;
 /// Pages that a thread takes at a time.
 const STRIDE: u32 = 64;
-/// The longest key.
-const KEY_MAX: usize = 250;
 
 /// What page 0 holds, by cell.
 #[derive(Clone, Copy)]
@@ -143,7 +141,7 @@ impl Inner {
         }
 
         let bins = arena.bins();
-        let salvage = Salvage::new(arena, pages, KEY_MAX);
+        let salvage = Salvage::new(arena, pages);
         let arena = salvage.arena();
         let end = salvage.end();
         let found = over_pages(end, |pages| {
@@ -297,10 +295,10 @@ fn over_pages<T: Send>(
 /// linking an item and unlinking the one it replaced.
 fn adopt(salvage: &Salvage<'_>, table: &Table, hasher: &Hasher, intact: &Intact<'_>) -> u64 {
     let (arena, item) = (salvage.arena(), intact.item());
-    let hash = hasher.hash(item.key());
+    let hash = item.hash(|key| hasher.hash(key));
     loop {
         let mut guard = table.lock(arena, hash);
-        let Some(place) = guard.find(hash, item.key()) else {
+        let Some(place) = guard.find(hash, &item.key()) else {
             let adopted = guard.adopt(hash, intact);
             drop(guard);
             if adopted {

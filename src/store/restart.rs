@@ -122,7 +122,7 @@ fn identity(settings: &settings::Store) -> Vec<(&'static str, String)> {
 }
 
 /// Changes with every change of what lies where.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 impl Inner {
     /// A store in a memory file: with the items left there, or an empty one.

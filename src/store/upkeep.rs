@@ -414,10 +414,9 @@ impl Inner {
             while walk.slot < carved && shown < limit {
                 let handle = self.arena.handle(page, walk.slot, state.pages.size());
                 walk.slot += 1;
-                let Some(key) = state.pages.peek_key(&self.pages, &self.arena, handle) else {
+                let Some(hash) = self.peek_hash(&state, handle) else {
                     continue;
                 };
-                let hash = self.hasher.hash(key);
                 // Whoever has the pair is quick; but a bin's mutex is held here, so it is only tried.
                 let Some(guard) = (0..1000).find_map(|_| self.table.try_lock(&self.arena, hash))
                 else {
@@ -449,10 +448,7 @@ impl Inner {
         let head = self.arena.head(handle);
         let bin = head.word().bin();
         if bin == self.arena.chunk_bin() {
-            let word = head.word();
-            let flags = word.has(super::raw::flag::CLIENT);
-            let total =
-                self.arena.overhead(word.key_length(), flags) + head.length.load(Relaxed) as usize;
+            let total = self.arena.total(handle);
             self.classes.class_of_total(total + self.classes.extra())
         } else {
             self.classes.class_of_bin(bin)

@@ -155,7 +155,7 @@ impl Inner {
                 return (guard, found);
             }
             drop(guard);
-            if self.check(cx, key, hash, version.0) {
+            if self.check(cx, hash, version.0) {
                 checked = Some(version);
             }
         }
@@ -184,7 +184,7 @@ impl Inner {
                 return guard;
             }
             drop(guard);
-            if self.check(cx, key, hash, version.0) {
+            if self.check(cx, hash, version.0) {
                 checked = Some(version);
             }
             guard = self.table.lock_at(spot, &self.arena, hash);
@@ -194,13 +194,7 @@ impl Inner {
     /// Whether a value is what it was when it was stored. If not, it is gone behind this.
     #[cold]
     #[inline(never)]
-    pub(super) fn check(
-        self: &Arc<Self>,
-        cx: Cx<'_>,
-        key: &[u8],
-        hash: u64,
-        handle: Handle,
-    ) -> bool {
+    pub(super) fn check(self: &Arc<Self>, cx: Cx<'_>, hash: u64, handle: Handle) -> bool {
         let guard = self.table.lock(&self.arena, hash);
         let Some(place) = guard.find_handle(hash, handle) else {
             return true;
@@ -210,6 +204,8 @@ impl Inner {
             return true;
         };
         let cas = item.cas();
+        let key = item.key();
+        let shown = String::from_utf8_lossy(&key[..key.len().min(100)]).into_owned();
         drop(guard);
         let held = hold(self, pinned);
         let differing = self.compare(&held, &digests);
@@ -226,7 +222,6 @@ impl Inner {
             drop(guard);
         }
         self.verify.bad.fetch_add(1, Relaxed);
-        let shown = String::from_utf8_lossy(&key[..key.len().min(100)]).into_owned();
         match differing {
             Some(segments) => log::error!(
                 "memory has changed by itself: {} of {} segments of the value of {shown:?} (the first is number {}); it is dropped",
@@ -274,13 +269,12 @@ impl Inner {
                     if !word.linked() || !word.has(flag::VERIFIED) {
                         return None;
                     }
-                    let key = state.pages.peek_key(&self.pages, &self.arena, handle)?;
-                    Some((slot, handle, key.to_vec()))
+                    Some((slot, handle, self.peek_hash(&state, handle)?))
                 });
                 match found {
-                    Some((slot, handle, key)) => {
+                    Some((slot, handle, hash)) => {
                         at.slot = slot + 1;
-                        Some((handle, key))
+                        Some((handle, hash))
                     }
                     None => {
                         at.page += 1;
@@ -289,9 +283,8 @@ impl Inner {
                     }
                 }
             };
-            if let Some((handle, key)) = next {
-                let hash = self.hasher.hash(&key);
-                self.check(cx, &key, hash, handle);
+            if let Some((handle, hash)) = next {
+                self.check(cx, hash, handle);
             }
         }
         true

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::alloc::Fit;
 use super::chain::Version;
 use super::merkle;
-use super::raw::{Handle, Item, NewItem, PairGuard, Parked, Place, Slot, State, flag};
+use super::raw::{Handle, Item, KEY_SHORT, NewItem, PairGuard, Parked, Place, Slot, State, flag};
 use super::read::Pin;
 use super::{COPY_MAX, Cx, Inner, Mode, Put, Refused, Store, Stored};
 
@@ -24,6 +24,7 @@ pub struct Upload {
     room: usize,
     filled: usize,
     owner: Handle,
+    /// Bytes in all, those of a long key before the value included.
     length: usize,
     arrived: usize,
     /// The slab class that is charged if there is no memory.
@@ -33,27 +34,39 @@ pub struct Upload {
 }
 
 impl Upload {
+    /// For a value of `length` bytes that begins at `at` in the item's own slot, behind the bytes of
+    /// `lead`.
+    ///
+    /// # Errors
+    /// There is no memory for `lead`.
     pub(super) fn new(
         inner: Arc<Inner>,
+        cx: Cx<'_>,
         head: Slot<'_>,
         at: usize,
+        lead: &[u8],
         length: usize,
         class: u8,
-    ) -> Upload {
+    ) -> Result<Upload, Refused> {
         let verified = inner.verifies(length);
-        Upload {
-            tree: verified.then(|| Box::new(merkle::Builder::new(length))),
+        let whole = lead.len() + length;
+        let mut upload = Upload {
+            tree: None,
             inner,
-            room: (head.size() - at).min(length),
+            room: (head.size() - at).min(whole),
             owner: head.handle(),
             head: Some(head.park()),
             chunk: None,
             at,
             filled: 0,
-            length,
+            length: whole,
             arrived: 0,
             class,
-        }
+        };
+        upload.write(cx, lead)?;
+        // The digests are of the value alone.
+        upload.tree = verified.then(|| Box::new(merkle::Builder::new(length)));
+        Ok(upload)
     }
 
     /// Where the next bytes go; empty when the value is whole.
@@ -183,7 +196,7 @@ impl Drop for Upload {
 impl std::fmt::Debug for Upload {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Upload")
-            .field("length", &self.length)
+            .field("whole", &self.length)
             .field("missing", &self.missing())
             .finish()
     }
@@ -394,7 +407,8 @@ impl Inner {
         head.accessed.store(self.stamp(cx.now), Relaxed);
         self.arena.set_cas(item.handle(), cas);
         let word = head.word();
-        let flags = word.flags() & (flag::CLIENT | flag::LARGE | flag::VERIFIED) | marks;
+        let kept = flag::CLIENT | flag::LARGE | flag::VERIFIED | flag::LONG;
+        let flags = word.flags() & kept | marks;
         if flags != word.flags() {
             head.update(|word| word.with_flags(flags));
         }
@@ -409,7 +423,7 @@ impl Inner {
         }
         self.expect(put.key);
         let cas = self.next_cas(put.new_cas);
-        let large = value.len() > COPY_MAX;
+        let large = value.len() > COPY_MAX || put.key.len() > KEY_SHORT;
         let bin = match self.fit(total) {
             Fit::Slot(bin) if !large => bin,
             _ => {
@@ -438,6 +452,7 @@ impl Inner {
         };
         let at = slot.write_head(&NewItem {
             key: put.key,
+            hash: put.hash,
             length: value.len(),
             client_flags: put.flags,
             expires: put.expires,

@@ -72,10 +72,15 @@ impl Item {
 struct Trial {
     settings: settings::Store,
     keys: usize,
+    /// Half of them are longer than memcached's, and differ at their very end only.
+    long_keys: bool,
     operations: usize,
     /// Everything fits: nothing may be lost.
     roomy: bool,
 }
+
+/// About the borders of what a header, a slot and a chunk hold, and far beyond.
+const LONG_KEYS: [usize; 8] = [251, 255, 256, 300, 4100, 16_340, 16_384, 70_000];
 
 /// A store and what it should hold.
 struct Pair {
@@ -191,9 +196,11 @@ impl Pair {
         let length = match number % 16 {
             0 => 250,
             1 => 6,
+            2..10 if self.trial.long_keys => LONG_KEYS[number % 8],
             _ => 20,
         };
-        format!("{number:0length$}").into_bytes()
+        let digits = format!("{number:06}");
+        [&vec![b'0'; length - digits.len()], digits.as_bytes()].concat()
     }
 
     fn expires(&mut self) -> u32 {
@@ -298,7 +305,7 @@ impl Pair {
                 item.accessed = self.now;
                 item.fetched = true;
                 if let Some(pin) = pin {
-                    assert!(item.value.len() > COPY_MAX);
+                    assert!(item.value.len() > COPY_MAX || key.len() > 250);
                     assert_eq!(pin.length(), item.value.len());
                     self.pins.push((pin, item.value.clone()));
                     if self.pins.len() > 12 {
@@ -885,9 +892,9 @@ impl Pair {
         let items = &self.items;
         while self.store.dump_step(cx, &mut dump, 100, |hit| {
             let item = items
-                .get(hit.key())
+                .get(&*hit.key())
                 .unwrap_or_else(|| panic!("{} came back", hit.key().escape_ascii()));
-            check(hit, hit.key(), item);
+            check(hit, &hit.key(), item);
             assert!(seen.insert(hit.key().to_vec(), ()).is_none(), "shown twice");
             true
         }) {}
@@ -954,11 +961,12 @@ impl Pair {
     }
 }
 
-/// The size that memcached would give an item.
+/// The size that memcached would give an item; with a key that it would not take, 24 more.
 fn size(key: &[u8], item: &Item, has_cas: bool) -> usize {
     let cas = if has_cas { 8 } else { 0 };
     let flags = if item.flags != 0 { 4 } else { 0 };
-    48 + cas + key.len() + 1 + flags + item.value.len() + 2
+    let long = if key.len() > 250 { 24 } else { 0 };
+    48 + cas + key.len() + 1 + flags + item.value.len() + 2 + long
 }
 
 /// memcached's classes with the default settings.
@@ -978,7 +986,7 @@ fn check(hit: &Hit<'_>, key: &[u8], expected: &Item) {
     match hit.inline() {
         Some(value) => assert!(*value == *expected.value, "{}", name()),
         None => {
-            assert!(hit.length() > COPY_MAX);
+            assert!(hit.length() > COPY_MAX || key.len() > 250);
             let pin = hit.pin().expect("a large value can be held");
             assert!(read(&pin) == *expected.value, "{}", name());
         }
@@ -997,6 +1005,7 @@ fn check(hit: &Hit<'_>, key: &[u8], expected: &Item) {
 fn roomy(settings: settings::Store) -> Trial {
     Trial {
         settings,
+        long_keys: false,
         keys: 2000,
         operations: 40_000,
         roomy: true,
@@ -1006,6 +1015,7 @@ fn roomy(settings: settings::Store) -> Trial {
 fn cramped(settings: settings::Store) -> Trial {
     Trial {
         settings,
+        long_keys: false,
         keys: 6000,
         operations: 80_000,
         roomy: false,
@@ -1036,6 +1046,37 @@ fn with_a_flat_lru_and_short_lived_items_it_is_a_map_too() {
         ..with_memory(1024)
     };
     Pair::new(roomy(settings), 20).run();
+}
+
+#[test]
+fn with_long_keys_it_is_a_map_too() {
+    let plain = with_memory(1024);
+    let checked = settings::Store {
+        cas: false,
+        crash_restart: true,
+        verify: settings::Verify::Read,
+        ..with_memory(1024)
+    };
+    for (seed, settings) in [(60, plain), (61, checked)] {
+        let trial = Trial {
+            long_keys: true,
+            operations: 8000,
+            ..roomy(settings)
+        };
+        Pair::new(trial, seed).run();
+    }
+}
+
+#[test]
+fn with_long_keys_and_little_room_it_never_errs() {
+    for (seed, megabytes) in [(70, 10), (71, 14)] {
+        let trial = Trial {
+            long_keys: true,
+            operations: 20_000,
+            ..cramped(with_memory(megabytes))
+        };
+        Pair::new(trial, seed).run();
+    }
 }
 
 #[test]

@@ -230,7 +230,7 @@ impl Data for StoreData {
             let mut dead = Vec::new();
             next = self.store.walk_pairs(from, 1024, |seen| {
                 if self.store.seen_flushed(now, &seen.hit) {
-                    dead.push(seen.hit.key().to_vec());
+                    dead.push(seen.key.to_vec());
                 }
             });
             for key in dead {
@@ -270,7 +270,7 @@ impl Data for StoreData {
         let mut dead: Vec<Vec<u8>> = Vec::new();
         let next = self.store.walk_pairs(from, limit, |seen| {
             if buries && self.store.seen_dead(now, &seen.hit) {
-                dead.push(seen.hit.key().to_vec());
+                dead.push(seen.key.to_vec());
                 return;
             }
             let value_digest = if values { value_digest(seen) } else { 0 };

@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use super::item::overwrite;
 use super::salvage::Intact;
-use super::{Arena, Handle, Item, Region, ReserveError, Slot, Source, State};
+use super::{Arena, Handle, Item, KEY_SHORT, Region, ReserveError, Slot, Source, State};
 
 /// Entries of a bucket.
 const ENTRIES: usize = 12;
@@ -467,7 +467,7 @@ impl Table {
                     continue;
                 };
                 // SAFETY: the entry is live and its pair is locked.
-                let hash = rehash(unsafe { arena.item(handle) }.key());
+                let hash = unsafe { arena.item(handle) }.hash(rehash);
                 if count < entries.len() {
                     entries[count] = (hash, raw);
                     count += 1;
@@ -688,24 +688,43 @@ impl<'t> PairGuard<'t> {
     /// The entry of a key.
     #[inline]
     pub fn find(&self, hash: u64, key: &[u8]) -> Option<Place<'t>> {
+        if key.len() > KEY_SHORT {
+            return self.find_long(hash, key);
+        }
+        self.find_with(hash, |item| item.is_key(key))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find_long(&self, hash: u64, key: &[u8]) -> Option<Place<'t>> {
+        self.find_with(hash, |item| item.is_long_key(hash, key))
+    }
+
+    #[inline(always)]
+    fn find_with(&self, hash: u64, is_key: impl Fn(&Item<'_>) -> bool) -> Option<Place<'t>> {
         let tag = tag_of(hash);
         let home = &self.buckets[home_of(hash)];
-        let found = self.find_in(home, tag, key);
+        let found = self.find_in(home, tag, &is_key);
         if found.is_some() || home.control() & SPILLED == 0 {
             return found;
         }
-        self.find_spilled(hash, |this, bucket| this.find_in(bucket, tag, key))
+        self.find_spilled(hash, |this, bucket| this.find_in(bucket, tag, &is_key))
     }
 
     #[inline]
-    fn find_in(&self, bucket: &'t Bucket, tag: u8, key: &[u8]) -> Option<Place<'t>> {
+    fn find_in(
+        &self,
+        bucket: &'t Bucket,
+        tag: u8,
+        is_key: impl Fn(&Item<'_>) -> bool,
+    ) -> Option<Place<'t>> {
         let mut found = bucket.matches(tag) & bucket.live();
         while found != 0 {
             let place = Place {
                 bucket,
                 entry: found.trailing_zeros() as usize,
             };
-            if self.item(&place).is_key(key) {
+            if is_key(&self.item(&place)) {
                 return Some(place);
             }
             found &= found - 1;
@@ -780,8 +799,9 @@ impl<'t> PairGuard<'t> {
     ) {
         let item = self.item(place);
         let word = item.word();
-        let room =
-            slot - self.arena.overhead(word.key_length(), client_flags != 0) - word.extension();
+        // An extension, or a long key, is none of those whose value changes where it stands.
+        assert!(!word.has(super::flag::LARGE));
+        let room = slot - self.arena.overhead(word.key_length(), client_flags != 0);
         let length = keep + parts.iter().map(|part| part.len()).sum::<usize>();
         assert!(length <= room && item.unpinned() && keep <= item.length());
         assert!(keep == 0 || (client_flags != 0) == word.has(super::flag::CLIENT));

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::item::{HEAD, hang_all};
-use super::{Arena, Handle, PairGuard, Parked, Pinned, Place, Slot};
+use super::{Arena, Handle, PairGuard, Parked, Pinned, Place, Slot, flag};
 
 /// What hangs behind what in a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,9 +51,12 @@ pub enum ChainEdit<'b> {
 }
 
 impl Pinned {
-    /// The chain of the value; nothing if it stands in one slot.
+    /// The chain of the value; nothing if it stands in one slot, or if there is a long key in it.
     pub fn chain(&self, arena: &Arena) -> Option<Chain> {
         let handle = self.handle();
+        if arena.head(handle).word().has(flag::LONG) {
+            return None;
+        }
         let mut at = arena.first_chunk(handle)?;
         let own = arena.slot_size(arena.head(handle).word().bin()) - value_offset(arena, handle);
         let look = |handle: Handle| {

@@ -7,6 +7,7 @@ use std::sync::atomic::{
     Ordering::{AcqRel, Acquire, Relaxed},
 };
 
+use super::long::{KEY_SHORT, LongCells};
 use super::{PAGE, Region, ReserveError, Source};
 
 /// A slot, by its place in the arena. Zero is no slot, so page 0 is never used.
@@ -76,6 +77,8 @@ pub mod flag {
     pub const LARGE: u8 = 1 << 5;
     /// Of a large item: the extension also leads to the digests of its value.
     pub const VERIFIED: u8 = 1 << 6;
+    /// Of a large item: its key is a long one, see [`super::super::long`].
+    pub const LONG: u8 = 1 << 7;
 }
 
 /// The first 16 bytes of every slot.
@@ -104,6 +107,7 @@ pub const STANDINGS: usize = 1 << 5;
 const QUEUED: u32 = 1 << 13;
 
 impl Word {
+    /// Bytes of the key, if it is not a long one: those count none here.
     #[inline]
     pub fn key_length(self) -> usize {
         (self.0 & 0xff) as usize
@@ -173,11 +177,9 @@ impl Word {
     #[cold]
     #[inline(never)]
     fn extension_of_large(self) -> usize {
-        if self.has(flag::VERIFIED) {
-            EXTENSION + TREE
-        } else {
-            EXTENSION
-        }
+        let tree = if self.has(flag::VERIFIED) { TREE } else { 0 };
+        let long = if self.has(flag::LONG) { LONG } else { 0 };
+        EXTENSION + tree + long
     }
 
     #[inline]
@@ -270,6 +272,8 @@ const CHECK: usize = size_of::<u32>();
 const EXTENSION: usize = 8;
 /// The first slot of the digests, behind those two.
 const TREE: usize = 4;
+/// Length and hash of a long key, at the end of the extension.
+const LONG: usize = 12;
 /// Cells of [`Arena::notes`].
 pub const NOTES: usize = 32;
 /// The pin word's mark of an item that has been unlinked.
@@ -363,14 +367,47 @@ impl Arena {
         self.cas
     }
 
-    /// Bytes of the first slot of an item with these traits that do not hold its value.
+    /// Bytes of an item with these traits that do not hold its value: what its size class goes by.
+    #[inline]
     pub fn overhead(&self, key_length: usize, client_flags: bool) -> usize {
-        self.header + key_length + if client_flags { 4 } else { 0 }
+        // The bins of small items have no room set aside for an extension.
+        let extension = if key_length > KEY_SHORT {
+            EXTENSION + TREE + LONG
+        } else {
+            0
+        };
+        self.header + key_length + if client_flags { 4 } else { 0 } + extension
     }
 
-    /// Where the value of an item with this word begins in its slot.
+    /// Where the value of an item with this word begins in its slot; of one with a long key: where that
+    /// begins, which comes before the value.
+    #[inline]
     pub fn value_offset(&self, word: Word) -> usize {
-        self.overhead(word.key_length(), word.has(flag::CLIENT)) + word.extension()
+        let client = if word.has(flag::CLIENT) { 4 } else { 0 };
+        self.header + word.extension() + word.key_length() + client
+    }
+
+    /// What the size class of an item goes by; a moment old if its pair is not locked.
+    pub fn total(&self, handle: Handle) -> usize {
+        let head = self.head(handle);
+        let word = head.word();
+        let key_length = match self.long_cells(handle, word) {
+            Some(long) => long.key_length(),
+            None => word.key_length(),
+        };
+        self.overhead(key_length, word.has(flag::CLIENT)) + head.length.load(Relaxed) as usize
+    }
+
+    /// What the extension of an item with a long key says of it.
+    pub(super) fn long_cells(&self, handle: Handle, word: Word) -> Option<LongCells<'_>> {
+        if !(word.has(flag::LARGE) && word.has(flag::LONG)) {
+            return None;
+        }
+        let at = self.header + word.extension() - LONG;
+        // SAFETY: as in `extension`, of which these 12 bytes are the last.
+        Some(LongCells::new(unsafe {
+            &*self.at(handle).add(at).cast::<[AtomicU32; 3]>()
+        }))
     }
 
     /// Value bytes that a chunk of `slot` bytes holds.
@@ -560,20 +597,29 @@ impl Arena {
         }
     }
 
-    /// The key of a linked item.
+    /// The hash of a linked item's key; `hash` computes it.
     ///
     /// # Safety
-    /// The slot is not handed out again while the key is borrowed: the mutex of its bin is held.
-    pub(super) unsafe fn peek_key(&self, handle: Handle) -> Option<&[u8]> {
+    /// The slot is not handed out again meanwhile: the mutex of its bin is held.
+    pub(super) unsafe fn peek_hash(
+        &self,
+        handle: Handle,
+        hash: impl Fn(&[u8]) -> u64,
+    ) -> Option<u64> {
         let word = self.head(handle).word();
         if !word.linked() {
             return None;
+        }
+        if let Some(long) = self.long_cells(handle, word) {
+            return Some(long.hash());
         }
         let start = self.header + word.extension();
         // SAFETY: a linked item's key was written before its state was (release, acquire), never
         // changes while it is linked, and stays in place when it is unlinked until the slot is
         // handed out again, which the caller rules out.
-        Some(unsafe { std::slice::from_raw_parts(self.at(handle).add(start), word.key_length()) })
+        Some(hash(unsafe {
+            std::slice::from_raw_parts(self.at(handle).add(start), word.key_length())
+        }))
     }
 
     /// Takes back an item that is no longer in the table, unless it is pinned.
@@ -697,14 +743,16 @@ impl<'g> Item<'g> {
         self.arena.header + self.word.extension()
     }
 
+    /// The key, if it is not a long one; nothing otherwise.
     #[inline]
-    pub fn key(&self) -> &'g [u8] {
+    pub(super) fn short_key(&self) -> &'g [u8] {
         self.bytes(self.key_offset(), self.word.key_length())
     }
 
+    /// Whether it is the item of this key, which is not empty. A long one is none.
     #[inline]
     pub fn is_key(&self, key: &[u8]) -> bool {
-        self.word.key_length() == key.len() && same(self.key(), key)
+        self.word.key_length() == key.len() && same(self.short_key(), key)
     }
 
     #[inline]
@@ -735,15 +783,32 @@ impl<'g> Item<'g> {
     /// Bytes of its first slot in use, without the extension: what its size class goes by.
     #[inline(always)]
     pub fn total(&self) -> usize {
-        self.value_offset() - self.word.extension() + self.length()
+        if self.word.has(flag::LARGE) {
+            return self.arena.total(self.handle);
+        }
+        self.value_offset() + self.length()
     }
 
     /// The whole value, if it lies in one piece.
     pub fn inline(&self) -> Option<&'g [u8]> {
-        if self.word.has(flag::LARGE) && self.arena.first_chunk(self.handle).is_some() {
+        if self.chained() {
             return None;
         }
-        Some(self.bytes(self.value_offset(), self.length()))
+        Some(self.bytes(self.value_offset() + self.lead(), self.length()))
+    }
+
+    fn chained(&self) -> bool {
+        self.word.has(flag::LARGE) && self.arena.first_chunk(self.handle).is_some()
+    }
+
+    /// What the extension says of its key, if it is a long one.
+    pub(super) fn long(&self) -> Option<LongCells<'g>> {
+        self.arena.long_cells(self.handle, self.word)
+    }
+
+    /// Bytes of a long key, which stand before the value.
+    pub(super) fn lead(&self) -> usize {
+        self.long().map_or(0, |long| long.key_length())
     }
 
     /// The whole value, if it is not a large one's. `length` is the item's.
@@ -770,14 +835,22 @@ impl<'g> Item<'g> {
 
     /// Calls `piece` with the parts of the value in order.
     pub fn pieces(&self, mut piece: impl FnMut(&[u8])) {
-        let mut cursor = Cursor::default();
-        loop {
-            let part = cursor.rest(self);
-            piece(part);
-            if !cursor.next_piece(self) {
-                return;
+        let mut lead = self.lead();
+        self.stream(|part| {
+            let skipped = lead.min(part.len());
+            lead -= skipped;
+            if lead == 0 {
+                piece(&part[skipped..]);
             }
-        }
+            true
+        });
+    }
+
+    /// Calls `part` with the parts of a long key and of the value in order, until it says that it has
+    /// seen enough.
+    pub(super) fn stream(&self, mut part: impl FnMut(&'g [u8]) -> bool) {
+        let mut cursor = Cursor::default();
+        while part(cursor.rest(self)) && cursor.next_piece(self) {}
     }
 
     /// Writes down what the item holds, if the arena has checks: for whoever has just filled or changed
@@ -800,14 +873,22 @@ impl<'g> Item<'g> {
     fn sum(&self) -> u32 {
         let word = self.head().word();
         let layout = word.0 & 0xff
-            | u32::from(word.flags() & (flag::CLIENT | flag::LARGE | flag::VERIFIED)) << 8;
+            | u32::from(word.flags() & (flag::CLIENT | flag::LARGE | flag::VERIFIED | flag::LONG))
+                << 8;
         let seed = u64::from(layout) << 32 | self.length() as u64;
         let item = Item { word, ..*self };
         let begin = item.key_offset();
         let sum = if word.has(flag::LARGE) {
             let mut sum = xxhash_rust::xxh3::Xxh3::with_seed(seed);
+            if let Some(long) = item.long() {
+                sum.update(&long.hash().to_le_bytes());
+                sum.update(&long.key_length().to_le_bytes());
+            }
             sum.update(item.bytes(begin, item.value_offset() - begin));
-            item.pieces(|piece| sum.update(piece));
+            item.stream(|part| {
+                sum.update(part);
+                true
+            });
             sum.digest()
         } else {
             let end = item.value_offset() + item.length();
@@ -847,7 +928,7 @@ impl<'g> Item<'g> {
     }
 }
 
-/// One part of a value: which, and where in the whole it begins.
+/// One part of a value, or of what comes before it: which, and where in the whole it begins.
 #[derive(Debug, Clone, Copy, Default)]
 struct Cursor {
     /// `None` is the item's own slot.
@@ -862,12 +943,10 @@ impl Cursor {
         match self.chunk {
             None => {
                 let offset = item.value_offset();
-                let chained =
-                    item.word.has(flag::LARGE) && arena.first_chunk(item.handle).is_some();
-                let length = if chained {
+                let length = if item.chained() {
                     arena.slot_size(item.word.bin()) - offset
                 } else {
-                    item.length()
+                    item.lead() + item.length()
                 };
                 item.bytes(offset, length)
             }
@@ -932,6 +1011,7 @@ impl Pinned {
         }
         // SAFETY: the pin keeps the item's bytes in place and unchanged.
         let item = unsafe { arena.item(self.handle) };
+        let offset = offset + item.lead();
         let (chunk, begins) = from.get();
         let mut cursor = if begins <= offset {
             Cursor {
@@ -1026,7 +1106,9 @@ pub struct Slot<'a> {
 /// What the head of a new item says.
 #[derive(Debug, Clone, Copy)]
 pub struct NewItem<'k> {
+    /// Of more than [`KEY_SHORT`] bytes it is kept like a part of the value, before that.
     pub key: &'k [u8],
+    pub hash: u64,
     pub length: usize,
     pub client_flags: u32,
     pub expires: u32,
@@ -1050,7 +1132,8 @@ impl<'a> Slot<'a> {
         self.arena.slot_size(self.bin)
     }
 
-    /// Writes header, key and client flags. Returns where the value begins.
+    /// Writes header, key and client flags. Returns where the value begins; if the key is a long one, it
+    /// has to be written there first.
     pub fn write_head(&mut self, new: &NewItem<'_>) -> usize {
         let arena = self.arena;
         let client = if new.client_flags != 0 {
@@ -1064,6 +1147,12 @@ impl<'a> Slot<'a> {
             (true, true) => flag::LARGE | flag::VERIFIED,
         };
         let binary = if new.binary_key { flag::BINARY_KEY } else { 0 };
+        let (key, long) = if new.key.len() > KEY_SHORT {
+            assert!(new.large, "an item with a long key is a large one");
+            (&b""[..], flag::LONG)
+        } else {
+            (new.key, 0)
+        };
         let head = arena.head(self.handle);
         head.expires.store(new.expires, Relaxed);
         head.accessed.store(new.accessed, Relaxed);
@@ -1071,9 +1160,9 @@ impl<'a> Slot<'a> {
         head.update(|word| {
             Word(
                 word.0 & QUEUED
-                    | new.key.len() as u32
+                    | key.len() as u32
                     | (State::Busy as u32) << STATE_SHIFT
-                    | u32::from(client | large | binary) << 16
+                    | u32::from(client | large | binary | long) << 16
                     | u32::from(self.bin) << 24,
             )
         });
@@ -1087,9 +1176,13 @@ impl<'a> Slot<'a> {
                 tree.store(0, Relaxed);
                 at += TREE;
             }
+            if let Some(cells) = arena.long_cells(self.handle, head.word()) {
+                cells.set(new.key.len(), new.hash);
+                at += LONG;
+            }
         }
-        self.bytes_mut(at, new.key.len()).copy_from_slice(new.key);
-        at += new.key.len();
+        self.bytes_mut(at, key.len()).copy_from_slice(key);
+        at += key.len();
         if client != 0 {
             self.bytes_mut(at, 4)
                 .copy_from_slice(&new.client_flags.to_le_bytes());
@@ -1112,7 +1205,7 @@ impl<'a> Slot<'a> {
             to.store(from.load(Relaxed), Relaxed);
         }
         let used = match item.inline() {
-            Some(value) => item.value_offset() + value.len(),
+            Some(value) => item.value_offset() + item.lead() + value.len(),
             None => self.size(),
         };
         let bytes = item.bytes(HEAD, used - HEAD);

@@ -7,7 +7,7 @@
 //! item     expires  atime    nkey state flags bin  nbytes   cas      [pins next] key [flags] value
 //! chunk    next     owner    0    state 0     bin  used     data
 //! free     next     -        0    state -     bin
-//!          (cas is absent with -C; pins and next stand only in items over 4 KiB of value)
+//!          (cas is absent with -C; pins and next stand only in items over 4 KiB of value, or with a long key)
 //!
 //! table    pairs of 64-byte buckets: 12 tags, control word, 12 handles
 //! ```
@@ -28,6 +28,7 @@ mod bucket;
 mod chain;
 mod file;
 mod item;
+mod long;
 mod memory;
 mod pages;
 mod salvage;
@@ -39,6 +40,7 @@ pub use file::{MemoryFile, Source};
 pub use item::{
     Arena, Handle, Head, Item, NewItem, Parked, Pinned, STANDINGS, Slot, State, Word, flag,
 };
+pub use long::KEY_SHORT;
 pub use memory::{Region, ReserveError};
 pub use pages::{BinPages, PageTable};
 pub use salvage::{Intact, Salvage};

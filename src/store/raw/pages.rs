@@ -335,18 +335,19 @@ impl BinPages {
         }
     }
 
-    /// The key of an item of this bin, if the slot holds a linked one.
-    pub fn peek_key<'m>(
-        &'m self,
+    /// The hash of the key of an item of this bin, if the slot holds a linked one; `hash` computes it.
+    pub fn peek_hash(
+        &self,
         table: &PageTable,
-        arena: &'m Arena,
+        arena: &Arena,
         handle: Handle,
-    ) -> Option<&'m [u8]> {
+        hash: impl Fn(&[u8]) -> u64,
+    ) -> Option<u64> {
         if table.entry(arena.page_of(handle)).bin() != Some(self.bin) {
             return None;
         }
         // SAFETY: slots of this bin are handed out by `take`, which borrows `self` mutably.
-        unsafe { arena.peek_key(handle) }
+        unsafe { arena.peek_hash(handle, hash) }
     }
 }
 

@@ -9,14 +9,13 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::super::merkle;
 use super::item::flag;
-use super::{Arena, Handle, Item, PAGE, PageTable, State};
+use super::{Arena, Handle, Item, KEY_SHORT, PAGE, PageTable, State};
+use crate::settings::KEY_LONGEST;
 
 /// Pages that nobody else uses, for as long as this lives.
 pub struct Salvage<'a> {
     arena: &'a Arena,
     pages: &'a PageTable,
-    /// The longest key an item may have.
-    key_max: usize,
 }
 
 /// An item that has been found intact.
@@ -32,12 +31,8 @@ impl<'a> Intact<'a> {
 
 impl<'a> Salvage<'a> {
     /// The borrows make sure that nothing has been handed out yet.
-    pub fn new(arena: &'a mut Arena, pages: &'a mut PageTable, key_max: usize) -> Salvage<'a> {
-        Salvage {
-            arena,
-            pages,
-            key_max,
-        }
+    pub fn new(arena: &'a mut Arena, pages: &'a mut PageTable) -> Salvage<'a> {
+        Salvage { arena, pages }
     }
 
     pub fn arena(&self) -> &'a Arena {
@@ -103,21 +98,32 @@ impl<'a> Salvage<'a> {
             | flag::TOKEN_SENT
             | flag::BINARY_KEY
             | flag::LARGE
-            | flag::VERIFIED;
-        let key_length = word.key_length();
+            | flag::VERIFIED
+            | flag::LONG;
+        let large = word.has(flag::LARGE);
         if self.pages.entry(arena.page_of(handle)).bin() != Some(bin)
             || word.flags() & !known != 0
-            || !(1..=self.key_max).contains(&key_length)
+            || word.has(flag::LONG) && !large
         {
             return None;
         }
-        let large = word.has(flag::LARGE);
         let room = arena.slot_size(bin).checked_sub(arena.value_offset(word))?;
         let length = head.length.load(Relaxed) as usize;
+        let (keys, key_length, lead) = match arena.long_cells(handle, word) {
+            None => (1..=KEY_SHORT, word.key_length(), 0),
+            Some(long) => (
+                KEY_SHORT + 1..=KEY_LONGEST,
+                long.key_length(),
+                long.key_length(),
+            ),
+        };
+        if !keys.contains(&key_length) {
+            return None;
+        }
         if large && arena.first_chunk(handle).is_some() {
-            let rest = length.checked_sub(room)?;
+            let rest = (lead + length).checked_sub(room)?;
             self.check_chain(handle, arena.first_chunk(handle), rest)?;
-        } else if length > room {
+        } else if lead + length > room {
             return None;
         }
         if let Some(digests) = arena.first_digests(handle) {
