@@ -48,13 +48,19 @@ impl Times {
 fn put_key(room: &mut Room<'_>, key: &[u8], encoded: bool) {
     room.put(b" k");
     if encoded {
-        for four in base64::encoded(key) {
-            room.put(&four);
-        }
-        room.put(b" b");
+        put_encoded(room, key);
     } else {
         room.put_key(key);
     }
+}
+
+#[cold]
+#[inline(never)]
+fn put_encoded(room: &mut Room<'_>, key: &[u8]) {
+    for four in base64::encoded(key) {
+        room.put(&four);
+    }
+    room.put(b" b");
 }
 
 fn put_opaque(room: &mut Room<'_>, token: &[u8]) {

@@ -71,6 +71,13 @@ impl Inner {
                 if item {
                     self.enrol(cx, &mut state, &slot);
                 }
+                if cx.counters.log.wants(events::EVICTIONS) {
+                    let gone = self.evict_another(cx, bin, &mut state);
+                    drop(state);
+                    if let Some(gone) = gone {
+                        self.give(gone);
+                    }
+                }
                 return Some(slot);
             }
             if let Page::Granted(page) = self.pool.take(state.pages.pages().is_empty()) {
@@ -121,15 +128,34 @@ impl Inner {
         state.pages.give(&self.pages, &self.arena, slot);
     }
 
+    /// Slots that are missing in a bin to those that are kept free ahead of need.
+    fn missing_ahead(&self, bin: u8, state: &BinState) -> usize {
+        let ahead = (self.items_in(bin) as usize / AHEAD_SHARE).min(AHEAD_MOST);
+        ahead.saturating_sub(state.pages.capacity() - state.pages.used())
+    }
+
+    /// Evicts an item for a slot that was freed ahead of need and has just been taken. The maintainer would
+    /// do that in a moment; but who watches evictions expects to see one behind each item that a full
+    /// class is given.
+    #[cold]
+    fn evict_another(&self, cx: Cx<'_>, bin: u8, state: &mut BinState) -> Option<Slot<'_>> {
+        let (used, limit) = self.pool.usage();
+        let full = self.evicting && state.pressed && used >= limit;
+        if !full || self.missing_ahead(bin, state) == 0 {
+            return None;
+        }
+        match self.evict(cx, bin, state)? {
+            Victim::Here(slot) | Victim::Elsewhere(slot) => Some(slot),
+        }
+    }
+
     /// Evicts ahead of need in bins that have evicted since the last time, so that whoever stores finds
     /// a free slot.
     pub(super) fn refill(&self, cx: Cx<'_>, bin: u8) {
         let mut gone = Vec::new();
         {
             let mut state = self.bins[usize::from(bin)].lock();
-            let ahead = (self.items_in(bin) as usize / AHEAD_SHARE).min(AHEAD_MOST);
-            let free = state.pages.capacity() - state.pages.used();
-            for _ in free..ahead {
+            for _ in 0..self.missing_ahead(bin, &state) {
                 match self.evict(cx, bin, &mut state) {
                     Some(Victim::Here(slot) | Victim::Elsewhere(slot)) => gone.push(slot),
                     None => break,

@@ -269,7 +269,11 @@ impl Store {
             return Reassigned::BadClass;
         }
         let from = from.map(|from| from as u8);
-        if inner.pages_of(from) * PAGE as u64 <= FOREIGN_PAGE {
+        let pages: usize = inner
+            .sources_of(from)
+            .map(|bin| inner.bins[bin].lock().pages.pages().len())
+            .sum();
+        if (pages * PAGE) as u64 <= FOREIGN_PAGE {
             return Reassigned::NoSpare;
         }
         if inner.upkeep.reassigning.swap(true, Relaxed) {
@@ -451,12 +455,6 @@ impl Inner {
         let shared = (self.budget.load(Relaxed) / page).saturating_sub(self.bins.len() as u64);
         // It has been as high before, or higher.
         self.pool.set_limit(own.min(shared) as usize);
-    }
-
-    fn pages_of(&self, class: Option<u8>) -> u64 {
-        self.bins_of(class)
-            .map(|bin| self.bins[bin].lock().pages.pages().len() as u64)
-            .sum()
     }
 
     /// Whether any class of a set may have items.

@@ -102,11 +102,17 @@ impl Tree {
     }
 }
 
+/// Bytes that are gathered before they are hashed, a part of a segment. The hash goes through so many
+/// at once in less than half the time that it needs for what a chunk holds, or what a socket gives.
+const STAGE: usize = 16 << 10;
+
 /// Computes the tree of a value as it arrives.
 pub struct Builder {
     leaves: Vec<Digest>,
     hasher: Hasher,
-    /// Bytes of the segment that is being hashed.
+    /// What has been gathered: fewer than [`STAGE`] bytes.
+    staged: Vec<u8>,
+    /// Bytes of the segment that is being hashed, gathered ones included.
     filled: usize,
     /// There will be one segment only, whose digest is another one then.
     single: bool,
@@ -123,6 +129,7 @@ impl Builder {
         let mut builder = Builder {
             leaves,
             hasher: Hasher::new(),
+            staged: Vec::with_capacity(STAGE.min(length)),
             filled: 0,
             single: segments(length) == 1,
         };
@@ -141,6 +148,8 @@ impl Builder {
     }
 
     fn end_segment(&mut self) {
+        self.hasher.update(&self.staged);
+        self.staged.clear();
         self.leaves.push(if self.single {
             *self.hasher.finalize().as_bytes()
         } else {
@@ -155,8 +164,17 @@ impl Builder {
                 self.end_segment();
                 self.begin_segment();
             }
-            let n = bytes.len().min(SEGMENT - self.filled);
-            self.hasher.update(&bytes[..n]);
+            // Parts end where segments do.
+            let n = bytes.len().min(STAGE - self.staged.len());
+            if n == STAGE {
+                self.hasher.update(&bytes[..n]);
+            } else {
+                self.staged.extend_from_slice(&bytes[..n]);
+                if self.staged.len() == STAGE {
+                    self.hasher.update(&self.staged);
+                    self.staged.clear();
+                }
+            }
             self.filled += n;
             bytes = &bytes[n..];
         }

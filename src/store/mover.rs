@@ -67,7 +67,7 @@ pub(super) struct Moves {
     pub reclaims: AtomicU64,
     /// Items that could not be moved just then.
     pub busy: AtomicU64,
-    /// Items that went because there was nowhere to move them.
+    /// Items that could not be moved because there was nowhere to move them, and mostly went.
     pub no_room: AtomicU64,
     /// Whose turn it is.
     turn: AtomicUsize,
@@ -295,24 +295,35 @@ impl Inner {
         };
         for _ in 0..(1 << 20) / PAGE {
             let source = self
-                .bins_of(from)
+                .sources_of(from)
                 .max_by_key(|&bin| self.bins[bin].lock().pages.pages().len());
             let Some(source) = source else { break };
             let page =
                 (0..CANDIDATES).find_map(|_| self.empty_page(cx, source as u8, Means::Eviction));
             let Some(page) = page else { break };
-            self.pool.give(page);
             let target = self
                 .bins_of(Some(to))
                 .max_by_key(|&bin| self.bins[bin].lock().pages.used());
-            if let Some(target) = target {
-                let mut state = self.bins[target].lock();
-                if let Page::Granted(page) = self.pool.take(false) {
+            match target {
+                // Past the pool, whose limit classes with their first page may have exceeded.
+                Some(target) => {
+                    let mut state = self.bins[target].lock();
                     state.pages.add_page(&self.pages, page);
                 }
+                None => self.pool.give(page),
             }
         }
         self.upkeep.reassigning.store(false, Relaxed);
+    }
+
+    /// The bins that the pages of a class come from. Values that are chained end in bins of other classes,
+    /// which have few items of their own then.
+    pub(super) fn sources_of(&self, class: Option<u8>) -> impl Iterator<Item = usize> + '_ {
+        let chained = class.is_some_and(|class| class != 0 && self.is_chained(class));
+        let ends = (0..self.bins.len() - 1).filter(move |&bin| {
+            chained && self.bins[bin].lock().pages.used() as u64 > 2 * self.items_in(bin as u8)
+        });
+        self.bins_of(class).chain(ends)
     }
 
     /// The page of a bin that is emptied with the least harm, of some that are looked at.
@@ -365,6 +376,21 @@ impl Inner {
                     State::Chunk => self.rescue_chunk(cx, &mut state, handle, means, &mut gone),
                     _ => self.rescue(cx, &mut state, handle, means, &mut gone),
                 }
+                // What a large item has left on other pages has room for the next.
+                let mut others = Vec::new();
+                for mut slot in gone.drain(..) {
+                    while let Some(chunk) = slot.pop_chunk() {
+                        others.push(chunk);
+                    }
+                    others.push(slot);
+                }
+                for slot in others {
+                    if slot.bin() == bin {
+                        state.pages.give(&self.pages, &self.arena, slot);
+                    } else {
+                        gone.push(slot);
+                    }
+                }
             }
             page
         };
@@ -413,9 +439,7 @@ impl Inner {
             return;
         }
         let Some(slot) = slot else {
-            if worth || means == Means::Room {
-                self.moves.no_room.fetch_add(1, Relaxed);
-            }
+            self.moves.no_room.fetch_add(1, Relaxed);
             if means == Means::Eviction {
                 gone.extend(self.reap(cx, state, handle, Leaving::Moved));
             }
@@ -557,10 +581,11 @@ impl Inner {
         let Some(slot) = slot else {
             if dead {
                 gone.extend(self.reap(cx, owners, owner, Leaving::Dead));
-            } else if means == Means::Eviction {
-                gone.extend(self.reap(cx, owners, owner, Leaving::Moved));
             } else {
                 self.moves.no_room.fetch_add(1, Relaxed);
+                if means == Means::Eviction {
+                    gone.extend(self.reap(cx, owners, owner, Leaving::Moved));
+                }
             }
             return;
         };

@@ -159,6 +159,78 @@ fn a_full_store_gives_up_items_and_never_a_wrong_one() {
 }
 
 #[test]
+fn while_evictions_are_watched_one_follows_each_new_item_of_a_full_class() {
+    let fixture = Fixture::small(4);
+    let evicted = || {
+        let totals = fixture.registry.totals();
+        totals.over_classes(|class| class.evicted)
+    };
+    let set_new = |number: usize| {
+        let before = evicted();
+        fixture.set(format!("key{number}").as_bytes(), &[b'x'; 1000]);
+        evicted() - before
+    };
+    let mut numbers = 0..;
+    while evicted() < 1000 {
+        set_new(numbers.next().unwrap());
+    }
+    fixture.store.maintain(fixture.cx(100));
+    assert_eq!(
+        set_new(numbers.next().unwrap()),
+        0,
+        "a slot was freed ahead"
+    );
+    fixture
+        .registry
+        .taps()
+        .want(crate::observe::events::EVICTIONS);
+    for number in numbers.by_ref().take(100) {
+        if number % 7 == 0 {
+            fixture.store.maintain(fixture.cx(100));
+        }
+        assert_eq!(set_new(number), 1, "{number}");
+    }
+    // Where an item stands already nobody has to go.
+    let last = numbers.start - 1;
+    assert_eq!(set_new(last), 0);
+}
+
+#[test]
+fn pages_of_long_values_are_emptied_with_what_their_items_leave_elsewhere() {
+    let fixture = Fixture::small(8);
+    // Two chunks each, so that their pages have parts of twice as many items.
+    let mut number = 0;
+    while fixture
+        .registry
+        .totals()
+        .over_classes(|class| class.evicted)
+        == 0
+    {
+        fixture.set(format!("key{number}").as_bytes(), &pattern(number, 32_000));
+        number += 1;
+    }
+    let evicted = || {
+        let totals = fixture.registry.totals();
+        totals.over_classes(|class| class.evicted)
+    };
+    let before = evicted();
+    let class = fixture.store.class_of(6, 0, 32_000);
+    let started = fixture.store.reassign(Some(u32::from(class)), 0);
+    assert_eq!(started, control::Reassigned::Started);
+    fixture.store.maintain(fixture.cx(100));
+    let state = fixture.store.state();
+    assert_eq!(state.slabs_moved, 1);
+    // 64 chunks are those of 32 items.
+    let gone = evicted() - before;
+    assert!((32..48).contains(&gone), "{gone}");
+    for number in 0..number {
+        if let Some(value) = fixture.value(100, format!("key{number}").as_bytes()) {
+            assert!(value == pattern(number, 32_000));
+        }
+    }
+}
+
+#[test]
 fn without_eviction_a_full_store_says_so() {
     let fixture = Fixture::new(settings::Store {
         max_bytes: 2 << 20,
