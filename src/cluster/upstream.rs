@@ -231,9 +231,9 @@ pub struct Upstream {
     reading: Reading,
     /// When an answer, or a piece of a long value, has last passed.
     moved: u64,
-    /// Keys on the line of a get that is being written, and where it began.
-    open: u16,
-    open_at: usize,
+    /// The line of keys that is being written, with as many keys as it has, and where it began.
+    line: Option<Ticket>,
+    line_at: usize,
     /// It is in the worker's list of those that have something to send.
     pub dirty: bool,
     /// Since when a client that takes nothing is waited for.
@@ -264,8 +264,8 @@ impl Upstream {
             keys: VecDeque::new(),
             reading: Reading::Answer,
             moved: 0,
-            open: 0,
-            open_at: 0,
+            line: None,
+            line_at: 0,
             dirty: false,
             paused: None,
             more: false,
@@ -363,13 +363,17 @@ impl Upstream {
     /// Queues a request.
     #[inline]
     pub fn send(&mut self, request: &[u8], ticket: Ticket) {
-        self.out.extend_from_slice(request);
+        self.send_piece(request);
         self.tickets.push_back(ticket);
     }
 
     /// Queues a request in pieces; the ticket comes with the last.
     #[inline]
     pub fn send_piece(&mut self, bytes: &[u8]) {
+        // Some keys of a get go a way of their own, while others are put on a line.
+        if self.line.is_some() {
+            self.end_line();
+        }
         self.out.extend_from_slice(bytes);
     }
 
@@ -378,27 +382,32 @@ impl Upstream {
         self.tickets.push_back(ticket);
     }
 
-    /// Puts a key on the line of a get that begins with `command`; returns how many it has now, and
-    /// the length of the line. [`end_line`](Upstream::end_line) completes it.
+    /// Begins the line of a get: `ticket` is for all its keys.
+    pub fn begin_line(&mut self, command: &[u8], ticket: Ticket) {
+        self.line_at = self.out.len();
+        self.out.extend_from_slice(command);
+        self.line = Some(ticket);
+    }
+
+    /// Puts a key on the line of a get that has been begun; returns the length of the line.
+    /// [`end_line`](Upstream::end_line) completes it, or another request.
     #[inline]
-    pub fn send_key(&mut self, command: &[u8], key: &[u8], ticket: KeyTicket) -> (u16, usize) {
-        if self.open == 0 {
-            self.open_at = self.out.len();
-            self.out.extend_from_slice(command);
-        }
+    pub fn send_key(&mut self, key: &[u8], ticket: KeyTicket) -> usize {
         self.out.push(b' ');
         self.out.extend_from_slice(key);
         self.keys.push_back(ticket);
-        self.open += 1;
-        (self.open, self.out.len() - self.open_at)
+        if let Some(line) = &mut self.line {
+            line.keys += 1;
+        }
+        self.out.len() - self.line_at
     }
 
     /// Ends the line of keys.
     #[inline]
-    pub fn end_line(&mut self, mut ticket: Ticket) {
-        if self.open > 0 {
+    pub fn end_line(&mut self) {
+        if let Some(mut ticket) = self.line.take() {
             self.out.extend_from_slice(CRLF);
-            ticket.keys = std::mem::take(&mut self.open) + 1;
+            ticket.keys += 1;
             self.tickets.push_back(ticket);
         }
     }
@@ -406,7 +415,7 @@ impl Upstream {
     /// Whether a line of keys has been begun.
     #[inline]
     pub fn line_is_open(&self) -> bool {
-        self.open > 0
+        self.line.is_some()
     }
 
     /// Sends what waits, as far as it goes.
@@ -426,7 +435,7 @@ impl Upstream {
                 Progress::Moved(_) | Progress::Blocked => {
                     if self.sent > KEEP {
                         self.out.drain(..self.sent);
-                        self.open_at = self.open_at.saturating_sub(self.sent);
+                        self.line_at = self.line_at.saturating_sub(self.sent);
                         self.sent = 0;
                     }
                     return Ok(());
@@ -735,11 +744,11 @@ impl Upstream {
 
     /// Ends the connection: every request under way on it fails.
     pub fn fail(&mut self, fault: Fault, retry_at: u64, sink: &mut impl Sink) {
+        self.end_line();
         self.stream = None;
         self.state = State::Closed { retry_at };
         self.out = Vec::new();
         self.sent = 0;
-        self.open = 0;
         self.kept = Vec::new();
         self.paused = None;
         self.more = false;
@@ -762,7 +771,5 @@ impl Upstream {
             }
             sink.end(&ticket);
         }
-        // Those on a line that was being written have no ticket yet.
-        self.keys.clear();
     }
 }

@@ -455,12 +455,12 @@ impl Proxy {
             Ok(number) => {
                 let tag = super::tag(key);
                 let upstream = &mut self.upstreams[number];
-                let (keys, line) = upstream.send_key(command, key, KeyTicket { slot, tag });
-                if keys == 1 {
+                if !upstream.line_is_open() {
+                    upstream.begin_line(command, keys_ticket(seat, generation, self.now));
                     self.open.push(number);
                 }
-                if line > LINE_MAX {
-                    upstream.end_line(keys_ticket(seat, generation, self.now));
+                if upstream.send_key(key, KeyTicket { slot, tag }) > LINE_MAX {
+                    upstream.end_line();
                 }
             }
             Err(refused) => {
@@ -475,7 +475,6 @@ impl Proxy {
         let Some(client) = self.front.seats.get_mut(seat) else {
             return;
         };
-        let ticket = keys_ticket(seat, client.generation, self.now);
         if last {
             client.slots.end_of_get();
         }
@@ -483,7 +482,7 @@ impl Proxy {
             let Some(upstream) = self.upstreams.get_mut(number) else {
                 continue;
             };
-            upstream.end_line(ticket);
+            upstream.end_line();
             if !upstream.dirty {
                 upstream.dirty = true;
                 self.dirty.push(number);
