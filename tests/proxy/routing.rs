@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use larder::server::Server;
 use larder::server::control::Stop;
-use larder::settings::proxy::{Mode, parse};
+use larder::settings::proxy::{Mode, Proxy, Route, parse};
 
 use crate::common::{self, Client, TestServer};
 use crate::fleet;
@@ -18,6 +18,11 @@ struct Pools {
 }
 
 fn pools(routes: &str) -> Pools {
+    pools_with(routes, |_| {})
+}
+
+/// The same, with something of the configuration changed.
+fn pools_with(routes: &str, change: impl FnOnce(&mut Proxy)) -> Pools {
     let servers: Vec<TestServer> = (0..3).map(|_| TestServer::start()).collect();
     let names = fleet::addresses(&servers);
     let mut text = routes.to_owned();
@@ -26,7 +31,9 @@ fn pools(routes: &str) -> Pools {
             "\n[pools.{pool}]\nservers = [{name:?}]\ntimeout = \"20s\"\n"
         ));
     }
-    let proxy = fleet::proxy_with(parse(&text).unwrap());
+    let mut configuration = parse(&text).unwrap();
+    change(&mut configuration);
+    let proxy = fleet::proxy_with(configuration);
     Pools { servers, proxy }
 }
 
@@ -325,4 +332,101 @@ fn hot_keys_are_read_from_several_servers() {
     for client in &mut clients {
         client.ask("get hot\r\n", "END\r\n");
     }
+}
+
+#[test]
+fn near_and_far() {
+    let pools =
+        pools("route = \"r\"\n[routes.r]\ntier = { near = \"a\", far = \"b\", ttl = \"60s\" }\n");
+    let mut client = pools.proxy.connect();
+    client.ask("set k 7 0 3\r\none\r\n", "STORED\r\n");
+    pools.holds(1, "k", "one");
+    pools.holds(0, "k", "");
+    client.ask("get k\r\n", "VALUE k 7 3\r\none\r\nEND\r\n");
+    pools.holds(0, "k", "one");
+    // From now on it is read near: what changes behind the proxy's back shows that.
+    pools.servers[1]
+        .connect()
+        .ask("delete k\r\n", "DELETED\r\n");
+    client.ask("get k\r\n", "VALUE k 7 3\r\none\r\nEND\r\n");
+    client.ask(
+        "get k nope\r\nmg k v f\r\n",
+        "VALUE k 7 3\r\none\r\nEND\r\nVA 3 f7\r\none\r\n",
+    );
+    // A write makes the near one forget.
+    client.ask("set k 8 0 3\r\ntwo\r\n", "STORED\r\n");
+    pools.holds(0, "k", "");
+    client.ask("get k\r\n", "VALUE k 8 3\r\ntwo\r\nEND\r\n");
+    pools.holds(0, "k", "two");
+    client.ask("delete k\r\nget k\r\n", "DELETED\r\nEND\r\n");
+    pools.holds(0, "k", "");
+}
+
+#[test]
+fn one_of_several_at_random() {
+    let pools = pools("route = \"r\"\n[routes.r]\nrandom = [\"a\", \"b\", \"c\"]\n");
+    for server in &pools.servers {
+        server.connect().ask("set k 0 0 1\r\nx\r\n", "STORED\r\n");
+    }
+    let mut client = pools.proxy.connect();
+    for _ in 0..10 {
+        client.ask(
+            "get k\r\n".repeat(30),
+            "VALUE k 0 1\r\nx\r\nEND\r\n".repeat(30),
+        );
+    }
+    let hits = |server: &TestServer| -> u32 { server.connect().stat("get_hits").parse().unwrap() };
+    let hits: Vec<u32> = pools.servers.iter().map(hits).collect();
+    assert_eq!(hits.iter().sum::<u32>(), 300);
+    // By chance alone this fails once in more than the age of the universe.
+    assert!(hits.iter().all(|&hits| hits > 20), "{hits:?}");
+}
+
+#[test]
+fn from_one_pool_to_another() {
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
+    let migrating = |begin: u64, hours: u64| {
+        let text = "route = \"r\"\n[routes.r]\n\
+             migrate = { from = \"a\", to = \"b\", start = 2026-01-01T00:00:00Z, over = \"1h\" }\n";
+        pools_with(text, |proxy| {
+            for route in &mut proxy.routes {
+                if let Route::Migrate { start, length, .. } = route {
+                    (*start, *length) = (begin, hours * 3600);
+                }
+            }
+        })
+    };
+    let moved = |pools: &Pools| {
+        let mut client = pools.proxy.connect();
+        for n in 0..100 {
+            client.ask(format!("set k{n} 0 0 1\r\nx\r\n"), "STORED\r\n");
+            client.ask(
+                format!("get k{n}\r\n"),
+                format!("VALUE k{n} 0 1\r\nx\r\nEND\r\n"),
+            );
+        }
+        pools.servers[1]
+            .connect()
+            .stat("curr_items")
+            .parse::<usize>()
+            .unwrap()
+    };
+    assert_eq!(moved(&migrating(now + 3600, 1)), 0, "it has not begun");
+    assert_eq!(moved(&migrating(now - 7200, 1)), 100, "it is over");
+    // Half of ten hours are over, and half of the keys have moved.
+    let half = migrating(now - 18_000, 10);
+    let count = moved(&half);
+    assert!((25..75).contains(&count), "{count}");
+    // Deletes go to both meanwhile, wherever the key is.
+    for server in &half.servers[..2] {
+        server
+            .connect()
+            .ask("set k1 0 0 3\r\nold\r\n", "STORED\r\n");
+    }
+    half.proxy.connect().ask("delete k1\r\n", "DELETED\r\n");
+    half.holds(0, "k1", "");
+    half.holds(1, "k1", "");
 }

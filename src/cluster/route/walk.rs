@@ -610,6 +610,11 @@ impl Walk {
             (first, second)
         };
         if context.awaited {
+            if tier {
+                // A read that follows before this is answered must not find what was there, nor, when
+                // it has been answered, what such a read has put there meanwhile.
+                self.enter(other, forgetting(alone(context)), world, actions);
+            }
             let below = self.frame(id, context, State::Fill(FillStage::Write));
             self.enter(written, below, world, actions);
         } else {

@@ -33,8 +33,8 @@ pub enum Route {
     Fanout { children: Vec<RouteId>, wait: Wait },
     /// To the less busy of two children drawn at random.
     Random { children: Vec<RouteId> },
-    /// Reads come from `near`, and on a miss from `far`, which fills `near`. Writes go to `far`; when
-    /// they are done `near` forgets the key.
+    /// Reads come from `near`, and on a miss from `far`, which fills `near`. Writes go to `far`; before
+    /// and when they are done `near` forgets the key.
     Tier {
         near: RouteId,
         far: RouteId,
