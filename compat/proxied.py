@@ -8,7 +8,9 @@ answer (stats, crawlers, slabs, ...) is left out. See compat/differential.py, wh
 """
 
 import argparse
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -24,6 +26,16 @@ OWN = (
     b"stats", b"lru", b"slabs", b"watch", b"shutdown", b"extstore", b"cache_memlimit", b"verbosity", b"version",
     b"refresh_certs", b"debug", b"misbehave", b"flush_all", b"me ",
 )  # fmt: skip
+# The same in binary: flush, version, stat, verbosity, and the quiet flush. A flush counts in seconds, which do not
+# begin at the same moment on six servers.
+OWN_BINARY = (0x08, 0x0B, 0x10, 0x18, 0x1B)
+
+# All that nutcracker knows; it hangs up on anything else, and answers the keys of a get server by server.
+NUTCRACKER = re.compile(
+    rb"(?:gets? K|(?:set|add|replace|append|prepend) K \d+ \d+ \d+ ?R\r\n.*|cas K \d+ \d+ \d+ \d+R\r\n.*"
+    rb"|(?:incr|decr) K \d+R|delete KR|touch K \d+R)\r\n".replace(b"K", rb"[^\x00-\x20]{1,250}").replace(b"R", rb"(?: noreply)?"),
+    re.DOTALL,
+)
 
 
 def free_port():
@@ -35,10 +47,11 @@ def free_port():
 class Fleet:
     """Four more servers like the one at `port`, and a proxy in front of the five."""
 
-    larder = None
+    proxy = by = None
 
     def __init__(self, program, options, port):
         self.log = tempfile.TemporaryFile()
+        self.folder = tempfile.TemporaryDirectory(prefix="proxied")
         self.processes = []
         ports = [port]
         user = ["-u", "root"] if os.geteuid() == 0 else []
@@ -46,10 +59,24 @@ class Fleet:
             ports.append(free_port())
             self._start([program, "-l", "127.0.0.1", "-p", str(ports[-1]), "-U", "0", "-m", "1024", "-t", "2", *options, *user])
         self.port = free_port()
-        behind = ",".join(f"127.0.0.1:{port}" for port in ports)
-        self._start([self.larder, "proxy", "-l", "127.0.0.1", "-p", str(self.port), "-t", "2", "--servers", behind, *user])
+        behind = [f"127.0.0.1:{port}" for port in ports]
+        # A machine that is busy otherwise is no difference.
+        if self.by == "nutcracker":
+            lines = [f"   - {each}:1\n" for each in behind]
+            text = f"all:\n  listen: 127.0.0.1:{self.port}\n  hash: md5\n  distribution: ketama\n  servers:\n"
+            config = self._file("".join([text, *lines]))
+            self._start([self.proxy, "-c", config, "-s", str(free_port())])
+        else:
+            config = self._file(f'[pools.all]\nservers = {json.dumps(behind)}\ntimeout = "60s"\nhealth = {{ probe_timeout = "60s" }}\n')
+            self._start([self.proxy, "proxy", "-l", "127.0.0.1", "-p", str(self.port), "-t", "2", "--config", config, *user])
         for each in [*ports[1:], self.port]:
             self._wait(each)
+
+    def _file(self, text):
+        path = os.path.join(self.folder.name, "config")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        return path
 
     def _start(self, command):
         self.processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log))
@@ -70,15 +97,19 @@ class Fleet:
             process.kill()
             process.wait()
         self.log.close()
+        self.folder.cleanup()
 
 
 class Subject(servers.Server):
     """A server that may have a fleet around it."""
 
+    behind = None
+
     def __init__(self, program, options=(), wrap=None):
         if wrap is Fleet:
-            super().__init__(program, options, lambda port: Fleet(program, options, port))
-            # The proxy answers this itself.
+            behind = self.behind or program
+            super().__init__(behind, options, lambda port: Fleet(behind, options, port))
+            # The proxy answers this itself, or one of the servers does.
             self.version = self._version()
             self.marker = b"VERSION " + self.version + b"\r\n"
         else:
@@ -91,14 +122,17 @@ class Epoch(runner.Epoch):
         self.options = [*self.options, "-C"]
 
     def special(self, command):
-        return command.startswith(OWN) or super().special(command)
+        return self.forbidden(command) or super().special(command)
 
     def forbidden(self, command):
-        return command.lstrip(b" ").startswith(OWN) or super().forbidden(command)
+        own = command[1] in OWN_BINARY if command.startswith(b"\x80") else command.lstrip(b" ").startswith(OWN)
+        unknown = Fleet.by == "nutcracker" and not NUTCRACKER.fullmatch(command)
+        return own or unknown or super().forbidden(command)
 
 
-def play(reference, larder, seed, number, commands, dialects):
-    servers.Server, runner.Epoch, Fleet.larder = Subject, Epoch, larder
+def play(reference, proxy, by, behind, seed, number, commands, dialects):
+    servers.Server, runner.Epoch = Subject, Epoch
+    Fleet.proxy, Fleet.by, Subject.behind = proxy, by, behind
     found = subprocess.run([reference, "-V"], capture_output=True, check=True).stdout.split()
     known = rules.applicable(found[1], True)
     explained = {}
@@ -122,6 +156,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference", default="/usr/bin/memcached")
     parser.add_argument("--proxy", default="target/release/larder")
+    parser.add_argument("--by", choices=["larder", "nutcracker"], default="larder", help="what kind of proxy it is")
+    parser.add_argument("--behind", metavar="SERVER", help="the servers behind the proxy, if they are not like the reference")
     parser.add_argument("--commands", type=int, default=500_000)
     parser.add_argument("--seed", default="1")
     parser.add_argument("--epoch", type=int, help="play this epoch only")
@@ -136,7 +172,7 @@ def main():
     sent, explained, failed = 0, {}, 0
     with ProcessPoolExecutor(arguments.jobs) as pool:
         work = [
-            pool.submit(play, arguments.reference, arguments.proxy, arguments.seed, number, size, dialects)
+            pool.submit(play, arguments.reference, arguments.proxy, arguments.by, arguments.behind, arguments.seed, number, size, dialects)
             for number in numbers
         ]
         for future in as_completed(work):

@@ -3,6 +3,7 @@
 A command that a rule speaks of is sent by itself, so that its answer can be told from others.
 """
 
+import base64
 import re
 from typing import NamedTuple
 
@@ -36,7 +37,13 @@ def subject(command):
     """The key of a meta or binary command, and whether it counts."""
     if not command.startswith(b"\x80"):
         found = words(command)
-        return found[1] if len(found) > 1 else b"", found[0] == b"ma"
+        key = found[1] if len(found) > 1 else b""
+        if b"b" in found[2:]:
+            try:
+                key = base64.b64decode(key, validate=True)
+            except ValueError:
+                pass
+        return key, found[0] == b"ma"
     extras = command[4]
     key = int.from_bytes(command[2:4], "big")
     return command[24 + extras : 24 + extras + key], command[1] in (0x05, 0x06, 0x15, 0x16)

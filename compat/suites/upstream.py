@@ -122,7 +122,7 @@ def play_all(source, program, old, files, jobs, limits, good, reference):
     return found
 
 
-def judge(file, before, after, newer, ours):
+def judge(file, before, after, newer, ours, name=name):
     """The case of one file from what memcached and Larder made of it."""
     state, failed, note = after
     if state == "passed" and file in ADDED:
