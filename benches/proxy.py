@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 """Measures larder proxy side by side with nutcracker: the same three servers, the same ring, the same requests.
 
-    benches/proxy.py --larder target/release/larder [--seconds 2] [--rounds 5]
+    benches/proxy.py --larder target/release/larder [--seconds 2] [--rounds 5] [--lua memcached]
+
+With --lua, a memcached that was built with --enable-proxy, its own proxy takes part: the requests are the same, their
+servers those of its own ring.
 
 What is compared is the processor time that the proxy has spent per request, as the kernel accounts for it in
-nanoseconds, and the time one client waits for one get (median). Both proxies have one thread; they are driven in turn,
+nanoseconds, and the time one client waits for one get (median). All proxies have one thread; they are driven in turn,
 A B A B, and each answer is checked for its length before it is counted. Needs nutcracker and memcached.
 """
 
@@ -129,11 +132,50 @@ def waits(port, count):
     return found
 
 
+LUA = """
+function mcp_config_pools()
+  local servers = {{}}
+  for number, port in ipairs({{ {ports} }}) do
+    servers[number] = mcp.backend("s" .. number, "127.0.0.1", port)
+  end
+  return mcp.pool(servers)
+end
+
+function mcp_config_routes(pool)
+  local route = mcp.funcgen_new()
+  local handle = route:new_handle(pool)
+  route:ready({{ f = function(context)
+    return function(request)
+      return context:enqueue_and_wait(request, handle)
+    end
+  end }})
+  mcp.attach(mcp.CMD_ANY_STORAGE, route)
+end
+"""
+
+
+def fill(port):
+    connection = wait_for(port)
+    for number in range(KEYS):
+        connection.sendall(b"set %s 0 0 %d\r\n%s\r\n" % (key(number), len(VALUE), VALUE))
+        if connection.recv(100) != b"STORED\r\n":
+            raise SystemExit("cannot fill the servers")
+    connection.close()
+
+
+def row(name, found, unit):
+    """A line with each proxy's figure, and the last one's to that of each other."""
+    *others, last = found
+    ratios = " ".join(f"{last / other:7.2f}" for other in others)
+    print(f"{name:32} " + " ".join(f"{each:9.2f} {unit}" for each in found) + f" {ratios}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--larder", default="target/release/larder")
     parser.add_argument("--nutcracker", default="nutcracker")
     parser.add_argument("--memcached", default="memcached")
+    parser.add_argument("--lua", metavar="MEMCACHED", help="a memcached with its own proxy, which then takes part")
     parser.add_argument("--seconds", type=float, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", help="workloads whose name has this")
@@ -147,7 +189,7 @@ def main():
             for port in servers:
                 command = [arguments.memcached, "-l", "127.0.0.1", "-p", str(port), "-t", "1", "-m", "256", *user]
                 processes.append(subprocess.Popen(command, **quiet))
-            ports = {"nutcracker": free_port(), "larder": free_port()}
+            ports = {name: free_port() for name in ("nutcracker", *(["lua"] if arguments.lua else []), "larder")}
             config = os.path.join(folder, "nutcracker.yml")
             with open(config, "w") as file:
                 file.write(f"all:\n  listen: 127.0.0.1:{ports['nutcracker']}\n  hash: md5\n  distribution: ketama\n  servers:\n")
@@ -157,16 +199,22 @@ def main():
             behind = ",".join(f"127.0.0.1:{port}" for port in servers)
             command = [arguments.larder, "proxy", "-l", "127.0.0.1", "-p", str(ports["larder"]), "-t", "1"]
             command += ["--servers", behind, "--ring", "twemproxy", "--hash", "md5", *user]
+            if arguments.lua:
+                config = os.path.join(folder, "proxy.lua")
+                with open(config, "w") as file:
+                    file.write(LUA.format(ports=", ".join(map(str, servers))))
+                lua = [arguments.lua, "-l", "127.0.0.1", "-p", str(ports["lua"]), "-U", "0", "-t", "1", *user]
+                proxies["lua"] = subprocess.Popen([*lua, "-o", f"proxy_config={config}"], **quiet)
             proxies["larder"] = subprocess.Popen(command, **quiet)
             processes += proxies.values()
             for port in [*servers, *ports.values()]:
                 wait_for(port).close()
-            filler = wait_for(ports["larder"])
-            for number in range(KEYS):
-                filler.sendall(b"set %s 0 0 %d\r\n%s\r\n" % (key(number), len(VALUE), VALUE))
-                if filler.recv(100) != b"STORED\r\n":
-                    raise SystemExit("cannot fill the servers")
-            print(f"{'processor time per request':32} {'nutcracker':>12} {'larder':>12} {'ratio':>7}")
+            # The Lua proxy has another ring, so that its servers have to have the keys by that as well.
+            for name in ports:
+                if name != "nutcracker":
+                    fill(ports[name])
+            names = " ".join(f"{name:>12}" for name in ports)
+            print(f"{'processor time per request':32} {names}   larder to each")
             for name, workload in WORKLOADS.items():
                 if arguments.only and arguments.only not in name:
                     continue
@@ -176,17 +224,15 @@ def main():
                         before = processor_time(proxies[who])
                         done = drive(port, workload, arguments.seconds)
                         spent[who].append((processor_time(proxies[who]) - before) / done / 1000)
-                medians = [statistics.median(spent[who]) for who in ports]
-                print(f"{name:32} {medians[0]:9.2f} us {medians[1]:9.2f} us {medians[1] / medians[0]:7.2f}")
+                row(name, [statistics.median(spent[who]) for who in ports], "us")
             waited = {who: [] for who in ports}
             for _ in range(arguments.rounds * 4):
                 for who, port in ports.items():
                     waited[who] += waits(port, 500)
             direct = statistics.median(waits(servers[0], 2000))
             medians = [statistics.median(waited[who]) for who in ports]
-            print(f"{'one get, median wait':32} {medians[0]:9.2f} us {medians[1]:9.2f} us {medians[1] / medians[0]:7.2f}")
-            added = [median - direct for median in medians]
-            print(f"{'of which the proxy adds':32} {added[0]:9.2f} us {added[1]:9.2f} us {added[1] / added[0]:7.2f}")
+            row("one get, median wait", medians, "us")
+            row("of which the proxy adds", [median - direct for median in medians], "us")
         finally:
             for process in processes:
                 process.send_signal(signal.SIGKILL)
