@@ -102,6 +102,8 @@ pub struct Target {
     share: f32,
     /// When its name was last looked up.
     resolved: AtomicU64,
+    /// How often an address of its name has turned out to be its no more.
+    moves: AtomicU64,
 }
 
 /// Numbers servers, so that they are not probed at the same moment.
@@ -131,6 +133,7 @@ impl Target {
             state: AtomicU8::new(UP),
             share: pool.health.half_open_share,
             resolved: AtomicU64::new(now),
+            moves: AtomicU64::new(0),
         };
         if let Err(error) = target.resolve() {
             log::warn!("{}: {}", target.place, address::reason(&error));
@@ -315,13 +318,34 @@ impl Target {
     /// The resolver's; the addresses known before stay.
     pub fn resolve(&self) -> io::Result<()> {
         if let Address::Tcp { host, port } = &self.place {
-            let found = address::resolve(Some(host), *port)?;
-            *self
-                .addresses
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = found;
+            self.is_now_at(address::resolve(Some(host), *port)?);
         }
         Ok(())
+    }
+
+    fn is_now_at(&self, found: Vec<SocketAddr>) {
+        let mut known = self.addresses();
+        let left = known.iter().any(|address| !found.contains(address));
+        *known = found;
+        if left {
+            self.moves.fetch_add(1, AcqRel);
+        }
+    }
+
+    /// Changes when connections may go to where it is no more.
+    pub fn moves(&self) -> u64 {
+        self.moves.load(Acquire)
+    }
+
+    /// Whether its name stands for this address.
+    pub fn is_at(&self, address: SocketAddr) -> bool {
+        self.addresses().contains(&address)
+    }
+
+    fn addresses(&self) -> MutexGuard<'_, Vec<SocketAddr>> {
+        self.addresses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Looks its name up if that was last done so many milliseconds ago.
@@ -345,10 +369,7 @@ impl Target {
         let stream = match &self.place {
             Address::Unix(path) => Stream::connect_local(path),
             Address::Tcp { .. } => {
-                let addresses = self
-                    .addresses
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
+                let addresses = self.addresses();
                 match addresses.get(attempt as usize % addresses.len().max(1)) {
                     Some(&address) => Stream::connect(address),
                     None => Err(io::ErrorKind::NotFound.into()),
@@ -422,6 +443,21 @@ mod tests {
         // A write that was under way when the delete passed it.
         target.remember_again(b"a");
         assert!(!target.admits(b"a"));
+    }
+
+    #[test]
+    fn it_has_moved_when_an_address_is_its_no_more() {
+        let [a, b] = ["127.0.0.1:1", "127.0.0.1:2"].map(|text| text.parse().unwrap());
+        let target = target();
+        target.is_now_at(vec![a]);
+        assert_eq!(target.moves(), 0);
+        target.is_now_at(vec![b, a]);
+        assert_eq!(target.moves(), 0, "one more");
+        target.is_now_at(vec![a, b]);
+        assert_eq!(target.moves(), 0, "in another order");
+        target.is_now_at(vec![b]);
+        assert_eq!(target.moves(), 1);
+        assert!(target.is_at(b) && !target.is_at(a));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! calls for ends the connection, and with it all requests under way on it.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::plan::Rules;
@@ -219,6 +220,10 @@ pub struct Upstream {
     /// The server that the value was meant for, and its key, if this one stands in for it.
     pub stands_in: Option<(Arc<Target>, Box<[u8]>)>,
     pub state: State,
+    /// Where it is connected to, over a network.
+    pub peer: Option<SocketAddr>,
+    /// It takes no more requests, and ends when those under way have been answered.
+    pub leaving: bool,
     stream: Option<Stream>,
     /// The start of an answer whose end has not arrived.
     kept: Vec<u8>,
@@ -255,6 +260,8 @@ impl Upstream {
             uploads_for: None,
             stands_in: None,
             state: State::Closed { retry_at: 0 },
+            peer: None,
+            leaving: false,
             stream: None,
             kept: Vec::new(),
             out: Vec::new(),
@@ -277,6 +284,7 @@ impl Upstream {
     /// Begins anew over a socket that is being connected.
     pub fn begin(&mut self, stream: Stream, now: u64) {
         self.stream = Some(stream);
+        self.peer = None;
         self.state = State::Connecting { since: now };
         self.reading = Reading::Answer;
         self.kept = Vec::new();

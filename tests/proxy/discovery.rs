@@ -8,8 +8,11 @@ use larder::settings::proxy::parse;
 use simple_dns::rdata::{RData, SRV};
 use simple_dns::{CLASS, Name, Packet, ResourceRecord};
 
-use crate::common::TestServer;
+use crate::common::{self, Program, TestServer};
 use crate::fleet;
+
+/// Where the program is told to write down its ports.
+const PORTS: &str = "MEMCACHED_PORT_FILENAME";
 
 /// Answers SRV questions with the servers it has now; with none it says nothing of them.
 struct Names {
@@ -108,4 +111,88 @@ fn a_pool_follows_its_srv_records() {
         std::thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(sets(0), before);
+}
+
+/// The name of a server stands for another address: what the system's resolver reads is a file of the
+/// test's own, for which it takes root and a kernel that lets it.
+#[test]
+fn a_server_follows_its_name() {
+    let allowed = std::process::Command::new("unshare")
+        .args(["-m", "true"])
+        .stderr(std::process::Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !allowed {
+        println!("skipped: a mount namespace of its own is not to be had");
+        return;
+    }
+    let first = TestServer::start();
+    let port = first.address().port();
+    let mut settings = common::settings();
+    settings.listen.endpoints[0].host = Some("127.0.0.2".to_owned());
+    settings.listen.endpoints[0].port = Some(port);
+    settings.listen.tcp_port = i32::from(port);
+    let second = TestServer::start_with(settings);
+    first
+        .connect()
+        .ask("set where 0 0 5\r\nfirst\r\n", "STORED\r\n");
+    second
+        .connect()
+        .ask("set where 0 0 6\r\nsecond\r\n", "STORED\r\n");
+
+    let folder = tempfile::tempdir().unwrap();
+    let (hosts, config) = (folder.path().join("hosts"), folder.path().join("toml"));
+    std::fs::write(&hosts, "127.0.0.1 cache.test\n").unwrap();
+    let text = format!(
+        "[pools.all]\nservers = [\"cache.test:{port}\"]\nresolve = \"20ms\"\ntimeout = \"20s\"\n"
+    );
+    std::fs::write(&config, text).unwrap();
+    let proxy = Program::start_with(&[], |command| {
+        let ports = command.get_envs().find(|(name, _)| *name == PORTS);
+        let ports = ports.and_then(|(_, value)| value).unwrap().to_owned();
+        let inside = "mount --bind \"$1\" /etc/hosts; shift; exec \"$@\"";
+        *command = std::process::Command::new("unshare");
+        command
+            .args(["-m", "sh", "-c", inside, "sh"])
+            .arg(&hosts)
+            .arg(env!("CARGO_BIN_EXE_larder"))
+            .args([
+                "proxy",
+                "-u",
+                "root",
+                "-l",
+                "127.0.0.1",
+                "-p",
+                "-1",
+                "-t",
+                "2",
+                "--config",
+            ])
+            .arg(&config)
+            .env(PORTS, ports);
+    });
+    let mut clients: Vec<_> = (0..4).map(|_| proxy.connect()).collect();
+    for client in &mut clients {
+        client.ask("get where\r\n", "VALUE where 0 5\r\nfirst\r\nEND\r\n");
+    }
+    std::fs::write(&hosts, "127.0.0.2 cache.test\n").unwrap();
+    let since = Instant::now();
+    for client in &mut clients {
+        loop {
+            client.send("get where\r\n");
+            client.line();
+            let said = client.line();
+            client.expect("END\r\n");
+            if said == "second" {
+                break;
+            }
+            assert_eq!(said, "first");
+            assert!(since.elapsed() < Duration::from_secs(20), "never moved");
+        }
+    }
+    // The connections to the old one have ended, but for the one that asks.
+    let mut direct = first.connect();
+    while direct.stat("curr_connections") != "1" {
+        assert!(since.elapsed() < Duration::from_secs(20));
+    }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mio::Interest;
 
-use super::{Deleting, Proxy, Refused, UPLOAD_MAX, token};
+use super::{Deleting, Proxy, Refused, Server, UPLOAD_MAX, token};
 use crate::cluster::health::Event;
 use crate::cluster::upstream::{Fault, Quiet, Ran, Sink, State, Ticket, To, Upstream};
 use crate::protocol::answer::{HEADER, Shape};
@@ -185,6 +185,7 @@ impl Proxy {
             };
             match stream.connected() {
                 Ok(true) => {
+                    upstream.peer = stream.peer_address();
                     upstream.state = State::Open;
                     upstream.attempts = 0;
                 }
@@ -310,9 +311,14 @@ impl Proxy {
         Some(Duration::from_millis(next.saturating_sub(self.now)).max(TICK))
     }
 
+    /// Whether it is time for a look at deadlines.
+    pub(super) fn is_due(&self) -> bool {
+        self.now.saturating_sub(self.ticked) >= TICK.as_millis() as u64
+    }
+
     /// Looks at deadlines, and at what is to be told and asked from time to time.
     pub fn tick(&mut self) {
-        if self.now.saturating_sub(self.ticked) < TICK.as_millis() as u64 {
+        if !self.is_due() {
             return;
         }
         self.ticked = self.now;
@@ -331,6 +337,7 @@ impl Proxy {
         }
         self.eject();
         self.retire();
+        self.follow_names();
         let overdue: Vec<(usize, Fault)> = self
             .upstreams
             .iter()
@@ -346,6 +353,73 @@ impl Proxy {
         self.tend_hot();
         if self.number == 0 {
             self.probe();
+        }
+    }
+
+    /// Where a name does not stand for the address any more that a connection goes to, another takes its
+    /// place, and it ends when what is under way on it has been answered.
+    pub(super) fn follow_names(&mut self) {
+        let moved = |server: &Server| server.moves != server.target.moves();
+        let moved: Vec<usize> = self
+            .servers
+            .iter()
+            .filter(|(_, server)| moved(server))
+            .map(|(place, _)| place)
+            .collect();
+        for place in moved {
+            let target = self.servers[place].target.clone();
+            let moves = target.moves();
+            let its = |upstream: &Upstream| upstream.server == place && !upstream.leaving;
+            let connecting =
+                |upstream: &Upstream| matches!(upstream.state, State::Connecting { .. });
+            let known = self.upstreams.iter().map(|(_, upstream)| upstream);
+            if known.clone().any(|it| its(it) && connecting(it)) {
+                // It is not known yet where to.
+                continue;
+            }
+            self.servers[place].moves = moves;
+            let gone = |upstream: &Upstream| upstream.peer.is_some_and(|peer| !target.is_at(peer));
+            let stale: Vec<usize> = self
+                .upstreams
+                .iter()
+                .filter(|(_, upstream)| its(upstream) && gone(upstream))
+                .map(|(number, _)| number)
+                .collect();
+            for number in stale {
+                log::info!("{} is elsewhere now", target.place);
+                self.replace(place, number);
+            }
+        }
+        let upstreams = &self.upstreams;
+        let over: Vec<usize> = self
+            .leaving
+            .extract_if(.., |number| {
+                let upstream = upstreams.get(*number);
+                upstream.is_none_or(|it| !it.leaving || it.is_quiet() && it.waiting() == 0)
+            })
+            .collect();
+        for number in over {
+            if self.upstreams.get(number).is_some_and(|it| it.leaving) {
+                self.fail(number, Fault::Retired);
+                self.upstreams.try_remove(number);
+            }
+        }
+    }
+
+    /// Puts a fresh connection in the place of one that is leaving.
+    fn replace(&mut self, place: usize, number: usize) {
+        self.upstreams[number].leaving = true;
+        self.servers[place].idle.retain(|&idle| idle != number);
+        if self.upstreams[number].private {
+            return self.settle_private(number);
+        }
+        self.leaving.push(number);
+        let dialect = self.upstreams[number].dialect;
+        let fresh = self.add_upstream(place, dialect, false);
+        for shared in &mut self.servers[place].shared[dialect as usize] {
+            if *shared == number {
+                *shared = fresh;
+            }
         }
     }
 

@@ -93,6 +93,8 @@ struct Server {
     deleting: Option<Deleting>,
     /// The place of its pool in the plan.
     pool: usize,
+    /// See [`Target::moves`], when its connections were last looked at.
+    moves: u64,
 }
 
 /// Keys that have been written elsewhere while their server was down, and are being deleted.
@@ -130,6 +132,8 @@ pub struct Proxy {
     open: Vec<usize>,
     /// Those that wait for a client to take its answers.
     paused: Vec<usize>,
+    /// Those that end when what is under way on them has been answered.
+    leaving: Vec<usize>,
     /// Those that have more to read, once others had their turn.
     again: VecDeque<usize>,
     input: Input,
@@ -169,6 +173,7 @@ impl Proxy {
             dirty: Vec::new(),
             open: Vec::new(),
             paused: Vec::new(),
+            leaving: Vec::new(),
             again: VecDeque::new(),
             input: Input::new(),
             tasks: Tasks::default(),
@@ -192,6 +197,10 @@ impl Proxy {
         }
         self.now = now;
         self.front.now = now;
+        if self.is_due() {
+            // Before the first request in a while is sent to where a server was then.
+            self.follow_names();
+        }
         let generation = self.cluster.generation();
         if generation != self.generation {
             self.generation = generation;
@@ -216,6 +225,7 @@ impl Proxy {
                     .map(|(place, _)| place);
                 let place = known.unwrap_or_else(|| {
                     self.servers.insert(Server {
+                        moves: target.moves(),
                         target: target.clone(),
                         rules: pool.rules,
                         shared: [Vec::new(), Vec::new()],

@@ -175,8 +175,9 @@ impl Proxy {
             return;
         }
         upstream.settle_elsewhere();
+        let leaving = upstream.leaving;
         let server = &mut self.servers[upstream.server];
-        if server.wanted && server.idle.len() < IDLE_MAX {
+        if server.wanted && !leaving && server.idle.len() < IDLE_MAX {
             if !server.idle.contains(&number) {
                 server.idle.push(number);
             }
