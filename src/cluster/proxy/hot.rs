@@ -6,7 +6,7 @@
 //! and not for as long after a write as one made before it may live: whoever has been told of a write
 //! through this proxy reads nothing older through it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::tasks::Kind;
 use super::{Forward, Proxy};
@@ -38,6 +38,9 @@ pub(super) struct Heats {
     copies: Copies,
     /// Bytes of the values of hot keys, as they have been seen since the last tick.
     sizes: HashMap<u64, usize>,
+    /// Hot keys whose owner is being asked for an answer to keep: others who read them meanwhile are not
+    /// held up by that.
+    asked: HashSet<u64>,
     /// Values that are kept; 0 if none are.
     keep_max: usize,
     /// Seconds.
@@ -80,6 +83,7 @@ impl Heats {
             keys: HotKeys::new(&its, servers, cluster.seed, now),
             copies: Copies::new(u64::from(settings.spread_ttl) * 1000),
             sizes: HashMap::new(),
+            asked: HashSet::new(),
             keep_max: if keeps { settings.cache_value_bytes } else { 0 },
             copy_ttl: settings.spread_ttl,
             cache: Cache::new(settings, cluster.writes.clone()),
@@ -191,10 +195,12 @@ impl Proxy {
         } else {
             self.holder(pool, request.key, hot, owner, &mut fills)
         };
-        if at == owner && fills.is_empty() && !self.heats.keeps(hot.hash) {
+        let keeps = self.heats.keeps(hot.hash) && !self.heats.asked.contains(&hot.hash);
+        if at == owner && fills.is_empty() && !keeps {
             return false;
         }
         let kind = if at == owner {
+            self.heats.asked.insert(hot.hash);
             Kind::Hot(Reading {
                 hash: hot.hash,
                 stamp,
@@ -267,6 +273,7 @@ impl Proxy {
         bytes: &[u8],
         verdict: Verdict,
     ) {
+        self.heats.asked.remove(&reading.hash);
         self.keep_hot(reading.hash, reading.stamp, key, bytes, verdict);
         if reading.fills.is_empty() {
             return;
@@ -350,6 +357,8 @@ impl Proxy {
         self.heats.cache.tick(self.now);
         self.heats.copies.tick(self.now);
         self.heats.sizes.clear();
+        // Those that were refused are not answered.
+        self.heats.asked.clear();
         for hash in self.heats.keys.hot_hashes() {
             self.cluster.writes.announce(hash, self.now);
         }
