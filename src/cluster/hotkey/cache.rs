@@ -94,6 +94,13 @@ impl Cache {
         (*entry.key == *key).then_some(&entry.answer)
     }
 
+    /// Whether the answer for a key comes to its end, so that one who reads it now had better ask for
+    /// another: the others have it meanwhile.
+    pub fn is_aging(&self, hash: u64, now: u64) -> bool {
+        let entry = self.entries.get(&hash);
+        entry.is_some_and(|entry| entry.until <= now + self.life_ms / 4)
+    }
+
     /// Keeps an answer. `stamp` is [`Writes::stamp`] from before its request was sent.
     pub fn put(&mut self, hash: u64, key: &[u8], answer: Answer, stamp: u32, now: u64) {
         let size = match &answer {
@@ -197,6 +204,7 @@ mod tests {
         assert_eq!(cache.get(1, b"a", 1099), Some(&hit(b"v")));
         assert_eq!(cache.get(2, b"b", 1099), Some(&Answer::Miss));
         assert_eq!(cache.get(1, b"z", 1099), None, "same hash, other key");
+        assert!(!cache.is_aging(1, 1074) && cache.is_aging(1, 1075) && !cache.is_aging(3, 1075));
         assert_eq!(cache.get(1, b"a", 1100), None);
         cache.tick(1100);
         assert!(cache.is_empty());

@@ -157,7 +157,10 @@ impl Proxy {
         of_many: bool,
     ) -> bool {
         let with_cas = request.pieces[0].starts_with(b"gets");
+        let refreshes =
+            !self.heats.asked.contains(&hot.hash) && self.heats.cache.is_aging(hot.hash, self.now);
         let line = match self.heats.cache.get(hot.hash, request.key, self.now) {
+            _ if refreshes => None,
             Some(Answer::Miss) => Some(Vec::new()),
             Some(Answer::Hit { cas: None, .. }) if with_cas => None,
             Some(Answer::Hit { flags, cas, value }) => {
