@@ -58,7 +58,7 @@ def hot_keys(larder, behind):
     command = [larder, "proxy", "--servers", behind, "--where", "-"]
     said = subprocess.run(command, input="\n".join(names), capture_output=True, text=True, check=True).stdout.splitlines()
     first = behind.split(",")[0]
-    at_home = [name for name, line in zip(names, said, strict=True) if first in line.split()[1:2]]
+    at_home = [name for name, line in zip(names, said, strict=True) if line.split()[2] == first]
     elsewhere = [name for name in names if name not in set(at_home)]
     return at_home[: HOT // 2] + elsewhere[: HOT // 2]
 

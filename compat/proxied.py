@@ -28,7 +28,7 @@ OWN = (
 )  # fmt: skip
 # The same in binary: flush, version, stat, verbosity, and the quiet flush. A flush counts in seconds, which do not
 # begin at the same moment on six servers.
-OWN_BINARY = (0x08, 0x0B, 0x10, 0x18, 0x1B)
+OWN_BINARY = (b"\x08", b"\x0b", b"\x10", b"\x18", b"\x1b")
 
 # All that nutcracker knows; it hangs up on anything else, and answers the keys of a get server by server.
 NUTCRACKER = re.compile(
@@ -125,7 +125,7 @@ class Epoch(runner.Epoch):
         return self.forbidden(command) or super().special(command)
 
     def forbidden(self, command):
-        own = command[1] in OWN_BINARY if command.startswith(b"\x80") else command.lstrip(b" ").startswith(OWN)
+        own = command[1:2] in OWN_BINARY if command.startswith(b"\x80") else command.lstrip(b" ").startswith(OWN)
         unknown = Fleet.by == "nutcracker" and not NUTCRACKER.fullmatch(command)
         return own or unknown or super().forbidden(command)
 
