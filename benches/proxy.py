@@ -3,8 +3,8 @@
 
     benches/proxy.py --larder target/release/larder [--seconds 2] [--rounds 5] [--lua memcached]
 
-With --lua, a memcached that was built with --enable-proxy, its own proxy takes part: the requests are the same, their
-servers those of its own ring.
+With --lua, a memcached that was built with --enable-proxy, its own proxy takes part, and larder proxy a second time with
+the ring of that, which spends less on a key than nutcracker's.
 
 What is compared is the processor time that the proxy has spent per request, as the kernel accounts for it in
 nanoseconds, and the time one client waits for one get (median). All proxies have one thread; they are driven in turn,
@@ -158,16 +158,19 @@ def fill(port):
     connection = wait_for(port)
     for number in range(KEYS):
         connection.sendall(b"set %s 0 0 %d\r\n%s\r\n" % (key(number), len(VALUE), VALUE))
-        if connection.recv(100) != b"STORED\r\n":
-            raise SystemExit("cannot fill the servers")
+        if (answer := connection.recv(100)) != b"STORED\r\n":
+            raise SystemExit(f"cannot fill the servers: {answer!r}")
     connection.close()
 
 
 def row(name, found, unit):
-    """A line with each proxy's figure, and the last one's to that of each other."""
-    *others, last = found
-    ratios = " ".join(f"{last / other:7.2f}" for other in others)
-    print(f"{name:32} " + " ".join(f"{each:9.2f} {unit}" for each in found) + f" {ratios}")
+    """A line with each proxy's figure, and behind each of ours its ratio to the one before."""
+    cells = [f"{found[0]:9.2f} {unit}"]
+    for nth in range(1, len(found)):
+        cells.append(f"{found[nth]:9.2f} {unit}")
+        if nth % 2:
+            cells.append(f"{found[nth] / found[nth - 1]:6.2f}")
+    print(f"{name:32} " + " ".join(cells))
 
 
 def main():
@@ -189,7 +192,8 @@ def main():
             for port in servers:
                 command = [arguments.memcached, "-l", "127.0.0.1", "-p", str(port), "-t", "1", "-m", "256", *user]
                 processes.append(subprocess.Popen(command, **quiet))
-            ports = {name: free_port() for name in ("nutcracker", *(["lua"] if arguments.lua else []), "larder")}
+            lua = ["lua", "larder, jump"] if arguments.lua else []
+            ports = {name: free_port() for name in ("nutcracker", "larder", *lua)}
             config = os.path.join(folder, "nutcracker.yml")
             with open(config, "w") as file:
                 file.write(f"all:\n  listen: 127.0.0.1:{ports['nutcracker']}\n  hash: md5\n  distribution: ketama\n  servers:\n")
@@ -197,24 +201,24 @@ def main():
             command = [arguments.nutcracker, "-c", config, "-s", str(free_port()), "-o", os.path.join(folder, "log")]
             proxies = {"nutcracker": subprocess.Popen(command, **quiet)}
             behind = ",".join(f"127.0.0.1:{port}" for port in servers)
-            command = [arguments.larder, "proxy", "-l", "127.0.0.1", "-p", str(ports["larder"]), "-t", "1"]
-            command += ["--servers", behind, "--ring", "twemproxy", "--hash", "md5", *user]
+            for name, ring in ("larder", ["twemproxy", "--hash", "md5"]), ("larder, jump", ["jump"]):
+                if name in ports:
+                    command = [arguments.larder, "proxy", "-l", "127.0.0.1", "-p", str(ports[name]), "-t", "1", *user]
+                    proxies[name] = subprocess.Popen([*command, "--servers", behind, "--ring", *ring], **quiet)
             if arguments.lua:
                 config = os.path.join(folder, "proxy.lua")
                 with open(config, "w") as file:
                     file.write(LUA.format(ports=", ".join(map(str, servers))))
-                lua = [arguments.lua, "-l", "127.0.0.1", "-p", str(ports["lua"]), "-U", "0", "-t", "1", *user]
-                proxies["lua"] = subprocess.Popen([*lua, "-o", f"proxy_config={config}"], **quiet)
-            proxies["larder"] = subprocess.Popen(command, **quiet)
+                command = [arguments.lua, "-l", "127.0.0.1", "-p", str(ports["lua"]), "-U", "0", "-t", "1", *user]
+                proxies["lua"] = subprocess.Popen([*command, "-o", f"proxy_config={config}"], **quiet)
             processes += proxies.values()
             for port in [*servers, *ports.values()]:
                 wait_for(port).close()
-            # The Lua proxy has another ring, so that its servers have to have the keys by that as well.
-            for name in ports:
-                if name != "nutcracker":
-                    fill(ports[name])
-            names = " ".join(f"{name:>12}" for name in ports)
-            print(f"{'processor time per request':32} {names}   larder to each")
+            # Servers have to have the keys by both rings.
+            fill(ports["nutcracker"])
+            if arguments.lua:
+                fill(ports["lua"])
+            print(f"{'processor time per request':32} " + " ".join(f"{name:>12}" + " " * 7 * (nth % 2) for nth, name in enumerate(ports)))
             for name, workload in WORKLOADS.items():
                 if arguments.only and arguments.only not in name:
                     continue
