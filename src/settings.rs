@@ -283,6 +283,8 @@ pub struct Replication {
     pub ack_timeout_ms: u64,
     /// `--repl-ack-policy=fail`: whoever waits too long is refused.
     pub ack_refuses: bool,
+    /// `--repl-backpressure`
+    pub backpressure: Backpressure,
     /// `--repl-recover`: how long a leader that starts empty waits for a copy that is not, milliseconds.
     pub recover_ms: u64,
     /// `--repl-scrub`: how often values are compared, seconds; 0 is never.
@@ -328,11 +330,24 @@ impl Default for Replication {
             ack: Ack::Async,
             ack_timeout_ms: 500,
             ack_refuses: false,
+            backpressure: Backpressure::Off,
             recover_ms: 10_000,
             scrub_seconds: 0,
             election: None,
         }
     }
+}
+
+/// What happens to mutations when a copy in sync is about to fall off the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Backpressure {
+    /// Nothing: it falls off, and is compared later.
+    #[default]
+    Off,
+    /// Whoever mutates waits.
+    Delay,
+    /// They are refused.
+    Refuse,
 }
 
 /// When a mutation is answered.

@@ -6,7 +6,7 @@ use std::net::ToSocketAddrs;
 
 use super::options::Row;
 use super::{Exit, USAGE, atoi};
-use crate::settings::{Ack, Journal, Settings};
+use crate::settings::{Ack, Backpressure, Journal, Settings};
 
 /// Copies of one leader.
 const COPIES_MAX: u8 = 4;
@@ -139,6 +139,27 @@ pub(super) const ROWS: &[Row] = &[
                 _ => {
                     return Err(wrong(format!(
                         "--repl-ack-policy is degrade or fail, not {text}"
+                    )));
+                }
+            };
+            Ok(())
+        },
+    },
+    Row {
+        short: None,
+        long: "repl-backpressure",
+        value: Some("name"),
+        help: "when a follower has fallen behind by three quarters of the log: off (it is\n\
+            compared later; the default), delay (mutations wait for it) or refuse (they are\n\
+            answered SERVER_ERROR 307 busy)",
+        apply: |draft, text| {
+            draft.settings.replication.backpressure = match text {
+                "off" => Backpressure::Off,
+                "delay" => Backpressure::Delay,
+                "refuse" => Backpressure::Refuse,
+                _ => {
+                    return Err(wrong(format!(
+                        "--repl-backpressure is off, delay or refuse, not {text}"
                     )));
                 }
             };

@@ -224,6 +224,13 @@ impl<'a> Context<'a> {
         }
     }
 
+    /// Whether mutations are refused until copies have kept up.
+    #[inline]
+    pub fn busy(&self) -> bool {
+        let replicas = self.shared.replicas.as_ref();
+        replicas.is_some_and(|replicas| replicas.busy())
+    }
+
     /// Whether somebody watches, or counts prefixes: see [`events`].
     #[inline]
     pub fn tapped(&self, what: u32) -> bool {

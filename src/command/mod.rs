@@ -175,6 +175,10 @@ pub fn execute(
         reply::not_leading(style, replies);
         return Next::Done;
     }
+    if changes_items(&request.op) && cx.busy() {
+        reply::refusal(&reply::busy_later(style), replies);
+        return Next::Done;
+    }
     if cx.shared.agreement.is_some()
         && changes_items(&request.op)
         && let Some(next) = agree::agree(cx, session, request, value, replies)
@@ -240,6 +244,12 @@ pub fn begin(
         return Next::Skip {
             bytes: body_length(request) as u64,
             then: reply::not_leading_later(&request.style),
+        };
+    }
+    if cx.busy() {
+        return Next::Skip {
+            bytes: body_length(request) as u64,
+            then: reply::busy_later(&request.style),
         };
     }
     if cx.shared.agreement.is_some() {

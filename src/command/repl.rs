@@ -27,10 +27,17 @@ pub fn repl(cx: &Context<'_>, said: &[u8], style: &Style<'_>, replies: &mut Repl
             }
             _ => reply::line(style, b"CLIENT_ERROR follow whom? host:port", replies),
         },
+        [b"verify"] => {
+            if replicas.mark() {
+                reply::line(style, b"OK", replies);
+            } else {
+                reply::not_leading(style, replies);
+            }
+        }
         [b"verify", key] => verify(replicas, key, style, replies),
         _ => {
             let usage =
-                b"CLIENT_ERROR usage: repl status|promote [--force]|follow HOST:PORT|verify KEY";
+                b"CLIENT_ERROR usage: repl status|promote [--force]|follow HOST:PORT|verify [KEY]";
             reply::line(style, usage, replies);
         }
     }

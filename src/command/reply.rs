@@ -49,14 +49,24 @@ pub fn not_leading(style: &Style<'_>, replies: &mut Replies) {
 /// As [`not_leading`], for a request whose value still has to pass.
 #[cold]
 pub fn not_leading_later(style: &Style<'_>) -> Refusal {
+    not_now(style, NOT_LEADING, "Not leader")
+}
+
+/// A mutation that copies have no room for at the moment. The number makes mcrouter try another server.
+#[cold]
+pub fn busy_later(style: &Style<'_>) -> Refusal {
+    not_now(style, "SERVER_ERROR 307 busy", "Busy")
+}
+
+fn not_now(style: &Style<'_>, line: &'static str, text: &'static str) -> Refusal {
     match *style {
         Style::Text { noreply: true } => Refusal::Silent,
-        Style::Text { .. } | Style::Meta { .. } => Refusal::Line(NOT_LEADING),
+        Style::Text { .. } | Style::Meta { .. } => Refusal::Line(line),
         Style::Binary { opcode, opaque, .. } => Refusal::Binary {
             opcode,
             opaque,
             status: STATUS_NOT_NOW,
-            text: "Not leader",
+            text,
         },
     }
 }

@@ -223,7 +223,13 @@ impl Connection {
         if let Some(ticket) = self.conversation.take_vote() {
             return Some(Hold::for_verdict(ticket));
         }
-        if !replicas.holds() || !copies::take_logged() || turn.replies.is_empty() {
+        if !replicas.holds() && !replicas.paces() || !copies::take_logged() {
+            return None;
+        }
+        if let Some(hold) = replicas.pace() {
+            return Some(hold);
+        }
+        if !replicas.holds() || turn.replies.is_empty() {
             return None;
         }
         let hold = replicas.hold(turn.context.store().journal()?);

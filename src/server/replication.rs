@@ -34,8 +34,8 @@ const OUT_MAX: usize = 256 << 10;
 const READ: usize = 256 << 10;
 /// The poll never sleeps longer.
 const TICK: Duration = Duration::from_millis(50);
-/// Records in one round from which on the log counts as busy.
-const BUSY: u64 = 16;
+/// Records in a millisecond from which on the log counts as busy.
+const BUSY: u64 = 4;
 /// Connections at a time: four copies, and those that come again before the old ones are known to be
 /// gone.
 const CONNECTIONS: usize = 16;
@@ -60,6 +60,25 @@ struct Line {
     reign: u64,
 }
 
+/// How fast the log grows.
+#[derive(Default)]
+struct Pace {
+    /// When that was looked at last, and how many records there were.
+    at: u64,
+    records: u64,
+    busy: bool,
+}
+
+impl Pace {
+    fn note(&mut self, now: u64, records: u64) {
+        if now > self.at {
+            // It may have gone back, where a copy began anew.
+            self.busy = records.saturating_sub(self.records) >= BUSY * (now - self.at);
+            (self.at, self.records) = (now, records);
+        }
+    }
+}
+
 struct Keeper {
     replicas: Arc<Replicas>,
     poll: Poll,
@@ -71,8 +90,7 @@ struct Keeper {
     marked_at: u64,
     scrubbed_at: u64,
     scrub_every: u64,
-    /// Records that were in the log when it was looked at last.
-    records: u64,
+    pace: Pace,
     /// The server stops since.
     ending_since: Option<u64>,
     buffer: Vec<u8>,
@@ -101,6 +119,9 @@ pub fn start(
         poll.registry()
             .register(listener, LISTENER, Interest::READABLE)?;
     }
+    if let Some(address) = address {
+        replicas.listens_on(address);
+    }
     let bell = waker.clone();
     replicas.on_change(Box::new(move || {
         let _ = bell.wake();
@@ -116,7 +137,7 @@ pub fn start(
         marked_at: 0,
         scrubbed_at: 0,
         scrub_every: settings.scrub_seconds * 1000,
-        records: 0,
+        pace: Pace::default(),
         ending_since: None,
         buffer: vec![0; READ],
     };
@@ -185,15 +206,15 @@ impl Keeper {
                 }
             }
             self.dial();
-            let (more, moved) = self.round();
+            let more = self.round();
             timeout = if more {
                 Duration::ZERO
-            } else if moved > BUSY && !self.replicas.awaited() {
+            } else if self.pace.busy && !self.replicas.awaited() {
                 Duration::from_millis(1)
             } else {
                 // From here on the bell is rung; what came before is looked at once more.
                 reader.sleep();
-                if self.round().0 { Duration::ZERO } else { TICK }
+                if self.round() { Duration::ZERO } else { TICK }
             };
         }
     }
@@ -310,9 +331,8 @@ impl Keeper {
         });
     }
 
-    /// One turn for everybody. Whether there is more to do, and how many records have come since the
-    /// turn before.
-    fn round(&mut self) -> (bool, u64) {
+    /// One turn for everybody. Whether there is more to do.
+    fn round(&mut self) -> bool {
         let now = self.replicas.now();
         let unix_ms = Replicas::unix_ms();
         let mut more = false;
@@ -351,13 +371,14 @@ impl Keeper {
             progressed = true;
         }
         self.tick(now);
+        self.replicas.weigh();
         if progressed || now >= self.called_at + TICK.as_millis() as u64 {
             self.called_at = now;
             self.replicas.progress();
         }
         let records = self.replicas.state().data.journal().records();
-        let moved = records - std::mem::replace(&mut self.records, records);
-        (more, moved)
+        self.pace.note(now, records);
+        more
     }
 
     /// What has to be done now and then.

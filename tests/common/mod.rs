@@ -102,9 +102,11 @@ impl Drop for TestServer {
     }
 }
 
-/// The program, as the user that runs the tests may start it.
+/// The program, as the user that runs the tests may start it; another build of it, if
+/// `LARDER_PROGRAM` names one.
 pub fn program(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+    let built = env!("CARGO_BIN_EXE_larder").into();
+    let mut command = Command::new(std::env::var_os("LARDER_PROGRAM").unwrap_or(built));
     let named = arguments
         .first()
         .is_some_and(|first| !first.starts_with('-'));

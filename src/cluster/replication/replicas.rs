@@ -3,8 +3,9 @@
 //! they have got, and what can be told of it.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::data::{Data, StoreData};
@@ -12,7 +13,7 @@ use super::group::{Group, Level, Verdict, Votes};
 use super::session::{Node, Role};
 use super::sink;
 use super::source::SourceCounts;
-use crate::settings;
+use crate::settings::{self, Backpressure};
 use crate::store::journal::{Journal, Kind, PARTITIONS, Record, Role as LogRole};
 
 /// One node's.
@@ -33,6 +34,13 @@ pub struct Replicas {
     /// Whoever waits longer for copies is answered anyhow, or refused.
     ack_timeout: Duration,
     refuses: bool,
+    backpressure: Backpressure,
+    /// A copy in sync is about to fall off the log.
+    pressed: AtomicBool,
+    /// Mutations that waited or were refused for that.
+    pub pressed_back: AtomicU64,
+    /// Where copies connect to.
+    listens: OnceLock<SocketAddr>,
     started: Instant,
     state: Mutex<State>,
     /// Called when copies have got further.
@@ -63,6 +71,9 @@ pub struct State {
     /// Names and values of what is known of the service that decides who leads.
     pub election: Vec<(&'static str, String)>,
 }
+
+/// The share of the log by which a copy in sync may be behind before mutations feel it.
+const PRESSED: f64 = 0.75;
 
 /// Verdicts that nobody has asked for are forgotten beyond this many.
 const VERDICTS_MAX: usize = 100_000;
@@ -105,8 +116,17 @@ impl State {
 pub struct Hold {
     positions: [u64; PARTITIONS],
     since: Instant,
-    /// Of a vote: its verdict counts, and nothing else.
-    ticket: Option<u64>,
+    what: Awaited,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Awaited {
+    /// Copies have everything up to the positions.
+    Copies,
+    /// The verdict on this ticket.
+    Verdict(u64),
+    /// No copy in sync is about to fall off the log.
+    Room,
 }
 
 impl Hold {
@@ -115,7 +135,7 @@ impl Hold {
         Hold {
             positions: [0; PARTITIONS],
             since: Instant::now(),
-            ticket: Some(ticket),
+            what: Awaited::Verdict(ticket),
         }
     }
 }
@@ -171,6 +191,10 @@ impl Replicas {
             level,
             ack_timeout: Duration::from_millis(settings.ack_timeout_ms),
             refuses: settings.ack_refuses,
+            backpressure: settings.backpressure,
+            pressed: AtomicBool::new(false),
+            pressed_back: AtomicU64::new(0),
+            listens: OnceLock::new(),
             started: Instant::now(),
             state: Mutex::new(State {
                 node,
@@ -195,6 +219,15 @@ impl Replicas {
             replicas.lead(0);
         }
         replicas
+    }
+
+    /// Puts digests into the log, which copies compare with their own. False: this is for the leader.
+    pub fn mark(&self) -> bool {
+        if self.leading() {
+            let state = self.state();
+            (0..PARTITIONS).for_each(|number| state.data.journal().mark(number));
+        }
+        self.leading()
     }
 
     /// Whether mutations are taken here.
@@ -258,6 +291,55 @@ impl Replicas {
 
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells where copies connect to, once.
+    pub fn listens_on(&self, address: SocketAddr) {
+        let _ = self.listens.set(address);
+    }
+
+    /// Looks whether a copy in sync is about to fall off the log.
+    pub fn weigh(&self) {
+        if self.backpressure == Backpressure::Off {
+            return;
+        }
+        let state = self.state();
+        let log = state.data.journal();
+        let pressed = self.leading()
+            && state.group.in_sync().any(|member| {
+                (0..PARTITIONS).any(|number| log.depth(number, member.acked[number] + 1) > PRESSED)
+            });
+        self.pressed.store(pressed, Relaxed);
+    }
+
+    /// Mutations are refused for the moment.
+    #[inline]
+    pub fn busy(&self) -> bool {
+        let busy = self.backpressure == Backpressure::Refuse && self.pressed.load(Relaxed);
+        if busy {
+            self.pressed_back.fetch_add(1, Relaxed);
+        }
+        busy
+    }
+
+    /// Mutations may have to wait for copies to keep up.
+    #[inline]
+    pub fn paces(&self) -> bool {
+        self.backpressure == Backpressure::Delay
+    }
+
+    /// Whoever has just mutated has to wait, if this gives what for.
+    #[inline]
+    pub fn pace(&self) -> Option<Hold> {
+        if !self.paces() || !self.pressed.load(Relaxed) {
+            return None;
+        }
+        self.pressed_back.fetch_add(1, Relaxed);
+        Some(Hold {
+            positions: [0; PARTITIONS],
+            since: Instant::now(),
+            what: Awaited::Room,
+        })
     }
 
     /// Begins to lead, in this epoch or the next one (0).
@@ -352,15 +434,17 @@ impl Replicas {
         Hold {
             positions: journal.positions(),
             since: Instant::now(),
-            ticket: None,
+            what: Awaited::Copies,
         }
     }
 
     /// Whether a hold still waits. Unlike [`held`](Replicas::held), this can be asked again.
     pub fn waits(&self, hold: &Hold) -> bool {
         let state = self.state();
-        if let Some(ticket) = hold.ticket {
-            return self.leading() && state.votes.waits(ticket);
+        match hold.what {
+            Awaited::Verdict(ticket) => return self.leading() && state.votes.waits(ticket),
+            Awaited::Room => return self.pressed.load(Relaxed),
+            Awaited::Copies => {}
         }
         let late = hold.since.elapsed() >= self.ack_timeout;
         let reached = (0..PARTITIONS).all(|number| {
@@ -374,13 +458,18 @@ impl Replicas {
     /// What has become of a hold; a verdict is told once.
     pub fn held(&self, hold: &Hold) -> Reach {
         let mut state = self.state();
-        if let Some(ticket) = hold.ticket {
-            return match state.verdicts.remove(&ticket) {
-                Some(Verdict::Commit) => Reach::Reached,
-                Some(Verdict::Abort) => Reach::Refused,
-                None if self.leading() && state.votes.waits(ticket) => Reach::Waiting,
-                None => Reach::Refused,
-            };
+        match hold.what {
+            Awaited::Verdict(ticket) => {
+                return match state.verdicts.remove(&ticket) {
+                    Some(Verdict::Commit) => Reach::Reached,
+                    Some(Verdict::Abort) => Reach::Refused,
+                    None if self.leading() && state.votes.waits(ticket) => Reach::Waiting,
+                    None => Reach::Refused,
+                };
+            }
+            Awaited::Room if self.pressed.load(Relaxed) => return Reach::Waiting,
+            Awaited::Room => return Reach::Reached,
+            Awaited::Copies => {}
         }
         let reached = (0..PARTITIONS).all(|number| {
             state
@@ -445,7 +534,11 @@ impl Replicas {
                 Level::TwoPhase => "2pc".to_owned(),
             },
         );
+        if let Some(address) = self.listens.get() {
+            line("listens", address);
+        }
         line("ack_late", &self.late.load(Relaxed));
+        line("pressed_back", &self.pressed_back.load(Relaxed));
         line("committed", &state.committed);
         line("aborted", &state.aborted);
         let log = state.data.journal();

@@ -446,19 +446,15 @@ impl Journal {
         })
     }
 
-    /// The share of a partition's ring that lies behind a record, 0 to 1; 1 if it is gone.
+    /// The share of a partition's ring that is taken by a record and what follows it, 0 to 1; 1 if it
+    /// is gone.
     pub fn depth(&self, partition: usize, seq: u64) -> f64 {
-        let log = self.log(partition);
-        if seq > log.seq {
+        if seq > self.seq(partition) {
             return 0.0;
         }
-        match &log.ring {
-            Some(ring) if seq >= ring.first() => {
-                let records = (log.seq + 1 - ring.first()).max(1) as f64;
-                let behind = (log.seq + 1 - seq) as f64 / records;
-                behind * ring.used() as f64 / ring.capacity() as f64
-            }
-            _ => 1.0,
+        match &self.log(partition).ring {
+            Some(ring) => ring.behind(seq) as f64 / ring.capacity() as f64,
+            None => 1.0,
         }
     }
 

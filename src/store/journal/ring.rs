@@ -94,7 +94,20 @@ impl Ring {
         (self.end - self.start) as usize
     }
 
+    /// Bytes from a record on; all that could be there if it is gone.
+    pub fn behind(&self, seq: u64) -> usize {
+        if seq >= self.next {
+            return 0;
+        }
+        if seq < self.first {
+            return self.capacity();
+        }
+        let own = self.marks.partition_point(|mark| mark.seq <= seq) - 1;
+        (self.end - self.marks[own].at) as usize
+    }
+
     /// Sequence of the oldest record.
+    #[cfg(test)]
     pub fn first(&self) -> u64 {
         self.first
     }

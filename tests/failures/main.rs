@@ -1,0 +1,16 @@
+//! Replication between programs of their own, broken on purpose: signals, and a connection that fails.
+//!
+//! Every test runs in short form. The long forms, with their figures, are
+//! `cargo test --test failures -- --ignored --nocapture --test-threads=1`; `LARDER_PROGRAM` names another
+//! build of the program for them, as a release one.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod crashes;
+mod faults;
+mod mixed;
+mod network;
+mod nodes;
+mod syncing;
+mod writers;
