@@ -32,6 +32,8 @@ const LISTENER: Token = Token(usize::MAX - 1);
 const OUT_MAX: usize = 256 << 10;
 /// Bytes read at a time.
 const READ: usize = 256 << 10;
+/// How long to wait for more while the log is busy.
+const NAP: Duration = Duration::from_millis(1);
 /// The poll never sleeps longer.
 const TICK: Duration = Duration::from_millis(50);
 /// Records in a millisecond from which on the log counts as busy.
@@ -210,7 +212,13 @@ impl Keeper {
             timeout = if more {
                 Duration::ZERO
             } else if self.pace.busy && !self.replicas.awaited() {
-                Duration::from_millis(1)
+                if self.replicas.leading() && !self.lines.iter().any(|(_, line)| line.blocked) {
+                    // What copies say meanwhile can wait as well.
+                    std::thread::sleep(NAP);
+                    Duration::ZERO
+                } else {
+                    NAP
+                }
             } else {
                 // From here on the bell is rung; what came before is looked at once more.
                 reader.sleep();

@@ -458,7 +458,7 @@ mod tests {
     fn verdicts() {
         let mut group = with(&[1, 2]);
         let mut votes = Votes::default();
-        let place = 5 << 58;
+        let place = 5 << (64 - PARTITIONS.ilog2());
         votes.begin(77, place, 11, 0);
         assert!(votes.busy(place) && !votes.busy(place + 1));
         assert_eq!(votes.decide(&mut group, true, 1), []);

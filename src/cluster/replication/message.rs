@@ -482,7 +482,7 @@ mod tests {
         assert!(matches!(read(&frame), Ok(Message::Mode(same)) if *same == mode));
 
         out.clear();
-        let positions = vec![(3, 4), (63, u64::MAX)];
+        let positions = vec![(3, 4), (PARTITIONS - 1, u64::MAX)];
         let ack = Message::Ack {
             bytes: 17,
             positions: positions.clone(),

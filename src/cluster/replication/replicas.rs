@@ -14,7 +14,7 @@ use super::session::{Node, Role};
 use super::sink;
 use super::source::SourceCounts;
 use crate::settings::{self, Backpressure};
-use crate::store::journal::{Journal, Kind, PARTITIONS, Record, Role as LogRole};
+use crate::store::journal::{ALL, Journal, Kind, PARTITIONS, Record, Role as LogRole};
 
 /// One node's.
 pub struct Replicas {
@@ -400,7 +400,7 @@ impl Replicas {
             }
             let copy = &state.node.copy;
             if !forced && state.node.role == Role::Follower {
-                if copy.whole != u64::MAX {
+                if copy.whole != ALL {
                     return Err(NotPromoted::NotWhole);
                 }
                 if !copy.in_sync {

@@ -20,7 +20,7 @@ use super::message::{self, Hello, Message, Mode, Tier, Type};
 use super::sink::{self, Copy, Sink};
 use super::source::Source;
 use super::{DEAD, HEARTBEAT};
-use crate::store::journal::{Kind, Lost, PARTITIONS};
+use crate::store::journal::{ALL, Kind, Lost, PARTITIONS};
 
 /// Why a leader goes away that stops in good order.
 const RESIGNED: &str = "the leader has resigned";
@@ -77,7 +77,7 @@ impl Node {
         self.seen = number;
         let positions = data.journal().positions();
         self.copy.history.open(epoch, &positions);
-        self.copy.whole = u64::MAX;
+        self.copy.whole = ALL;
         self.role = Role::Leader;
         // No id that a former leader has given out may come again.
         data.raise_cas(self.copy.cas.max(data.last_cas()) + (1 << 32));
@@ -257,7 +257,7 @@ impl<D: Data> Session<D> {
                         unix_ms,
                         out,
                     )?;
-                    if self.reverse && node.copy.whole == u64::MAX {
+                    if self.reverse && node.copy.whole == ALL {
                         return Err(End::Recovered);
                     }
                 }
@@ -493,7 +493,7 @@ impl<D: Data> Session<D> {
                     // Whoever is busy cannot hear.
                     self.heard_at = now;
                 }
-                if self.reverse && node.copy.whole == u64::MAX {
+                if self.reverse && node.copy.whole == ALL {
                     return Err(End::Recovered);
                 }
                 Ok(more)

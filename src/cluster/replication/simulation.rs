@@ -15,7 +15,7 @@ use super::model::{Entry, Model};
 use super::session::{End, Node, Role, Session};
 use super::sink;
 use super::{SUSPECT, frame};
-use crate::store::journal::{self, Change, Kind, PARTITIONS, Record, partition, place};
+use crate::store::journal::{self, ALL, Change, Kind, PARTITIONS, Record, partition, place};
 
 /// Marsaglia's xorshift.
 struct Dice(u64);
@@ -254,7 +254,7 @@ impl World {
             .collect();
         let heirs: Vec<usize> = (0..self.nodes.len())
             .filter(|&other| other != at && in_sync.contains(&self.nodes[other].node.id))
-            .filter(|&other| self.nodes[other].node.copy.whole == u64::MAX)
+            .filter(|&other| self.nodes[other].node.copy.whole == ALL)
             .collect();
         if heirs.is_empty() && self.faults.two_phase {
             // Nobody may follow it: the items would be gone whatever the protocol did.
@@ -638,7 +638,7 @@ impl World {
         let positions = leader.data.journal.positions();
         self.nodes.iter().enumerate().all(|(at, node)| {
             at == self.leader
-                || node.node.copy.whole == u64::MAX
+                || node.node.copy.whole == ALL
                     && node.data.living() == theirs
                     && node.data.journal.positions() == positions
                     && (0..PARTITIONS).all(|number| {

@@ -423,8 +423,11 @@ impl<D: Data> Source<D> {
         now: u64,
         out: &mut Vec<u8>,
     ) -> Result<bool, Lost> {
-        let start = frame::begin(out);
         let cursor = &mut self.cursors[number];
+        if cursor.seq > data.journal().seq(number) {
+            return Ok(false);
+        }
+        let start = frame::begin(out);
         let read = match data.journal().read(number, cursor, last, BATCH, out) {
             Ok(read) => read,
             Err(lost) => {
