@@ -36,19 +36,28 @@ fn following(leader: &TestServer) -> Settings {
 
 /// The value of one line of `stats replication`; nothing if there is none.
 fn told(client: &mut Client<TcpStream>, name: &str) -> Option<String> {
+    let [found] = told_at_once(client, [name]);
+    found
+}
+
+/// The values of some lines at one moment.
+fn told_at_once<const N: usize>(
+    client: &mut Client<TcpStream>,
+    names: [&str; N],
+) -> [Option<String>; N] {
     client.send("stats replication\r\n");
-    let mut found = None;
+    let mut found = [const { None }; N];
     loop {
         let line = client.line();
         if line == "END" {
             return found;
         }
         let mut words = line.splitn(3, ' ').skip(1);
-        if words
-            .next()
-            .is_some_and(|word| word == name || word.ends_with(&format!(":{name}")))
-        {
-            found = words.next().map(str::to_owned);
+        let word = words.next().unwrap_or_default();
+        for (name, found) in names.iter().zip(&mut found) {
+            if word == *name || word.ends_with(&format!(":{name}")) {
+                *found = words.next().map(str::to_owned);
+            }
         }
     }
 }
@@ -79,8 +88,9 @@ fn get(client: &mut Client<TcpStream>, request: &str) -> String {
 /// Waits until a copy has everything that its leader has logged.
 fn caught_up(leader: &mut Client<TcpStream>, copy: &mut Client<TcpStream>) {
     eventually("the copy has caught up", || {
-        told(copy, "whole_partitions").as_deref() == Some("64")
-            && told(copy, "records") == told(leader, "records")
+        // A copy that begins anew is at its leader's place at once, and whole when it has all.
+        let [whole, records] = told_at_once(copy, ["whole_partitions", "records"]);
+        whole.as_deref() == Some("64") && records == told(leader, "records")
     });
 }
 
@@ -427,4 +437,53 @@ fn two_phase_commit_answers_when_all_have_agreed() {
     reader.send("repl promote\r\n");
     assert_eq!(reader.line(), "OK epoch 2");
     assert_eq!(get(&mut reader, "get n\r\n"), "VALUE n 0 2\n11\n");
+}
+
+#[test]
+fn a_plain_server_can_be_filled() {
+    let leader = TestServer::start_with(leading());
+    let mut client = leader.connect();
+    for number in 0..500 {
+        client.send(format!(
+            "set key{number} {number} 100 5 noreply\r\nvalue\r\n"
+        ));
+    }
+    let long = "y".repeat(300_000);
+    client.ask(format!("set long 0 0 300000\r\n{long}\r\n"), "STORED\r\n");
+    client.ask("ms YSBi 1 b\r\nx\r\n", "HD\r\n");
+    let plain = TestServer::start();
+    let mut reader = plain.connect();
+    client.ask(format!("repl export {}\r\n", plain.address()), "OK\r\n");
+    eventually("all items are there", || {
+        told(&mut client, "export_state").as_deref() == Some("following")
+    });
+    client.ask("append key1 0 0 4\r\nmore\r\n", "STORED\r\n");
+    client.ask("delete key2\r\n", "DELETED\r\n");
+    client.ask("touch key3 1000\r\n", "TOUCHED\r\n");
+    client.ask(
+        "incr key4 1\r\n",
+        "CLIENT_ERROR cannot increment or decrement non-numeric value\r\n",
+    );
+    client.ask("set last 0 0 1\r\nx\r\n", "STORED\r\n");
+    eventually("what came later is there too", || {
+        !get(&mut reader, "get last\r\n").is_empty()
+    });
+    for key in ["key0", "key1", "key2", "key499", "long", "last"] {
+        let request = format!("gets {key}\r\n");
+        assert_eq!(get(&mut reader, &request), get(&mut client, &request));
+    }
+    reader.ask("mg YSBi b v k\r\n", "VA 1 kYSBi b\r\nx\r\n");
+    reader.send("mg key3 t\r\n");
+    let left: u32 = reader.line().strip_prefix("HD t").unwrap().parse().unwrap();
+    assert!((900..=1000).contains(&left), "{left}");
+    assert_eq!(told(&mut client, "export_refused").as_deref(), Some("0"));
+    client.ask("flush_all\r\n", "OK\r\n");
+    eventually("it is empty", || {
+        get(&mut reader, "get key0\r\n").is_empty()
+    });
+    client.ask("repl export stop\r\n", "OK\r\n");
+    client.ask("repl export 127.0.0.1:1\r\n", "OK\r\n");
+    eventually("that failed", || {
+        told(&mut client, "export_failed").is_some()
+    });
 }

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! `repl status|promote|follow|verify`: what operators ask of replication.
+//! `repl status|promote|follow|verify|export`: what operators ask of replication.
 
 use crate::cluster::replication::data::Data;
 use crate::cluster::replication::replicas::{NotPromoted, Replicas};
@@ -27,6 +27,17 @@ pub fn repl(cx: &Context<'_>, said: &[u8], style: &Style<'_>, replies: &mut Repl
             }
             _ => reply::line(style, b"CLIENT_ERROR follow whom? host:port", replies),
         },
+        [b"export", b"stop"] => {
+            replicas.export().begin(None);
+            reply::line(style, b"OK", replies);
+        }
+        [b"export", target] => match std::str::from_utf8(target) {
+            Ok(target) if target.contains(':') => {
+                replicas.export().begin(Some(target.to_owned()));
+                reply::line(style, b"OK", replies);
+            }
+            _ => reply::line(style, b"CLIENT_ERROR export where? host:port", replies),
+        },
         [b"verify"] => {
             if replicas.mark() {
                 reply::line(style, b"OK", replies);
@@ -37,7 +48,7 @@ pub fn repl(cx: &Context<'_>, said: &[u8], style: &Style<'_>, replies: &mut Repl
         [b"verify", key] => verify(replicas, key, style, replies),
         _ => {
             let usage =
-                b"CLIENT_ERROR usage: repl status|promote [--force]|follow HOST:PORT|verify [KEY]";
+                b"CLIENT_ERROR usage: repl status|promote [--force]|follow HOST:PORT|verify [KEY]|export HOST:PORT|stop";
             reply::line(style, usage, replies);
         }
     }

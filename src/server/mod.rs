@@ -25,6 +25,7 @@ mod connection;
 mod datagram;
 
 /// Copies on other nodes.
+mod export;
 mod replication;
 
 /// Who leads, where etcd decides.
@@ -195,6 +196,7 @@ impl Server {
         if let Some(replicas) = &shared.replicas {
             let (thread, address) = replication::start(&shared, replicas, control.clone())?;
             others.push(thread);
+            others.extend(export::start(&shared, replicas, control.clone())?);
             copies = address;
             if let Some(election) = &settings.replication.election {
                 let clients = sockets

@@ -17,6 +17,9 @@
 /// What is asked of the items.
 pub mod data;
 
+/// Items for servers that know nothing of copies.
+pub mod export;
+
 /// Checksummed frames.
 pub mod frame;
 

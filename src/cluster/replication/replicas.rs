@@ -41,6 +41,7 @@ pub struct Replicas {
     pub pressed_back: AtomicU64,
     /// Where copies connect to.
     listens: OnceLock<SocketAddr>,
+    export: Mutex<Exporting>,
     started: Instant,
     state: Mutex<State>,
     /// Called when copies have got further.
@@ -149,6 +150,60 @@ pub enum Reach {
     Refused,
 }
 
+/// What goes to a server that is no copy, and how far that is.
+#[derive(Debug, Default)]
+pub struct Exporting {
+    target: Option<String>,
+    walked: bool,
+    items: u64,
+    records: u64,
+    refused: u64,
+    failed: Option<String>,
+}
+
+impl Exporting {
+    /// Where items are to be sent to, if anywhere.
+    pub fn target(&self) -> Option<String> {
+        self.target.clone()
+    }
+
+    /// Begins to send to another, or to nobody.
+    pub fn begin(&mut self, target: Option<String>) {
+        *self = Exporting {
+            target,
+            ..Exporting::default()
+        };
+    }
+
+    /// How far it is: whether all items have been walked, items and records sent, and requests that
+    /// were answered by an error.
+    pub fn note(&mut self, walked: bool, items: u64, records: u64, refused: u64) {
+        (self.walked, self.items) = (walked, items);
+        (self.records, self.refused) = (records, refused);
+    }
+
+    /// It is over.
+    pub fn end(&mut self, failed: String) {
+        self.target = None;
+        self.failed = Some(failed);
+    }
+
+    fn tell(&self, mut line: impl FnMut(&str, &dyn std::fmt::Display)) {
+        match (&self.target, &self.failed) {
+            (Some(target), _) => {
+                line("export_to", target);
+                let state = if self.walked { "following" } else { "walking" };
+                line("export_state", &state);
+            }
+            (None, Some(failed)) => line("export_failed", failed),
+            (None, None) => return,
+        }
+        line("export_items", &self.items);
+        line("export_records", &self.records);
+        line("export_refused", &self.refused);
+    }
+}
+
 /// Why a promotion is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotPromoted {
@@ -195,6 +250,7 @@ impl Replicas {
             pressed: AtomicBool::new(false),
             pressed_back: AtomicU64::new(0),
             listens: OnceLock::new(),
+            export: Mutex::default(),
             started: Instant::now(),
             state: Mutex::new(State {
                 node,
@@ -291,6 +347,11 @@ impl Replicas {
 
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What goes to a server that is no copy.
+    pub fn export(&self) -> MutexGuard<'_, Exporting> {
+        self.export.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells where copies connect to, once.
@@ -573,6 +634,7 @@ impl Replicas {
         line("clock_alarms", &counts.clock_alarms);
         line("lost_locally", &log.lost_locally());
         line("in_sync_changes", &state.group.changes);
+        self.export().tell(&mut line);
         for member in state.group.members() {
             let mut line = |name: &str, value: &dyn std::fmt::Display| {
                 line(&format!("follower:{:016x}:{name}", member.node), value);
