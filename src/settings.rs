@@ -279,6 +279,8 @@ pub struct Replication {
     pub cluster: String,
     /// `--repl-ack`
     pub ack: Ack,
+    /// `--repl-ack-prefix`: other levels, for keys that begin so. The longest prefix counts.
+    pub ack_prefixes: Vec<(Vec<u8>, Ack)>,
     /// `--repl-ack-timeout`, milliseconds.
     pub ack_timeout_ms: u64,
     /// `--repl-ack-policy=fail`: whoever waits too long is refused.
@@ -328,6 +330,7 @@ impl Default for Replication {
             secret: None,
             cluster: "larder".to_owned(),
             ack: Ack::Async,
+            ack_prefixes: Vec::new(),
             ack_timeout_ms: 500,
             ack_refuses: false,
             backpressure: Backpressure::Off,
@@ -360,6 +363,14 @@ pub enum Ack {
     Copies(u8),
     /// When all copies in sync have it, before anybody sees it.
     TwoPhase,
+}
+
+impl Replication {
+    /// All levels that any key may have.
+    pub fn levels(&self) -> impl Iterator<Item = Ack> {
+        let prefixes = self.ack_prefixes.iter().map(|(_, level)| *level);
+        std::iter::once(self.ack).chain(prefixes)
+    }
 }
 
 /// The log that copies are kept by.

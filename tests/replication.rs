@@ -370,6 +370,36 @@ fn mutations_can_wait_for_followers() {
 }
 
 #[test]
+fn levels_go_by_prefixes() {
+    let mut settings = leading();
+    settings.replication.ack_timeout_ms = 100;
+    settings.replication.ack_refuses = true;
+    settings.replication.ack_prefixes = vec![
+        (b"sure:".to_vec(), Ack::Copies(1)),
+        (b"sure:not:".to_vec(), Ack::Async),
+        (b"agreed:".to_vec(), Ack::TwoPhase),
+    ];
+    let leader = TestServer::start_with(settings);
+    let mut client = leader.connect();
+    // There is no copy that could have it.
+    client.ask("set k 0 0 1\r\nx\r\n", "STORED\r\n");
+    client.ask("set sure:not:k 0 0 1\r\nx\r\n", "STORED\r\n");
+    client.ask("set agreed:k 0 0 1\r\nx\r\n", "STORED\r\n");
+    assert_eq!(told(&mut client, "committed").as_deref(), Some("1"));
+    let refusal = "SERVER_ERROR not enough copies in time, outcome unknown\r\n";
+    client.ask("incr sure:n 1\r\nset sure:k 0 0 1\r\nx\r\n", refusal);
+    client.expect_end();
+    let mut client = leader.connect();
+    client.ask("ms c3VyZTpr 1 b\r\nx\r\n", refusal);
+    client.expect_end();
+    let follower = TestServer::start_with(following(&leader));
+    let (mut client, mut reader) = (leader.connect(), follower.connect());
+    caught_up(&mut client, &mut reader);
+    client.ask("set sure:k 0 0 1\r\ny\r\n", "STORED\r\n");
+    assert_eq!(get(&mut reader, "get sure:k\r\n"), "VALUE sure:k 0 1\ny\n");
+}
+
+#[test]
 fn noise_on_the_port_of_copies_does_no_harm() {
     let leader = TestServer::start_with(leading());
     let address = leader.copies_address();

@@ -33,6 +33,18 @@ pub(super) fn address(option: &str, text: &str) -> Result<Option<String>, Exit> 
     }
 }
 
+/// A level of acknowledgement.
+fn level(option: &str, text: &str) -> Result<Ack, Exit> {
+    match text.parse::<u8>() {
+        _ if text == "async" => Ok(Ack::Async),
+        _ if text == "2pc" => Ok(Ack::TwoPhase),
+        Ok(copies @ 1..=COPIES_MAX) => Ok(Ack::Copies(copies)),
+        _ => Err(wrong(format!(
+            "--{option}: a level is async, 1 to {COPIES_MAX} or 2pc, not {text}"
+        ))),
+    }
+}
+
 pub(super) const ROWS: &[Row] = &[
     Row {
         short: None,
@@ -104,16 +116,26 @@ pub(super) const ROWS: &[Row] = &[
         help: "answer a mutation when it is here (async, the default), when 1 to 4 followers\n\
             have it, or when all in sync have agreed to it (2pc)",
         apply: |draft, text| {
-            draft.settings.replication.ack = match text.parse::<u8>() {
-                _ if text == "async" => Ack::Async,
-                _ if text == "2pc" => Ack::TwoPhase,
-                Ok(copies @ 1..=COPIES_MAX) => Ack::Copies(copies),
-                _ => {
-                    return Err(wrong(format!(
-                        "--repl-ack is async, 1 to {COPIES_MAX} or 2pc, not {text}"
-                    )));
-                }
+            draft.settings.replication.ack = level("repl-ack", text)?;
+            Ok(())
+        },
+    },
+    Row {
+        short: None,
+        long: "repl-ack-prefix",
+        value: Some("prefix=level"),
+        help: "another level for keys that begin so; may be given several times, the longest\n\
+            prefix counts",
+        apply: |draft, text| {
+            let Some((prefix, text)) = text.rsplit_once('=').filter(|both| !both.0.is_empty())
+            else {
+                return Err(wrong(format!(
+                    "--repl-ack-prefix needs a prefix and a level, prefix=level, not {text}"
+                )));
             };
+            let level = level("repl-ack-prefix", text)?;
+            let prefixes = &mut draft.settings.replication.ack_prefixes;
+            prefixes.push((prefix.as_bytes().to_vec(), level));
             Ok(())
         },
     },
@@ -204,7 +226,7 @@ pub(super) fn finish(settings: &mut Settings, ring_bytes: Option<usize>) -> Resu
             "-e cannot be used with replication: a restarted node gets its items from a copy",
         ));
     }
-    if settings.listen.udp_port != 0 && replication.ack != Ack::Async {
+    if settings.listen.udp_port != 0 && replication.levels().any(|level| level != Ack::Async) {
         return Err(wrong(
             "datagrams are not held back for copies: -U cannot be used with --repl-ack",
         ));
@@ -271,6 +293,10 @@ mod tests {
             });
             assert!(matches!(outcome, Err(Exit::Refused { code: 64, .. })));
         };
+        refused(|settings| {
+            settings.listen.udp_port = 1;
+            settings.replication.ack_prefixes = vec![(b"a".to_vec(), Ack::Copies(1))];
+        });
         refused(|settings| settings.store.cas = false);
         refused(|settings| settings.store.memory_file = Some("f".into()));
         refused(|settings| settings.replication.listen = Some("0.0.0.0:0".to_owned()));

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use crate::admin::{View, Watchers};
 use crate::clock::Clock;
 use crate::cluster::replication::data::StoreData;
+use crate::cluster::replication::group::Level;
 use crate::cluster::replication::replicas::Replicas;
 use crate::net::Keyring;
 use crate::observe::{Admission, Board, Prefixes, Registry, ThreadCounters, events};
@@ -80,8 +81,12 @@ impl Shared {
             }
             None => None,
         };
-        let agreement = match settings.replication.ack {
-            Ack::TwoPhase if replicas.is_some() => {
+        let agrees = settings
+            .replication
+            .levels()
+            .any(|level| level == Ack::TwoPhase);
+        let agreement = match &replicas {
+            Some(_) if agrees => {
                 let mut scratch = Settings::default();
                 scratch.store.item_size_max = settings.store.item_size_max;
                 scratch.store.max_bytes = (16 << 20) + 4 * settings.store.item_size_max as u64;
@@ -287,6 +292,9 @@ pub struct Session {
     pub(super) sasl_started: bool,
     /// There is nobody to send more than one reply to: what streams is refused.
     pub(super) single: bool,
+    /// The highest level of the keys that were changed since this was asked; nothing if all keys have
+    /// the same.
+    level: Option<Level>,
 }
 
 impl Session {
@@ -297,6 +305,7 @@ impl Session {
             locked: security.sasl || security.auth_file.is_some(),
             sasl_started: false,
             single: false,
+            level: None,
         }
     }
 
@@ -306,6 +315,18 @@ impl Session {
             single: true,
             ..Session::new(shared)
         }
+    }
+
+    /// A key of this level is about to be changed.
+    #[inline]
+    pub(super) fn raise(&mut self, level: Option<Level>) {
+        self.level = self.level.max(level);
+    }
+
+    /// How far copies must have come with what was changed since the last time this was asked;
+    /// nothing if that is the same for all keys.
+    pub fn take_level(&mut self) -> Option<Level> {
+        self.level.take()
     }
 
     /// Whether the client still has to say who it is: text then goes to

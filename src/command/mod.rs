@@ -32,6 +32,7 @@ mod stats;
 mod touch;
 
 use crate::admin::Subscription;
+use crate::cluster::replication::group::Level;
 use crate::protocol::base64;
 use crate::protocol::request::{Key, Op, Refusal, Request, Style};
 use crate::protocol::words::words;
@@ -111,6 +112,42 @@ fn key_of<'a>(op: &Op<'a>) -> Option<Key<'a>> {
     }
 }
 
+/// What a mutation comes to before it is tried here: it is refused, or agreed upon. `None`: go on.
+#[cold]
+fn ask_copies(
+    cx: &Context<'_>,
+    session: &mut Session,
+    request: &Request<'_>,
+    value: &[u8],
+    replies: &mut Replies,
+) -> Option<Next> {
+    if cx.follows() {
+        reply::not_leading(&request.style, replies);
+        return Some(Next::Done);
+    }
+    if cx.busy() {
+        reply::refusal(&reply::busy_later(&request.style), replies);
+        return Some(Next::Done);
+    }
+    if raise(cx, session, &request.op) {
+        agree::agree(cx, session, request, value, replies)
+    } else {
+        None
+    }
+}
+
+/// Notes how far copies must have come with what this changes. Whether they must agree to it first.
+#[inline]
+fn raise(cx: &Context<'_>, session: &mut Session, op: &Op<'_>) -> bool {
+    let Some(replicas) = &cx.shared.replicas else {
+        return false;
+    };
+    let mut room = None;
+    let own = key_of(op).and_then(|key| replicas.level_of(plain(&key, &mut room)));
+    session.raise(own);
+    cx.shared.agreement.is_some() && own.unwrap_or(replicas.level()) == Level::TwoPhase
+}
+
 /// Where the bytes of a base64 key go.
 enum Decoded {
     Short([u8; base64::DECODED_MAX]),
@@ -171,17 +208,9 @@ pub fn execute(
     {
         return next;
     }
-    if cx.follows() && changes_items(&request.op) {
-        reply::not_leading(style, replies);
-        return Next::Done;
-    }
-    if changes_items(&request.op) && cx.busy() {
-        reply::refusal(&reply::busy_later(style), replies);
-        return Next::Done;
-    }
-    if cx.shared.agreement.is_some()
+    if cx.shared.replicas.is_some()
         && changes_items(&request.op)
-        && let Some(next) = agree::agree(cx, session, request, value, replies)
+        && let Some(next) = ask_copies(cx, session, request, value, replies)
     {
         return next;
     }
@@ -222,7 +251,7 @@ pub fn execute(
 /// Starts a request whose value is not at hand.
 pub fn begin(
     cx: &Context<'_>,
-    session: &Session,
+    session: &mut Session,
     request: &Request<'_>,
     hash: u64,
     replies: &mut Replies,
@@ -252,7 +281,7 @@ pub fn begin(
             then: reply::busy_later(&request.style),
         };
     }
-    if cx.shared.agreement.is_some() {
+    if raise(cx, session, &request.op) {
         // Longer values than those at hand are not agreed upon.
         return Next::Skip {
             bytes: body_length(request) as u64,
@@ -508,7 +537,8 @@ mod tests {
             let request = too_large(mode);
             let cx = bench.cx();
             let hash = prepare(&cx, &request).map_or(0, |lookup| lookup.hash());
-            match begin(&cx, &bench.session, &request, hash, &mut Replies::default()) {
+            let mut session = bench.session;
+            match begin(&cx, &mut session, &request, hash, &mut Replies::default()) {
                 Next::Skip { bytes, then } => {
                     assert_eq!(bytes, (2 << 20) + 2);
                     assert_eq!(
@@ -533,8 +563,9 @@ mod tests {
         let value: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
         let cx = bench.cx();
         let hash = prepare(&cx, &request).map_or(0, |lookup| lookup.hash());
+        let mut session = bench.session;
         let Next::Value(mut pending) =
-            begin(&cx, &bench.session, &request, hash, &mut Replies::default())
+            begin(&cx, &mut session, &request, hash, &mut Replies::default())
         else {
             panic!("not begun");
         };

@@ -223,6 +223,7 @@ impl Connection {
         if let Some(ticket) = self.conversation.take_vote() {
             return Some(Hold::for_verdict(ticket));
         }
+        let level = self.conversation.take_level();
         if !replicas.holds() && !replicas.paces() || !copies::take_logged() {
             return None;
         }
@@ -232,7 +233,8 @@ impl Connection {
         if !replicas.holds() || turn.replies.is_empty() {
             return None;
         }
-        let hold = replicas.hold(turn.context.store().journal()?);
+        let level = level.unwrap_or(replicas.level());
+        let hold = replicas.hold(turn.context.store().journal()?, level);
         replicas.waits(&hold).then_some(hold)
     }
 

@@ -9,6 +9,7 @@ use super::control::{Control, Stop};
 use super::plan::{Plan, Step, Then};
 use super::trace;
 use crate::admin::Subscription;
+use crate::cluster::replication::group::Level;
 use crate::command::auth::{self, Admission};
 use crate::command::{
     self, Context, Dump, Mark, Next, Pending, Read as Keys, Replies, Session, get,
@@ -135,6 +136,11 @@ impl Conversation {
     /// The ticket that the replies so far wait for.
     pub fn take_vote(&mut self) -> Option<u64> {
         self.vote.take()
+    }
+
+    /// How far copies must have come with what was changed; nothing if that is the same for all keys.
+    pub fn take_level(&mut self) -> Option<Level> {
+        self.session.take_level()
     }
 
     /// When something happened last.

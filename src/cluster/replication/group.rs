@@ -31,7 +31,7 @@ pub struct Member {
 }
 
 /// How far mutations have to have got before they count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Level {
     /// They are here.
     #[default]

@@ -13,7 +13,7 @@ use super::group::{Group, Level, Verdict, Votes};
 use super::session::{Node, Role};
 use super::sink;
 use super::source::SourceCounts;
-use crate::settings::{self, Backpressure};
+use crate::settings::{self, Ack, Backpressure};
 use crate::store::journal::{ALL, Journal, Kind, PARTITIONS, Record, Role as LogRole};
 
 /// One node's.
@@ -31,6 +31,10 @@ pub struct Replicas {
     /// No copy is kept from here any more: the server stops.
     ended: AtomicBool,
     level: Level,
+    /// Those of keys that begin so, longest prefix first.
+    prefixes: Vec<(Vec<u8>, Level)>,
+    /// Any key has another level than async.
+    holds: bool,
     /// Whoever waits longer for copies is answered anyhow, or refused.
     ack_timeout: Duration,
     refuses: bool,
@@ -112,9 +116,18 @@ impl State {
     }
 }
 
+fn level_of(ack: Ack) -> Level {
+    match ack {
+        Ack::Async => Level::Async,
+        Ack::Copies(copies) => Level::Copies(copies),
+        Ack::TwoPhase => Level::TwoPhase,
+    }
+}
+
 /// What a mutation waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hold {
+    level: Level,
     positions: [u64; PARTITIONS],
     since: Instant,
     what: Awaited,
@@ -134,6 +147,7 @@ impl Hold {
     /// Waits for the verdict on a ticket.
     pub fn for_verdict(ticket: u64) -> Hold {
         Hold {
+            level: Level::TwoPhase,
             positions: [0; PARTITIONS],
             since: Instant::now(),
             what: Awaited::Verdict(ticket),
@@ -230,11 +244,13 @@ impl Replicas {
         data.journal().set_role(LogRole::Follower);
         data.journal().set_epoch(data.clock.to_unix(0));
         let node = Node::new(id, &settings.cluster, settings.secret.as_deref(), role);
-        let level = match settings.ack {
-            settings::Ack::Async => Level::Async,
-            settings::Ack::Copies(copies) => Level::Copies(copies),
-            settings::Ack::TwoPhase => Level::TwoPhase,
-        };
+        let level = level_of(settings.ack);
+        let mut prefixes: Vec<_> = settings.ack_prefixes.clone();
+        prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
+        let prefixes = prefixes
+            .into_iter()
+            .map(|(prefix, ack)| (prefix, level_of(ack)))
+            .collect();
         let recovering_until = Some(settings.recover_ms);
         let replicas = Replicas {
             leading: AtomicBool::new(false),
@@ -244,6 +260,8 @@ impl Replicas {
             forced: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             level,
+            prefixes,
+            holds: settings.levels().any(|level| level != Ack::Async),
             ack_timeout: Duration::from_millis(settings.ack_timeout_ms),
             refuses: settings.ack_refuses,
             backpressure: settings.backpressure,
@@ -397,6 +415,7 @@ impl Replicas {
         }
         self.pressed_back.fetch_add(1, Relaxed);
         Some(Hold {
+            level: Level::Async,
             positions: [0; PARTITIONS],
             since: Instant::now(),
             what: Awaited::Room,
@@ -484,15 +503,35 @@ impl Replicas {
         }
     }
 
-    /// Mutations are answered when copies have them.
+    /// Mutations may have to wait for copies before they are answered.
     #[inline]
     pub fn holds(&self) -> bool {
-        self.level != Level::Async
+        self.holds
     }
 
-    /// Holds what has been logged so far.
-    pub fn hold(&self, journal: &Journal) -> Hold {
+    /// The level of a key; nothing if all keys have the same.
+    #[inline]
+    pub fn level_of(&self, key: &[u8]) -> Option<Level> {
+        if self.prefixes.is_empty() {
+            return None;
+        }
+        let own = self
+            .prefixes
+            .iter()
+            .find(|(prefix, _)| key.starts_with(prefix));
+        Some(own.map_or(self.level, |(_, level)| *level))
+    }
+
+    /// The level of keys that have none of their own.
+    #[inline]
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Holds what has been logged so far, until that has got as far as a level asks.
+    pub fn hold(&self, journal: &Journal, level: Level) -> Hold {
         Hold {
+            level,
             positions: journal.positions(),
             since: Instant::now(),
             what: Awaited::Copies,
@@ -511,7 +550,7 @@ impl Replicas {
         let reached = (0..PARTITIONS).all(|number| {
             state
                 .group
-                .reached(self.level, number, hold.positions[number])
+                .reached(hold.level, number, hold.positions[number])
         });
         self.leading() && !late && !reached
     }
@@ -535,7 +574,7 @@ impl Replicas {
         let reached = (0..PARTITIONS).all(|number| {
             state
                 .group
-                .reached(self.level, number, hold.positions[number])
+                .reached(hold.level, number, hold.positions[number])
         });
         if reached {
             return Reach::Reached;

@@ -692,7 +692,7 @@ impl Client {
             if length <= WHOLE_MAX {
                 return (0, Some(Ran::Starved));
             }
-            let next = command::begin(&desk.context, &self.session, request, 0, desk.replies);
+            let next = command::begin(&desk.context, &mut self.session, request, 0, desk.replies);
             let ran = self.follow(next, desk);
             return (taken, ran);
         };
