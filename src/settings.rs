@@ -275,6 +275,8 @@ pub struct Replication {
     pub follow: Option<String>,
     /// What is in the file of `--repl-secret-file`.
     pub secret: Option<Vec<u8>>,
+    /// `--repl-tls-cert`, `--repl-tls-key`, `--repl-tls-ca`
+    pub tls: Option<PeerTls>,
     /// `--repl-cluster`: nodes of another name are refused.
     pub cluster: String,
     /// `--repl-ack`
@@ -328,6 +330,7 @@ impl Default for Replication {
             listen: None,
             follow: None,
             secret: None,
+            tls: None,
             cluster: "larder".to_owned(),
             ack: Ack::Async,
             ack_prefixes: Vec::new(),
@@ -339,6 +342,17 @@ impl Default for Replication {
             election: None,
         }
     }
+}
+
+/// TLS between nodes, each of which shows a certificate.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PeerTls {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    /// Whose signature the other side's certificate must bear.
+    pub ca: PathBuf,
+    /// `--repl-tls-name`: the name in the leader's certificate; that of `--follow` if there is none.
+    pub name: Option<String>,
 }
 
 /// What happens to mutations when a copy in sync is about to fall off the log.

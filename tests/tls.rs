@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use larder::settings::{Endpoint, EndpointTls, Settings};
+use larder::settings::{Endpoint, EndpointTls, Journal, PeerTls, Settings};
 use rcgen::{
     Certificate, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
 };
@@ -587,4 +587,54 @@ fn the_program_does_not_start_without_its_certificates() {
         String::from_utf8(output.stderr).unwrap(),
         "ERROR: You cannot enable SSL without a TCP port.\n"
     );
+}
+
+#[test]
+fn nodes_show_each_other_their_certificates() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let node = |authority: Option<&Authority>| {
+        let mut settings = settings();
+        settings.store.journal = Some(Journal {
+            ring_bytes: 8 << 20,
+            follower: true,
+        });
+        settings.replication.listen = Some("127.0.0.1:0".to_owned());
+        settings.replication.recover_ms = 0;
+        settings.replication.tls = authority.map(|authority| PeerTls {
+            cert: authority.path("chain"),
+            key: authority.path("key"),
+            ca: authority.path("ca"),
+            name: Some("localhost".to_owned()),
+        });
+        settings
+    };
+    let leader = TestServer::start_with(node(Some(&authority)));
+    let mut client = leader.connect();
+    let value = "x".repeat(200_000);
+    for key in 0..20 {
+        client.ask(
+            format!("set key{key} 0 0 200000\r\n{value}\r\n"),
+            "STORED\r\n",
+        );
+    }
+    let follow = |authority: Option<&Authority>| {
+        let mut settings = node(authority);
+        settings.replication.follow = Some(leader.copies_address().to_string());
+        TestServer::start_with(settings)
+    };
+    let strangers = [follow(None), follow(Some(&other))];
+    let friend = follow(Some(&authority));
+    let mut reader = friend.connect();
+    let since = Instant::now();
+    while reader.stat_of("replication", "whole_partitions") != "64" {
+        assert!(since.elapsed() < PATIENCE, "it has no copy");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    reader.ask(
+        "get key19\r\n",
+        format!("VALUE key19 0 200000\r\n{value}\r\nEND\r\n"),
+    );
+    for stranger in &strangers {
+        assert_eq!(stranger.connect().stat("curr_items"), "0");
+    }
 }

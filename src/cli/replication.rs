@@ -6,7 +6,7 @@ use std::net::ToSocketAddrs;
 
 use super::options::Row;
 use super::{Exit, USAGE, atoi};
-use crate::settings::{Ack, Backpressure, Journal, Settings};
+use crate::settings::{Ack, Backpressure, Journal, PeerTls, Settings};
 
 /// Copies of one leader.
 const COPIES_MAX: u8 = 4;
@@ -31,6 +31,10 @@ pub(super) fn address(option: &str, text: &str) -> Result<Option<String>, Exit> 
             "--{option} needs an address and a port, not {text}"
         ))),
     }
+}
+
+fn tls(settings: &mut Settings) -> &mut PeerTls {
+    settings.replication.tls.get_or_insert_default()
 }
 
 /// A level of acknowledgement.
@@ -81,6 +85,46 @@ pub(super) const ROWS: &[Row] = &[
                 )));
             }
             draft.settings.replication.secret = Some(secret);
+            Ok(())
+        },
+    },
+    Row {
+        short: None,
+        long: "repl-tls-cert",
+        value: Some("file"),
+        help: "TLS between nodes: this one's certificate (PEM), shown to leaders and followers",
+        apply: |draft, text| {
+            tls(&mut draft.settings).cert = text.into();
+            Ok(())
+        },
+    },
+    Row {
+        short: None,
+        long: "repl-tls-key",
+        value: Some("file"),
+        help: "its key",
+        apply: |draft, text| {
+            tls(&mut draft.settings).key = text.into();
+            Ok(())
+        },
+    },
+    Row {
+        short: None,
+        long: "repl-tls-ca",
+        value: Some("file"),
+        help: "who must have signed the other nodes' certificates",
+        apply: |draft, text| {
+            tls(&mut draft.settings).ca = text.into();
+            Ok(())
+        },
+    },
+    Row {
+        short: None,
+        long: "repl-tls-name",
+        value: Some("name"),
+        help: "the name in the leader's certificate (default: the host of --follow)",
+        apply: |draft, text| {
+            tls(&mut draft.settings).name = Some(text.to_owned());
             Ok(())
         },
     },
@@ -239,15 +283,28 @@ pub(super) fn finish(settings: &mut Settings, ring_bytes: Option<usize>) -> Resu
             "max_key_size can be at most {RECORD_KEY_MAX} with replication"
         )));
     }
+    if let Some(tls) = &replication.tls {
+        let missing = [
+            ("repl-tls-cert", &tls.cert),
+            ("repl-tls-key", &tls.key),
+            ("repl-tls-ca", &tls.ca),
+        ]
+        .into_iter()
+        .find(|(_, file)| file.as_os_str().is_empty());
+        if let Some((option, _)) = missing {
+            return Err(wrong(format!("TLS between nodes needs --{option} too")));
+        }
+    }
     if let Some(listen) = &replication.listen
         && replication.secret.is_none()
+        && replication.tls.is_none()
     {
         let public = listen
             .to_socket_addrs()
             .is_ok_and(|mut all| all.any(|address| !address.ip().is_loopback()));
         if public {
             return Err(wrong(format!(
-                "--repl-listen={listen} would give all items to everybody: add --repl-secret-file"
+                "--repl-listen={listen} would give all items to everybody: add --repl-secret-file or --repl-tls-ca"
             )));
         }
     }
@@ -296,6 +353,12 @@ mod tests {
         refused(|settings| {
             settings.listen.udp_port = 1;
             settings.replication.ack_prefixes = vec![(b"a".to_vec(), Ack::Copies(1))];
+        });
+        refused(|settings| {
+            settings.replication.tls = Some(PeerTls {
+                cert: "cert".into(),
+                ..PeerTls::default()
+            });
         });
         refused(|settings| settings.store.cas = false);
         refused(|settings| settings.store.memory_file = Some("f".into()));

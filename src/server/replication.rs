@@ -6,13 +6,13 @@
 //! the thread looks by itself every millisecond, so that mutations do not pay for waking it; unless
 //! somebody waits for copies.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use mio::net::{TcpListener, TcpStream};
+use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 
@@ -23,6 +23,8 @@ use crate::cluster::replication::replicas::{Replicas, State};
 use crate::cluster::replication::session::{End, Role, Session};
 use crate::cluster::replication::{DIGEST_EVERY, SUSPECT};
 use crate::command::Shared;
+use crate::net::{Keyring, News, Outward, Progress, Stream, Ways};
+use crate::settings::{self, EndpointTls, PeerTls};
 use crate::store::journal::{PARTITIONS, Reader};
 
 const WAKE: Token = Token(usize::MAX);
@@ -48,7 +50,7 @@ const BACKOFF: (u64, u64) = (50, 2000);
 
 /// One socket and what goes through it.
 struct Line {
-    stream: TcpStream,
+    stream: Stream,
     session: Session<StoreData>,
     dialer: bool,
     peer: SocketAddr,
@@ -92,6 +94,7 @@ struct Keeper {
     marked_at: u64,
     scrubbed_at: u64,
     scrub_every: u64,
+    tls: Option<PeerTls>,
     pace: Pace,
     /// The server stops since.
     ending_since: Option<u64>,
@@ -108,6 +111,12 @@ pub fn start(
     control: Arc<Control>,
 ) -> io::Result<(JoinHandle<()>, Option<SocketAddr>)> {
     let settings = &shared.settings.replication;
+    if let Some(tls) = &settings.tls {
+        // What cannot be read is told at once.
+        keyring(tls)
+            .and_then(|_| outward(tls, "localhost"))
+            .map_err(io::Error::other)?;
+    }
     let poll = Poll::new()?;
     let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
     let mut listener = match &settings.listen {
@@ -139,6 +148,7 @@ pub fn start(
         marked_at: 0,
         scrubbed_at: 0,
         scrub_every: settings.scrub_seconds * 1000,
+        tls: settings.tls.clone(),
         pace: Pace::default(),
         ending_since: None,
         buffer: vec![0; READ],
@@ -161,6 +171,29 @@ pub fn start(
             }
         })?;
     Ok((thread, address))
+}
+
+/// What is shown to those who dial, and asked of them. The files are read for every connection, so
+/// that new certificates are used without a restart.
+fn keyring(tls: &PeerTls) -> Result<Keyring, String> {
+    let settings = settings::Tls {
+        enabled: true,
+        chain_cert: Some(tls.cert.clone()),
+        key: Some(tls.key.clone()),
+        ca_cert: Some(tls.ca.clone()),
+        ..settings::Tls::default()
+    };
+    Keyring::load(&settings)?.ok_or_else(|| "no certificate to show".to_owned())
+}
+
+/// The same towards a leader, whose certificate bears this name if there is no other.
+fn outward(tls: &PeerTls, host: &str) -> Result<Outward, String> {
+    Outward::load(&Ways {
+        authorities: Some(&tls.ca),
+        identity: Some((&tls.cert, &tls.key)),
+        name: tls.name.as_deref().unwrap_or(host),
+        verify: true,
+    })
 }
 
 fn resolve(address: &str) -> io::Result<SocketAddr> {
@@ -269,6 +302,21 @@ impl Keeper {
             }
         }
         for (stream, peer) in arrived {
+            let _ = stream.set_nodelay(true);
+            let stream = Stream::Tcp(stream);
+            let secured = match &self.tls {
+                None => Ok(stream),
+                Some(tls) => keyring(tls)
+                    .map_err(io::Error::other)
+                    .and_then(|keys| stream.secure(&keys, EndpointTls::Mutual)),
+            };
+            let stream = match secured {
+                Ok(stream) => stream,
+                Err(error) => {
+                    log::warn!("{peer}: {error}");
+                    continue;
+                }
+            };
             if self.lines.len() >= CONNECTIONS {
                 log::warn!("{peer}: too many copies");
                 continue;
@@ -297,13 +345,27 @@ impl Keeper {
         let jitter = getrandom::u32().unwrap_or(0) as u64 % self.backoff.max(1);
         self.dial_at = now + self.backoff + jitter;
         self.backoff = (self.backoff * 2).min(BACKOFF.1);
-        match resolve(&leader).and_then(|peer| Ok((TcpStream::connect(peer)?, peer))) {
+        let connected = resolve(&leader).and_then(|peer| {
+            let stream = Stream::connect(peer)?;
+            let stream = match &self.tls {
+                None => stream,
+                Some(tls) => {
+                    let host = leader
+                        .rsplit_once(':')
+                        .map_or(&leader[..], |(host, _)| host);
+                    let outward = outward(tls, host).map_err(io::Error::other)?;
+                    stream.secure_towards(&outward)?
+                }
+            };
+            Ok((stream, peer))
+        });
+        match connected {
             Ok((stream, peer)) => self.begin(stream, peer, true),
             Err(error) => log::warn!("cannot connect to the leader {leader}: {error}"),
         }
     }
 
-    fn begin(&mut self, mut stream: TcpStream, peer: SocketAddr, dialer: bool) {
+    fn begin(&mut self, mut stream: Stream, peer: SocketAddr, dialer: bool) {
         let mut nonce = [0; 16];
         if let Err(error) = getrandom::fill(&mut nonce) {
             log::error!("no random numbers for a handshake: {error}");
@@ -319,7 +381,6 @@ impl Keeper {
             log::warn!("{peer}: cannot watch a connection: {error}");
             return;
         }
-        let _ = stream.set_nodelay(true);
         let mut out = Vec::new();
         let now = self.replicas.now();
         let state = self.replicas.state();
@@ -460,20 +521,24 @@ fn turn(
         votes,
         ..
     } = state;
+    let gone = |stream: &mut Stream| {
+        let failed = match (stream.news(), stream.connected()) {
+            (Some(News::Failed { reason, .. }), _) => reason,
+            (_, Err(error)) => error.to_string(),
+            _ => "the connection was closed".to_owned(),
+        };
+        End::GoneAway(failed)
+    };
     if line.readable && line.input.len() < buffer.len() {
         match line.stream.read(buffer) {
-            Ok(0) => return Err(End::GoneAway("the connection was closed".to_owned())),
-            Ok(n) => {
-                more |= n == buffer.len();
-                line.readable = more;
+            Progress::Closed => return Err(gone(&mut line.stream)),
+            Progress::Blocked => line.readable = false,
+            Progress::Moved(n) => {
+                more |= !line.stream.drained(n, buffer.len());
                 line.input.extend_from_slice(&buffer[..n]);
-                // A short read may hide the end.
-                line.readable |= n < buffer.len();
+                // A handshake may have been what kept it from writing.
+                line.blocked &= !matches!(line.stream, Stream::Tls(_));
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => line.readable = false,
-            Err(error) if error.kind() == ErrorKind::NotConnected => line.readable = false,
-            Err(error) if error.kind() == ErrorKind::Interrupted => more = true,
-            Err(error) => return Err(End::GoneAway(error.to_string())),
         }
     }
     if !line.input.is_empty() {
@@ -526,12 +591,15 @@ fn turn(
     }
     while line.sent < line.out.len() && !line.blocked {
         match line.stream.write(&line.out[line.sent..]) {
-            Ok(n) => line.sent += n,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => line.blocked = true,
-            Err(error) if error.kind() == ErrorKind::NotConnected => line.blocked = true,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(End::GoneAway(error.to_string())),
+            Progress::Moved(n) => line.sent += n,
+            Progress::Blocked => line.blocked = true,
+            Progress::Closed => return Err(gone(&mut line.stream)),
         }
+    }
+    match line.stream.flush() {
+        Progress::Moved(_) => {}
+        Progress::Blocked => line.blocked = true,
+        Progress::Closed => return Err(gone(&mut line.stream)),
     }
     if line.sent == line.out.len() {
         line.out.clear();
