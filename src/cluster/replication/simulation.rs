@@ -688,7 +688,7 @@ fn seeds(few: u64) -> std::ops::Range<u64> {
 
 #[test]
 fn copies_become_equal_whatever_the_network_does() {
-    for seed in seeds(60) {
+    for seed in seeds(150) {
         run(seed, 3, 150, MIXED);
     }
 }
@@ -696,7 +696,7 @@ fn copies_become_equal_whatever_the_network_does() {
 #[test]
 fn copies_become_equal_when_nodes_crash_and_others_lead() {
     let mut promotions = 0;
-    for seed in seeds(60) {
+    for seed in seeds(150) {
         let faults = Faults {
             crashes: true,
             ..MIXED
@@ -708,7 +708,7 @@ fn copies_become_equal_when_nodes_crash_and_others_lead() {
 
 #[test]
 fn damage_is_found_and_repaired() {
-    for seed in seeds(60) {
+    for seed in seeds(150) {
         let faults = Faults {
             damage: true,
             long_values: true,
@@ -721,7 +721,7 @@ fn damage_is_found_and_repaired() {
 #[test]
 fn two_phase_commit_is_linearizable() {
     let (mut promotions, mut operations) = (0, 0);
-    for seed in seeds(100) {
+    for seed in seeds(250) {
         let faults = Faults {
             crashes: true,
             two_phase: true,
