@@ -141,9 +141,9 @@ fn write_key(record: &Record<'_>, out: &mut dyn Write) -> io::Result<&'static st
         out.write_all(record.key)?;
         return Ok("");
     }
-    let mut text = [0; base64::ENCODED_MAX];
-    let length = base64::encode(record.key, &mut text);
-    out.write_all(&text[..length])?;
+    for four in base64::encoded(record.key) {
+        out.write_all(&four)?;
+    }
     Ok(" b")
 }
 
