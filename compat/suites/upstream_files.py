@@ -64,7 +64,11 @@ OURS = {
     "lru": ({107, 108, 146, 150, "ends"}, f"{_ROOM}; {_CLOCK}"),
     "slabs-mover": (
         {"fill and move pages", "chunked items", "test locked", "expired items", "reflocked items", "ends"},
-        f"counts how often the page mover of memcached waits for items; Larder's has nothing to wait for. {_CHUNKS}",
+        # fill: 11 pages free in the end, not 10, for a class that had a little over a page keeps the little.
+        # chunked: the emptiest page goes, not the oldest, so that newer items can go and few chunks have to be
+        # rescued; the two parts of 30 kB lie in slots of two sizes. locked, reflocked: a page with an item that
+        # cannot be moved is left, and another one goes, where memcached's mover waits and counts its rounds.
+        f"wants the page mover to take the oldest page and to wait for its locked items; Larder's takes another page. {_CHUNKS}",
     ),
     "slabs-reassign-chunked": (
         {"some chunk rescues happened", "evictions were less than 2000", "some reassign chunk rescues happened",
