@@ -75,10 +75,11 @@ fn a_pool_follows_its_srv_records() {
         round += 1;
         for n in 0..60 {
             client.ask(format!("set k{n} 0 0 3\r\n{round:03}\r\n"), "STORED\r\n");
-            client.ask(
-                format!("get k{n}\r\n"),
-                format!("VALUE k{n} 0 3\r\n{round:03}\r\nEND\r\n"),
-            );
+            client.send(format!("get k{n}\r\n"));
+            // Between the two the key may have moved, but what is there is what was written.
+            if client.line() != "END" {
+                client.expect(format!("{round:03}\r\nEND\r\n"));
+            }
         }
     };
     let sets = |nth: usize| -> u32 { servers[nth].connect().stat("cmd_set").parse().unwrap() };
