@@ -307,6 +307,8 @@ pub struct Election {
     pub group: String,
     /// `--advertise`: where clients connect to, `host:port`; the first listener if there is none.
     pub advertise: Option<String>,
+    /// `--repl-advertise`: where followers connect to, if that is not where the node listens.
+    pub repl_advertise: Option<String>,
     /// `--etcd-ttl`, milliseconds: how long after a leader's death another may lead.
     pub ttl_ms: u64,
 }

@@ -31,6 +31,7 @@ fn node(gateway: &Gateway, name: &str) -> Settings {
         node: name.to_owned(),
         group: "g".to_owned(),
         advertise: None,
+        repl_advertise: None,
         ttl_ms: 2000,
     });
     settings

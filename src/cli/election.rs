@@ -19,6 +19,7 @@ pub(super) struct Draft {
     node: Option<String>,
     group: Option<String>,
     advertise: Option<String>,
+    repl_advertise: Option<String>,
     ttl_seconds: Option<u64>,
     certificate: Option<PathBuf>,
     key: Option<PathBuf>,
@@ -95,6 +96,17 @@ pub(super) const ROWS: &[Row] = &[
         apply: |draft, text| {
             draft.election.advertise = address("advertise", text)?;
             draft.election.needs_etcd.get_or_insert("--advertise");
+            Ok(())
+        },
+    },
+    Row {
+        short: None,
+        long: "repl-advertise",
+        value: Some("addr"),
+        help: "where followers reach this node, host:port\n(default: the port of --repl-listen, on its host or that of --advertise)",
+        apply: |draft, text| {
+            draft.election.repl_advertise = address("repl-advertise", text)?;
+            draft.election.needs_etcd.get_or_insert("--repl-advertise");
             Ok(())
         },
     },
@@ -201,6 +213,7 @@ pub(super) fn finish(settings: &mut Settings, draft: Draft) -> Result<(), Exit> 
         node,
         group: draft.group.unwrap_or_else(|| "main".to_owned()),
         advertise: draft.advertise,
+        repl_advertise: draft.repl_advertise,
         ttl_ms: draft.ttl_seconds.unwrap_or(5) * 1000,
     });
     Ok(())

@@ -32,6 +32,8 @@ pub struct Seat {
     pub generation: u32,
     /// What the server calls it.
     pub owner: usize,
+    /// When it last wrote something to a group, on the cluster's clock.
+    pub wrote_at: u64,
     /// The tag of the listener it has come by.
     pub listener: Option<Arc<str>>,
     /// It is in the list of those that may have something to send.
@@ -124,6 +126,7 @@ impl Front {
             slots: Slots::default(),
             generation: self.generation,
             owner,
+            wrote_at: 0,
             listener: None,
             touched: false,
             broken: false,

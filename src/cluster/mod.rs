@@ -15,6 +15,9 @@ pub mod hotkey;
 /// Rates, and numbers of things at a time.
 pub mod limit;
 
+/// Groups of nodes behind a proxy.
+pub mod groups;
+
 /// Who belongs to a pool, as it changes.
 pub mod membership;
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::groups;
 use super::hotkey::writes::Writes;
 use super::membership;
 use super::proxy::Shown;
@@ -13,7 +14,7 @@ use super::ring::{Member, Ring};
 use super::route::Tree;
 use super::target::{Access, Target};
 use crate::net::address::reason;
-use crate::settings::proxy::{self, Address, Limits, Scheme};
+use crate::settings::proxy::{self, Address, Groups, Limits, Reads, Route, RouteId, Scheme};
 
 /// A pool that has come with a reload waits no longer to be looked up.
 const RESOLVE_MAX: Duration = Duration::from_secs(5);
@@ -58,8 +59,24 @@ pub struct Pool {
     pub targets: Vec<Arc<Target>>,
     pub ring: Ring,
     pub rules: Rules,
+    /// Of groups: by their places on the ring, the places of their nodes in `targets`, the leader's
+    /// first. Empty for servers.
+    pub seats: Vec<Vec<usize>>,
+    pub reads: Reads,
+    /// Groups have come or gone lately: where keys were before.
+    pub before: Option<Before>,
+    names: Vec<String>,
     members: Vec<Member>,
     scheme: Scheme,
+}
+
+/// The groups that a pool had before, which still hold keys that have moved.
+#[derive(Debug)]
+pub struct Before {
+    /// The place of a pool of those groups in the plan.
+    pub pool: usize,
+    /// Looks for keys there that are not where they belong now.
+    pub route: RouteId,
 }
 
 /// How the servers of a pool are dealt with.
@@ -98,11 +115,44 @@ impl Plan {
         now: u64,
     ) -> Result<Plan, String> {
         let deletes = settings.limits.deletes;
-        let pools = settings
+        let mut pools = settings
             .pools
             .iter()
-            .map(|pool| Pool::new(pool, old, deletes, now))
-            .collect::<Result<_, _>>()?;
+            .map(|pool| Pool::new(pool, &[], old, deletes, now))
+            .collect::<Result<Vec<_>, _>>()?;
+        // Pools and routes that nobody has written, for keys that have moved.
+        let mut routed = settings.clone();
+        for number in 0..pools.len() {
+            let Some(groups) = &settings.pools[number].groups else {
+                continue;
+            };
+            if groups.before.is_empty() {
+                continue;
+            }
+            let mut former = settings.pools[number].clone();
+            former.groups = Some(Groups {
+                list: groups.before.clone(),
+                before: Vec::new(),
+                ..groups.clone()
+            });
+            let known = std::slice::from_ref(&pools[number]);
+            let hidden = Pool::new(&former, known, old, deletes, now)?;
+            let route = routed.routes.len() + 2;
+            routed.routes.extend([
+                Route::Pool { pool: number },
+                Route::Pool { pool: pools.len() },
+                Route::Warmup {
+                    cold: route - 2,
+                    warm: route - 1,
+                    ttl: groups.warm_ttl,
+                },
+            ]);
+            pools[number].before = Some(Before {
+                pool: pools.len(),
+                route,
+            });
+            pools.push(hidden);
+        }
         let tag = |listener: &proxy::Listener| listener.endpoint.tag.clone();
         let roots = settings
             .listeners
@@ -110,7 +160,7 @@ impl Plan {
             .filter_map(|listener| Some((tag(listener)?, listener.root)))
             .collect();
         Ok(Plan {
-            tree: Arc::new(Tree::build(&settings, host)),
+            tree: Arc::new(Tree::build(&routed, host)),
             settings,
             pools,
             roots,
@@ -125,28 +175,49 @@ impl Plan {
 
     fn find(&self, pool: &str, place: &Address) -> Option<Arc<Target>> {
         let at = self.settings.pools.iter().position(|it| it.name == pool)?;
-        let targets = &self.pools[at].targets;
-        targets.iter().find(|it| it.place == *place).cloned()
+        self.pools[at].find(place).or_else(|| {
+            let before = self.pools[at].before.as_ref()?;
+            self.pools[before.pool].find(place)
+        })
+    }
+
+    /// A node of a pool.
+    pub fn target(&self, pool: usize, place: &Address) -> Option<Arc<Target>> {
+        self.pools.get(pool)?.find(place)
     }
 }
 
 impl Pool {
+    /// Targets of `known` are taken up before those of `old`.
     fn new(
         settings: &proxy::Pool,
+        known: &[Pool],
         old: Option<&Plan>,
         deletes: usize,
         now: u64,
     ) -> Result<Pool, String> {
-        let members: Vec<Member> = settings
-            .servers
+        let labels = match &settings.groups {
+            Some(groups) => groups.labels(),
+            None => settings.servers.clone(),
+        };
+        let members: Vec<Member> = labels
             .iter()
             .map(|server| Member::of(server, None))
             .collect();
-        let targets = settings
-            .servers
-            .iter()
-            .map(|server| {
-                let place = &server.address;
+        let (places, seats) = match &settings.groups {
+            Some(groups) => seated(groups),
+            None => {
+                let places = settings.servers.iter().map(|server| &server.address);
+                (places.collect(), Vec::new())
+            }
+        };
+        let grouped = settings.groups.as_ref();
+        let targets = places
+            .into_iter()
+            .map(|place| {
+                if let Some(target) = known.iter().find_map(|pool| pool.find(place)) {
+                    return Ok(target);
+                }
                 let access = Access::load(settings, place)?;
                 if let Some(known) = old.and_then(|old| old.find(&settings.name, place)) {
                     known.set_access(access);
@@ -161,6 +232,10 @@ impl Pool {
             targets,
             ring: Ring::build(&settings.scheme, &members)
                 .map_err(|error| format!("pool {}: {error}", settings.name))?,
+            seats,
+            reads: grouped.map_or(Reads::Leader, |groups| groups.reads),
+            before: None,
+            names: labels.into_iter().filter_map(|label| label.name).collect(),
             members,
             scheme: settings.scheme.clone(),
             rules: Rules {
@@ -170,17 +245,49 @@ impl Pool {
                 bytes_max: settings.queue_bytes,
                 connections: settings.connections.max(1),
                 probe_timeout: settings.health.probe_timeout_ms,
-                failover: settings.failover.max(settings.replicas.saturating_sub(1)),
+                // Nodes of another group do not have the key.
+                failover: match grouped {
+                    Some(_) => 0,
+                    None => settings.failover.max(settings.replicas.saturating_sub(1)),
+                },
                 failover_ttl: settings.failover_ttl,
-                replicas: settings.replicas,
-                retry_deletes: settings.retry_deletes,
-                eject: settings.eject,
+                replicas: if grouped.is_some() {
+                    1
+                } else {
+                    settings.replicas
+                },
+                retry_deletes: settings.retry_deletes && grouped.is_none(),
+                eject: settings.eject && grouped.is_none(),
             },
         })
     }
 }
 
+/// The nodes of all groups, the leaders first, and who is where.
+fn seated(groups: &Groups) -> (Vec<&Address>, Vec<Vec<usize>>) {
+    let mut places: Vec<&Address> = groups.list.iter().map(|group| &group.nodes[0]).collect();
+    let mut seats = Vec::new();
+    for (number, group) in groups.list.iter().enumerate() {
+        let mut its = vec![number];
+        for node in &group.nodes[1..] {
+            its.push(places.len());
+            places.push(node);
+        }
+        seats.push(its);
+    }
+    (places, seats)
+}
+
 impl Pool {
+    fn find(&self, place: &Address) -> Option<Arc<Target>> {
+        self.targets.iter().find(|it| it.place == *place).cloned()
+    }
+
+    /// The name of the group that a key belongs to.
+    pub fn group_of(&self, key: &[u8]) -> &str {
+        &self.names[self.ring.owner(key)]
+    }
+
     /// The ring without the servers that are not in `live`; `None` if that is the whole ring, or none.
     pub fn ring_among(&self, live: &[usize]) -> Option<Ring> {
         if live.len() == self.members.len() {
@@ -194,6 +301,11 @@ impl Pool {
 /// is, if it has servers.
 fn find_servers(settings: &mut proxy::Proxy) -> Result<(), String> {
     for pool in &mut settings.pools {
+        if let Some(groups) = &mut pool.groups
+            && groups.list.is_empty()
+        {
+            groups::find(&pool.name, groups)?;
+        }
         let Some(name) = &pool.srv else {
             continue;
         };
@@ -296,7 +408,28 @@ impl Cluster {
     /// # Errors
     /// As [`new`](Cluster::new); the old one stays.
     pub fn reload(&self, mut settings: proxy::Proxy) -> Result<(), String> {
+        let old = self.plan();
+        for pool in &mut settings.pools {
+            let known = old.settings.pools.iter().find(|it| it.name == pool.name);
+            if let (Some(groups), Some(known)) = (
+                &mut pool.groups,
+                known.and_then(|known| known.groups.as_ref()),
+            ) {
+                groups.inherit(known);
+            }
+        }
         find_servers(&mut settings)?;
+        self.take_up(settings)
+    }
+
+    /// Takes up what has become of groups, unless another plan has come since `plan`.
+    ///
+    /// # Errors
+    /// As [`new`](Cluster::new).
+    pub fn take_up_groups(&self, plan: &Arc<Plan>, settings: proxy::Proxy) -> Result<(), String> {
+        if !Arc::ptr_eq(plan, &self.plan()) {
+            return Ok(());
+        }
         self.take_up(settings)
     }
 

@@ -104,6 +104,8 @@ pub struct Target {
     resolved: AtomicU64,
     /// How often an address of its name has turned out to be its no more.
     moves: AtomicU64,
+    /// A follower's: what was written before then, it has.
+    fresh_at: AtomicU64,
 }
 
 /// Numbers servers, so that they are not probed at the same moment.
@@ -134,11 +136,23 @@ impl Target {
             share: pool.health.half_open_share,
             resolved: AtomicU64::new(now),
             moves: AtomicU64::new(0),
+            fresh_at: AtomicU64::new(0),
         };
         if let Err(error) = target.resolve() {
             log::warn!("{}: {}", target.place, address::reason(&error));
         }
         target
+    }
+
+    /// What was written before this time, this follower has.
+    #[inline]
+    pub fn fresh_at(&self) -> u64 {
+        self.fresh_at.load(Relaxed)
+    }
+
+    /// Tells that.
+    pub fn set_fresh(&self, at: u64) {
+        self.fresh_at.fetch_max(at, Relaxed);
     }
 
     /// How it is entered, for connections to come.

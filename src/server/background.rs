@@ -11,6 +11,7 @@ use super::budget::Budget;
 use super::control::Control;
 use crate::clock::Clock;
 use crate::cluster::Cluster;
+use crate::cluster::groups::Scout;
 use crate::command::Shared;
 use crate::store::{Cx, Store};
 
@@ -62,6 +63,22 @@ pub fn start_resolver(cluster: Arc<Cluster>, control: Arc<Control>) -> io::Resul
     Builder::new().name("resolver".to_owned()).spawn(move || {
         loop {
             let wait = cluster.resolve();
+            if !control.sleep(wait) {
+                break;
+            }
+        }
+    })
+}
+
+/// Looks at groups of nodes behind a proxy.
+///
+/// # Errors
+/// The system cannot start a thread.
+pub fn start_scout(cluster: Arc<Cluster>, control: Arc<Control>) -> io::Result<JoinHandle<()>> {
+    Builder::new().name("scout".to_owned()).spawn(move || {
+        let mut scout = Scout::default();
+        loop {
+            let wait = scout.look(&cluster);
             if !control.sleep(wait) {
                 break;
             }

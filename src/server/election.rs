@@ -104,7 +104,10 @@ fn introduced(
         id: replicas.state().node.id,
         name: election.node.clone(),
         group: election.group.clone(),
-        copies: format!("{host}:{port}"),
+        copies: election
+            .repl_advertise
+            .clone()
+            .unwrap_or_else(|| format!("{host}:{port}")),
         clients,
     }
 }

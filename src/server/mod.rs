@@ -189,6 +189,7 @@ impl Server {
                 cluster.clone(),
                 control.clone(),
             )?);
+            others.push(background::start_scout(cluster.clone(), control.clone())?);
         }
         if let Some(budget) = budget {
             others.push(background::start_budget(budget, &shared, control.clone())?);

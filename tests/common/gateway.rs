@@ -131,6 +131,11 @@ impl Store {
                 }
             }
             "/v3/kv/txn" => self.txn(body),
+            "/v3/kv/range" => {
+                let mut answer = self.range(body)?;
+                answer["header"] = self.header();
+                Ok(answer)
+            }
             _ => Err((404, 5, "Not Found")),
         }
     }

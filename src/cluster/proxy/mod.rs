@@ -9,6 +9,9 @@
 /// Connections to servers.
 mod connections;
 
+/// Requests for groups of nodes.
+mod grouped;
+
 /// Keys that are asked for far more often than others.
 mod hot;
 
@@ -350,6 +353,9 @@ impl Proxy {
             Settled::Pool(pool) => pool,
             Settled::Route(route) => return self.walk(seat, request, route),
         };
+        if self.is_grouped(pool) {
+            return self.forward_to_group(seat, request, pool);
+        }
         let place = self.owner(pool, request.key);
         if !self.servers[place].target.admits(request.key) {
             return self.stand_in(seat, request, pool, place);
@@ -445,14 +451,22 @@ impl Proxy {
             Settled::Pool(pool) => pool,
             Settled::Route(route) => return self.walk_key(seat, command, key, what, route),
         };
+        if self.is_grouped(pool)
+            && let Some(route) = self.way_of_moved(pool, key)
+        {
+            return self.walk_key(seat, command, key, what, route);
+        }
         if what == Command::Get
+            && !self.is_grouped(pool)
             && self.heats.enabled
             && self.is_hot_of_many(seat, command, key, pool)
         {
             return;
         }
         let mut server = self.owner(pool, key);
-        if !self.servers[server].target.admits(key) {
+        if self.is_grouped(pool) {
+            server = self.node(pool, seat, what, key);
+        } else if !self.servers[server].target.admits(key) {
             server = self.stand_in_for(pool, server, key);
         }
         let upstream = self.connection(server, Dialect::Text, seat);

@@ -99,6 +99,9 @@ impl Proxy {
         command: Command,
         key: &[u8],
     ) -> Option<Instead> {
+        if self.is_grouped(pool) {
+            return self.in_group(pool, owner, command, key);
+        }
         let rules = self.plan.pools[pool].rules;
         let as_is = |place| Instead {
             place,

@@ -9,7 +9,7 @@ use super::reader::{self, Found, Table, Value, unknown};
 use super::routes::Routes;
 use super::{
     ConfigError, EmptyTag, Health, HotKeys, KeyHash, KeyPart, Limits, Listener, Pool, PoolAuth,
-    PoolTls, Proxy, RingKind, Route, RouteId, Scheme, Server, server,
+    PoolTls, Proxy, RingKind, Route, RouteId, Scheme, Server, group, server,
 };
 use crate::settings::{Endpoint, EndpointTls};
 
@@ -27,7 +27,7 @@ pub fn parse(text: &str) -> Result<Proxy, ConfigError> {
         None => Pool::new(""),
         Some(value) => {
             let table = value.table()?;
-            for own in ["servers", "srv"] {
+            for own in ["servers", "srv", "groups", "etcd"] {
                 if table.has(own) {
                     return Err(table.wrong(format!("`{own}` belongs to a pool")));
                 }
@@ -95,6 +95,20 @@ fn pool(name: &str, value: &Value<'_>, defaults: &Pool) -> Found<Pool> {
     let table = value.table()?;
     let mut pool = defaults.clone();
     name.clone_into(&mut pool.name);
+    pool.groups = group::groups(&table)?;
+    if let Some(groups) = &pool.groups {
+        if let Some(value) = table.get("servers").or(table.get("srv")) {
+            return Err(value.wrong("a pool has servers or groups, not both"));
+        }
+        let labels = groups.labels();
+        pool_fields(&table, &mut pool)?;
+        pool.scheme.fit(&labels);
+        if let Some((_, text)) = pool.scheme.refusal(&labels) {
+            return Err(table.wrong(text));
+        }
+        table.done()?;
+        return Ok(pool);
+    }
     match (table.get("servers"), table.get("srv")) {
         (Some(servers), None) => {
             let entries = servers.list()?;
@@ -117,7 +131,9 @@ fn pool(name: &str, value: &Value<'_>, defaults: &Pool) -> Found<Pool> {
         (Some(_), Some(srv)) => {
             return Err(srv.wrong("a pool has `servers` or `srv`, not both"));
         }
-        (None, None) => return Err(table.wrong("`servers` is missing (or `srv`)")),
+        (None, None) => {
+            return Err(table.wrong("`servers` is missing (or `srv`, `groups`, `etcd`)"));
+        }
     }
     pool_fields(&table, &mut pool)?;
     if pool.replicas > 1 && pool.srv.is_none() && pool.replicas > pool.servers.len() {

@@ -5,6 +5,7 @@
 //! are bytes. [`parse`] reads the file, [`Proxy::of_servers`] makes the same of `--servers`.
 
 mod file;
+mod group;
 mod reader;
 mod ring;
 mod route;
@@ -12,6 +13,7 @@ mod routes;
 mod server;
 
 pub use file::parse;
+pub use group::{Group, Groups, Reads, Topology};
 pub use reader::ConfigError;
 pub use ring::{
     EmptyTag, JavaHash, KeyHash, KeyPart, McproxyLabels, POINTS_MAX, RingKind, SERVERS_MAX, Scheme,
@@ -63,6 +65,8 @@ pub struct Pool {
     pub name: String,
     /// In the order of the file, which decides ties. Empty where `srv` finds them.
     pub servers: Vec<Server>,
+    /// What is on the ring instead of servers.
+    pub groups: Option<Groups>,
     /// A DNS name whose SRV records are the servers.
     pub srv: Option<String>,
     /// Who is asked for them; nobody here is the system's name servers.
@@ -100,6 +104,7 @@ impl Pool {
         Pool {
             name: name.into(),
             servers: Vec::new(),
+            groups: None,
             srv: None,
             nameservers: Vec::new(),
             scheme: Scheme::default(),
