@@ -283,6 +283,15 @@ impl Pool {
         self.targets.iter().find(|it| it.place == *place).cloned()
     }
 
+    /// The group of the target at this place, and whether it leads that.
+    pub fn seat_of(&self, target: usize) -> Option<(&str, bool)> {
+        let group = self
+            .seats
+            .iter()
+            .position(|seats| seats.contains(&target))?;
+        Some((&self.names[group], target == group))
+    }
+
     /// The name of the group that a key belongs to.
     pub fn group_of(&self, key: &[u8]) -> &str {
         &self.names[self.ring.owner(key)]

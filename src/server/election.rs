@@ -188,7 +188,6 @@ impl Clerk {
         let copy = &state.node.copy;
         let leads = state.node.role == Role::Leader;
         Local {
-            leads,
             allowed,
             whole: copy.whole == u64::MAX,
             epoch: state.node.epoch().number,
@@ -207,7 +206,9 @@ impl Clerk {
     }
 
     fn take_effect(&mut self) {
+        let mut any = false;
         while let Some(effect) = self.elector.effect() {
+            any |= !matches!(effect, Effect::Lease(_));
             match effect {
                 Effect::Lead { epoch, in_sync } => self.replicas.lead_with(epoch, &in_sync),
                 Effect::Follow(leader) => self.replicas.follow(leader),
@@ -219,6 +220,9 @@ impl Clerk {
                     self.replicas.state().group.set_in_sync(node, in_sync);
                 }
             }
+        }
+        if any {
+            self.tell();
         }
     }
 
@@ -233,12 +237,15 @@ impl Clerk {
         ];
         let reached = self.elector.unreachable_since().is_none();
         told.push(("etcd_reached", u8::from(reached).to_string()));
-        if let Some(view) = self.elector.view() {
-            let leader = view.leader.as_ref();
-            let name = leader.map_or("none", |leader| &leader.name);
+        if self.elector.view().is_some() {
+            let name = self.elector.leader().unwrap_or("none");
             told.push(("leader_name", name.to_owned()));
-            let members = view.in_sync.iter().flat_map(|known| &known.members);
-            let names: Vec<&str> = members.map(|member| member.name.as_str()).collect();
+            let members = self.elector.in_sync().map(|known| &known.members);
+            let names: Vec<&str> = members
+                .into_iter()
+                .flatten()
+                .map(|member| member.name.as_str())
+                .collect();
             told.push(("in_sync_names", names.join(" ")));
         }
         told.push(("elections", counts.elections.to_string()));

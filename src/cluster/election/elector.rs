@@ -14,8 +14,6 @@ use super::{MARGIN, POLL, RANK, RETRY};
 /// What a node is like at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct Local {
-    /// It has begun to lead, and was not told to stop.
-    pub leads: bool,
     /// It may take mutations: its lease lasts, or all in sync vouch.
     pub allowed: bool,
     /// All its partitions are whole.
@@ -119,6 +117,8 @@ pub struct Elector {
     asked: Option<(Request, u64)>,
     unreachable_since: Option<u64>,
     told: Option<&'static str>,
+    /// Another process has registered itself under this node's name since.
+    doubled: bool,
     effects: VecDeque<Effect>,
     pub counts: Counts,
 }
@@ -142,6 +142,7 @@ impl Elector {
             asked: None,
             unreachable_since: None,
             told: None,
+            doubled: false,
             effects: VecDeque::new(),
             counts: Counts::default(),
         }
@@ -154,6 +155,22 @@ impl Elector {
     /// What the service knew when it was last asked.
     pub fn view(&self) -> Option<&View> {
         self.view.as_ref()
+    }
+
+    /// Who is in sync: a leader's own word, or what the service knew.
+    pub fn in_sync(&self) -> Option<&InSync> {
+        match &self.standing {
+            Standing::Leading(reign) => Some(&reign.in_sync),
+            _ => self.view.as_ref()?.in_sync.as_ref(),
+        }
+    }
+
+    /// The name of who leads.
+    pub fn leader(&self) -> Option<&str> {
+        match &self.standing {
+            Standing::Leading(_) => Some(&self.me.name),
+            _ => Some(&self.view.as_ref()?.leader.as_ref()?.name),
+        }
     }
 
     /// What the node is, in words for whoever looks for a mistake.
@@ -189,6 +206,9 @@ impl Elector {
                 "group {}: the lease could not be renewed and not every copy in sync vouches: mutations are refused until etcd says who leads",
                 self.me.group
             );
+            self.step_down(None);
+        }
+        if self.doubled && matches!(self.standing, Standing::Leading(_)) {
             self.step_down(None);
         }
         if self.asked.is_some() || now < self.retry_at {
@@ -459,6 +479,9 @@ impl Elector {
         leaderless_since: u64,
         local: &Local,
     ) -> Result<(), &'static str> {
+        if self.doubled {
+            return Err("another process has its name");
+        }
         if local.hears {
             return Err("a leader speaks to it");
         }
@@ -574,6 +597,25 @@ impl Elector {
         }
     }
 
+    /// Names tell which processes are over: of two with the same one the younger stays.
+    fn find_double(&mut self, view: &View) {
+        let named = view.nodes.iter().find(|node| node.name == self.me.name);
+        let doubled = match named {
+            Some(node) => node.id != self.me.id,
+            None => {
+                self.registered = false;
+                false
+            }
+        };
+        if doubled && !self.doubled {
+            log::error!(
+                "another process is node {}, too: this one neither leads nor stands; give each node a --node of its own",
+                self.me.name
+            );
+        }
+        self.doubled = doubled;
+    }
+
     /// Whether it was done is not known.
     fn doubt(&mut self, request: &Request) {
         self.stale = true;
@@ -624,6 +666,7 @@ impl Elector {
             (Request::Revoke { .. }, Answer::Revoked) => self.lose_lease(),
             (Request::Read, Answer::View(view)) => {
                 self.read_at = now;
+                self.find_double(&view);
                 self.view = Some(view);
             }
             (Request::Register { .. }, Answer::Written(_)) => {

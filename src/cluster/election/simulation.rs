@@ -413,7 +413,6 @@ impl World {
         let allowed = self.takes(number);
         let (now, node) = (self.now, &mut self.nodes[number]);
         let local = Local {
-            leads: node.leads.is_some(),
             allowed,
             whole: node.whole || node.leads.is_some(),
             epoch: node.seen,

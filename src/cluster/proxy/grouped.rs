@@ -35,7 +35,8 @@ impl Proxy {
         moved.then_some(before.route)
     }
 
-    fn note_writer(&mut self, seat: usize, command: Command) {
+    /// A client that writes reads what it has written from where it is.
+    pub(super) fn note_writer(&mut self, seat: usize, command: Command) {
         if Commands::WRITES.has(command)
             && let Some(client) = self.front.seats.get_mut(seat)
         {

@@ -42,7 +42,9 @@ impl Proxy {
         line("worker_task_bytes", task_bytes as u64);
         line("worker_orphan_bytes", self.front.orphans);
         line("worker_hot_hits", self.heats.hits);
-        let all = self.plan.pools.iter().flat_map(|pool| &pool.targets);
+        // Those behind have the same servers again, for keys that move.
+        let pools = self.plan.pools.iter().zip(&self.plan.settings.pools);
+        let all = pools.flat_map(|(pool, _)| &pool.targets);
         let mut sums = [0; 5];
         for target in all {
             let counts = &target.counts;
@@ -68,9 +70,14 @@ impl Proxy {
     /// `stats servers`
     pub fn server_stats(&self, emit: &mut Emit<'_>) {
         for (pool, settings) in self.plan.pools.iter().zip(&self.plan.settings.pools) {
-            for target in &pool.targets {
+            for (at, target) in pool.targets.iter().enumerate() {
                 let counts = &target.counts;
                 let name = format!("{}:{}", settings.name, target.place);
+                if let Some((group, leads)) = pool.seat_of(at) {
+                    let role = if leads { "leader" } else { "follower" };
+                    emit(format_args!("{name}:group"), format_args!("{group}"));
+                    emit(format_args!("{name}:role"), format_args!("{role}"));
+                }
                 emit(
                     format_args!("{name}:state"),
                     format_args!("{}", target.state_name()),

@@ -48,6 +48,7 @@ impl Proxy {
         let Settled::Pool(pool) = self.settle(seat, forward.command, forward.key) else {
             return None;
         };
+        self.note_writer(seat, forward.command);
         let owner = self.owner(pool, forward.key);
         let mut place = owner;
         let mut stands_in = None;
