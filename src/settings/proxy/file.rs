@@ -132,7 +132,7 @@ fn pool(name: &str, value: &Value<'_>, defaults: &Pool) -> Found<Pool> {
             return Err(srv.wrong("a pool has `servers` or `srv`, not both"));
         }
         (None, None) => {
-            return Err(table.wrong("`servers` is missing (or `srv`, `groups`, `etcd`)"));
+            return Err(table.wrong("`servers` is missing (or `srv`)"));
         }
     }
     pool_fields(&table, &mut pool)?;
