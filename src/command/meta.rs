@@ -183,9 +183,13 @@ pub fn fetched(
     replies: &mut Replies,
 ) {
     let length = hit.length();
-    let root = words(flags)
-        .find(|token| token[0] == b'H')
-        .and_then(|token| Some((&token[1..], hex(&hit.root()?))));
+    let root = if flags.contains(&b'H') {
+        words(flags)
+            .find(|token| token[0] == b'H')
+            .and_then(|token| Some((&token[1..], hex(&hit.root()?))))
+    } else {
+        None
+    };
     // Who has the same value need not be shown it.
     let value = value && root.is_none_or(|(known, root)| !known.eq_ignore_ascii_case(&root));
     let inline = if value { hit.inline() } else { None };

@@ -39,9 +39,15 @@ pub fn parse(input: &[u8]) -> Parsed<'_> {
 /// As [`parse`], by other rules than memcached's. In line where requests are planned, whoever else calls it.
 #[inline(always)]
 pub fn parse_by(rules: Rules, input: &[u8]) -> Parsed<'_> {
-    if let Some(parsed) = parse_get(input) {
-        return parsed;
+    match parse_get(input).or_else(|| usual_set(input)) {
+        Some(parsed) => parsed,
+        None => parse_line(rules, input),
     }
+}
+
+/// As [`parse_by`], for what is looked at as a whole line.
+#[inline]
+fn parse_line(rules: Rules, input: &[u8]) -> Parsed<'_> {
     let Some(end) = memchr(b'\n', input) else {
         return if input.len() > LINE_MAX {
             unfinished(rules, input)
@@ -126,6 +132,70 @@ fn parse_get(input: &[u8]) -> Option<Parsed<'_>> {
     })
 }
 
+/// A `get` of one key, as it nearly always stands there: the key, and the bytes taken. Nothing does not
+/// say that there is none.
+#[inline(always)]
+pub fn usual_get(input: &[u8]) -> Option<(&[u8], usize)> {
+    if !input.starts_with(b"get ") {
+        return None;
+    }
+    let (key, taken) = usual_key(&input[3..])?;
+    let end = 3 + taken;
+    input[end..].starts_with(b"\r\n").then_some((key, end + 2))
+}
+
+/// A `set` as it nearly always stands there: one blank between words, digits, and no more of them than
+/// always fit. Nothing does not say that there is none.
+#[inline]
+fn usual_set(input: &[u8]) -> Option<Parsed<'_>> {
+    let [b's', b'e', b't', b' ', line @ ..] = input else {
+        return None;
+    };
+    let key = &line[..word_end(line).filter(|length| (1..=KEY_MAX).contains(length))?];
+    let rest = line[key.len()..].strip_prefix(b" ")?;
+    let (flags, rest) = usual_number(rest)?;
+    let (exptime, rest) = usual_number(rest.strip_prefix(b" ")?)?;
+    let (length, rest) = usual_number(rest.strip_prefix(b" ")?)?;
+    let (noreply, rest) = match rest {
+        [b'\r', b'\n', rest @ ..] => (false, rest),
+        _ => (true, rest.strip_prefix(b" noreply\r\n")?),
+    };
+    Some(Parsed::Request {
+        request: Request {
+            op: Op::Store(Store {
+                key: plain(key),
+                mode: Mode::Set,
+                length: length as usize,
+                flags,
+                exptime: i64::from(exptime),
+                cas: None,
+                new_cas: None,
+                invalidate: false,
+                vivify: None,
+                lease: None,
+            }),
+            style: Style::Text { noreply },
+        },
+        taken: input.len() - rest.len(),
+    })
+}
+
+/// One to nine digits, and what follows them.
+#[inline(always)]
+fn usual_number(text: &[u8]) -> Option<(u32, &[u8])> {
+    let (mut value, mut digits) = (0, 0);
+    while let Some(digit) = text.get(digits).map(|byte| byte.wrapping_sub(b'0'))
+        && digit <= 9
+    {
+        if digits == 9 {
+            return None;
+        }
+        value = value * 10 + u32::from(digit);
+        digits += 1;
+    }
+    (digits > 0).then_some((value, &text[digits..]))
+}
+
 /// What comes next on the line of a multiget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NextKey<'a> {
@@ -180,24 +250,35 @@ pub fn other_key(rules: Rules, input: &[u8]) -> NextKey<'_> {
     any_key(rules, input)
 }
 
-/// Where the first byte up to a blank stands, or an earlier one that is not ASCII, if the whole pairs
-/// of words of `bytes` show one.
+/// Where the first byte up to a blank stands, or an earlier one that is not ASCII, if `bytes` show one
+/// and are not too few to be looked at this way.
 #[inline(always)]
 fn word_end(bytes: &[u8]) -> Option<usize> {
-    const ONES: u64 = u64::from_le_bytes([1; 8]);
-    // The top bit stays clear where a byte is from 0x21 to 0xa0, up to the first that is not.
-    let ends = |word: u64| word.wrapping_sub(ONES * 0x21) & (ONES * 0x80);
     let mut at = 0;
-    while let Some(pair) = bytes[at..].first_chunk::<16>() {
-        let pair = u128::from_le_bytes(*pair);
-        let (first, second) = (ends(pair as u64), ends((pair >> 64) as u64));
-        if first | second != 0 {
-            let (ends, skipped) = if first != 0 { (first, 0) } else { (second, 8) };
-            return Some(at + skipped + ends.trailing_zeros() as usize / 8);
+    while let Some(pair) = bytes[at..].first_chunk() {
+        if let Some(end) = end_in(pair) {
+            return Some(at + end);
         }
         at += 16;
     }
-    None
+    // What is left, behind what has been looked at already.
+    let end = end_in(bytes.last_chunk()?)?;
+    Some(bytes.len() - 16 + end)
+}
+
+/// See [`word_end`].
+#[inline(always)]
+fn end_in(pair: &[u8; 16]) -> Option<usize> {
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    // The top bit stays clear where a byte is from 0x21 to 0xa0, up to the first that is not.
+    let ends = |word: u64| word.wrapping_sub(ONES * 0x21) & (ONES * 0x80);
+    let pair = u128::from_le_bytes(*pair);
+    let (first, second) = (ends(pair as u64), ends((pair >> 64) as u64));
+    if first | second == 0 {
+        return None;
+    }
+    let (ends, skipped) = if first != 0 { (first, 0) } else { (second, 8) };
+    Some(skipped + ends.trailing_zeros() as usize / 8)
 }
 
 /// As [`next_key`], whatever stands there.
@@ -624,6 +705,86 @@ mod tests {
             } => (reply, taken, skip),
             parsed => panic!("{input:?}: {parsed:?}"),
         }
+    }
+
+    /// The bytes of `lines`, each of which may have been damaged in one place.
+    fn damaged<'l>(lines: &'l [&str]) -> impl Iterator<Item = Vec<u8>> + 'l {
+        const OTHERS: &[u8] = b"\x00\t\n\r 09:-k\xa0\xff";
+        lines.iter().flat_map(|line| {
+            let bytes = line.as_bytes();
+            let whole = std::iter::once(bytes.to_vec());
+            let places = (0..bytes.len()).flat_map(move |at| {
+                let replaced = OTHERS.iter().map(move |&other| {
+                    let mut line = bytes.to_vec();
+                    line[at] = other;
+                    line
+                });
+                let added = OTHERS.iter().map(move |&other| {
+                    let mut line = bytes.to_vec();
+                    line.insert(at, other);
+                    line
+                });
+                let cut = [
+                    bytes[..at].to_vec(),
+                    [&bytes[..at], &bytes[at + 1..]].concat(),
+                ];
+                replaced.chain(added).chain(cut)
+            });
+            whole.chain(places)
+        })
+    }
+
+    #[test]
+    fn a_usual_set_is_what_any_set_would_be() {
+        let lines = [
+            "set a 0 0 1\r\nx\r\nset b 0 0 1\r\n",
+            "set key_000000000000000000001 12345 86400 100\r\nvalue",
+            "set key_000000000000000000001 999999999 999999999 999999999 noreply\r\nvalue",
+            "set k 0 0 1 noreply \r\nset k 0 0 1 2 noreply\r\n",
+        ];
+        let mut usual = 0;
+        for line in damaged(&lines) {
+            if let Some(parsed) = usual_set(&line) {
+                assert_eq!(parsed, parse_line(Rules::default(), &line), "{line:?}");
+                usual += 1;
+            }
+        }
+        assert!(usual > 300, "{usual} of them are usual");
+    }
+
+    #[test]
+    fn a_usual_get_is_what_any_get_would_be() {
+        let lines = [
+            "get key_000000000000000000001\r\nget b\r\nnext one",
+            "get k\r\nget other keys\r\n",
+            "gets key_000000000000000000001 another one\r\n",
+        ];
+        let mut usual = 0;
+        for line in damaged(&lines) {
+            let Some((key, taken)) = usual_get(&line) else {
+                continue;
+            };
+            usual += 1;
+            let Some(Parsed::Request { request, taken: at }) = parse_get(&line) else {
+                panic!("{line:?}");
+            };
+            let how = Op::Get {
+                cas: false,
+                touch: None,
+            };
+            assert_eq!(request.op, how, "{line:?}");
+            let rest = &line[at - 1..];
+            let first = any_key(Rules::default(), rest);
+            let expected = NextKey::Key {
+                key,
+                taken: key.len() + 1,
+            };
+            assert_eq!(first, expected, "{line:?}");
+            let end = any_key(Rules::default(), &rest[key.len() + 1..]);
+            assert_eq!(end, NextKey::End { taken: 2 }, "{line:?}");
+            assert_eq!(taken, at + key.len() + 2);
+        }
+        assert!(usual > 300, "{usual} of them are usual");
     }
 
     #[test]

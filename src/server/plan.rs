@@ -89,6 +89,25 @@ impl<'i> Plan<'i> {
             if self.steps.is_full() || self.lookups.is_full() {
                 break;
             }
+            if dialect == Dialect::Text
+                && let Some((key, taken)) = text::usual_get(&input[at..])
+            {
+                let lookups = self.lookups.len()..self.lookups.len() + 1;
+                self.lookups.push(LookUp::new(context.store(), key));
+                let step = Step::Keys {
+                    how: Keys {
+                        cas: false,
+                        touch: None,
+                    },
+                    start: at + 3,
+                    lookups,
+                    first: true,
+                    then: Then::End,
+                };
+                self.steps.push((step, at + taken));
+                next = Some(at + taken);
+                continue;
+            }
             next = match protocol::parse_by(rules, dialect, &input[at..]) {
                 Parsed::Request {
                     request:

@@ -369,7 +369,7 @@ impl Inner {
 
     /// Overwrites an item where it stands, if its slot is of the right size for the new one. Its first
     /// `keep` bytes stay, if the client flags stay too.
-    #[inline]
+    #[inline(always)]
     pub(super) fn overwrite<'s>(
         &'s self,
         cx: Cx<'_>,

@@ -788,7 +788,9 @@ impl<'t> PairGuard<'t> {
         unsafe { self.arena.item(place.handle()) }
     }
 
-    /// Changes the value of an item where it stands. See [`overwrite`] for what must fit.
+    /// Changes the value of an item where it stands. See [`overwrite`] for what must fit. In line, for it
+    /// nearly always gets one part.
+    #[inline(always)]
     pub fn overwrite(
         &mut self,
         place: &Place<'t>,

@@ -1344,6 +1344,7 @@ pub(super) fn hang_all(arena: &Arena, link: &AtomicU32, slots: Vec<Slot<'_>>) {
 /// * No [`Item`] of it is alive, and it has no pins.
 /// * Client flags, `keep` bytes and `parts` fit behind the key in its slot; with `keep` above 0 the
 ///   client flags are those it has.
+#[inline(always)]
 pub(super) unsafe fn overwrite(
     arena: &Arena,
     handle: Handle,
