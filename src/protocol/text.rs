@@ -39,10 +39,13 @@ pub fn parse(input: &[u8]) -> Parsed<'_> {
 /// As [`parse`], by other rules than memcached's. In line where requests are planned, whoever else calls it.
 #[inline(always)]
 pub fn parse_by(rules: Rules, input: &[u8]) -> Parsed<'_> {
-    match parse_get(input).or_else(|| usual_set(input)) {
-        Some(parsed) => parsed,
-        None => parse_line(rules, input),
+    if let Some(parsed) = parse_get(input) {
+        return parsed;
     }
+    if let Some(parsed) = usual_set(input) {
+        return parsed;
+    }
+    parse_line(rules, input)
 }
 
 /// As [`parse_by`], for what is looked at as a whole line.
@@ -146,7 +149,7 @@ pub fn usual_get(input: &[u8]) -> Option<(&[u8], usize)> {
 
 /// A `set` as it nearly always stands there: one blank between words, digits, and no more of them than
 /// always fit. Nothing does not say that there is none.
-#[inline]
+#[inline(always)]
 fn usual_set(input: &[u8]) -> Option<Parsed<'_>> {
     let [b's', b'e', b't', b' ', line @ ..] = input else {
         return None;
