@@ -2,7 +2,7 @@
 
 import struct
 
-from .keys import value, limit_value
+from .keys import size_at_a_limit, value
 
 HEADER = struct.Struct(">BBHBBHIIQ")
 REQUEST, ANSWER = 0x80, 0x81
@@ -100,9 +100,8 @@ class Binary:
         if kind < 0.7 and self.shrink:
             return packet(self.random.choice([0x08, 0x18]), self.random.choice([b"", bytes(4)]))
         key = self.keys.big()
-        size = self.random.choice([limit_value(len(key), False), 16384, 524288 - 60, 100_000, self.random.randrange(1 << 20)])
-        size += self.random.choice([-8, -1, 0, 0, 1, 2, 8])
-        return packet(self.random.choice([0x01, 0x02, 0x03, 0x11]), bytes(8), key, value(self.random, size), opaque=self.opaque())
+        body = value(self.random, size_at_a_limit(self.random, key))
+        return packet(self.random.choice([0x01, 0x02, 0x03, 0x11]), bytes(8), key, body, opaque=self.opaque())
 
     def wild(self):
         """Something wrong that ends the connection."""

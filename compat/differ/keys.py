@@ -74,3 +74,9 @@ def value(random, size=None):
 def limit_value(key, flags):
     """The longest value a key of that length may have at the default item size, with cas ids."""
     return (1 << 20) - 48 - (key + 1) - 2 - 8 - (4 if flags else 0)
+
+
+def size_at_a_limit(random, key, flags=False):
+    """The size of a value near one where something changes."""
+    size = random.choice([limit_value(len(key), flags), 16384, 524288 - 60, 8192, 100_000, random.randrange(1 << 20)])
+    return size + random.choice([-8, -2, -1, 0, 0, 1, 2, 3, 8])

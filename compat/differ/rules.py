@@ -22,7 +22,7 @@ class Rule(NamedTuple):
 
 
 TIMES = re.compile(rb"((?:^|\n)(?:HD|VA \d+)\b[^\r\n]*?)( [tl])\d+")
-DESCRIBED = re.compile(rb"(\nME |^ME )([^\r\n]*?) exp=-?\d+ la=\d+ ")
+DESCRIBED = re.compile(rb"(\nME |^ME )([^\n]*?) exp=-?\d+ la=\d+ ")
 
 
 def timeless(answer):
@@ -80,6 +80,12 @@ def long_get(command):
     return found[:1] in ([b"get"], [b"gets"], [b"gat"], [b"gats"]) and any(len(word) > 250 for word in found[1:])
 
 
+def lengthens(command):
+    """Whether an ma may make its number longer."""
+    flags = {word[:1]: word[1:] for word in words(command)[2:]}
+    return flags.get(b"M", b"I")[:1] not in (b"D", b"-") and flags.get(b"D", b"1").strip(b"0") != b""
+
+
 RULES = [
     Rule(
         "long key in get",
@@ -110,11 +116,19 @@ RULES.append(
 RULES.append(Rule("1.6.18 takes it otherwise", "see drift.py", "1.6.18", drift.changed, None))
 RULES.append(
     Rule(
-        "forgotten expiry, opaque too long",
-        "memcached forgets the T of ma where the number gets longer, and does what it then calls an error for its opaque",
+        "forgotten expiry or cas id",
+        "memcached forgets the T and the E of ma where the number gets longer: they go to the item that it has just replaced",
         "all",
-        lambda command: command.startswith(b"ma ") and any(word[:1] == b"T" for word in words(command)[2:])
-        or command[:1] == b"m" and any(word[:1] == b"O" and len(word) > 32 for word in words(command)[2:]),
+        lambda command: command.startswith(b"ma ") and {b"T", b"E"} & {word[:1] for word in words(command)[2:]} and lengthens(command),
+        None,
+    )
+)
+RULES.append(
+    Rule(
+        "opaque too long",
+        "memcached does what it then calls an error for its opaque",
+        "all",
+        lambda command: command[:1] == b"m" and any(word[:1] == b"O" and len(word) > 32 for word in words(command)[2:]),
         None,
     )
 )

@@ -2,7 +2,7 @@
 
 import re
 
-from .keys import Keys, VALUES, value, limit_value
+from .keys import Keys, VALUES, size_at_a_limit, value
 
 SEEN = re.compile(rb"VALUE ([^ ]+) [0-9]+ [0-9]+ ([0-9]+)\r\n")
 STORES = [b"set"] * 8 + [b"add"] * 2 + [b"replace"] * 2 + [b"append"] * 2 + [b"prepend"]
@@ -62,15 +62,20 @@ CLOSING = [
 
 _TIMED = {b"set": 3, b"add": 3, b"replace": 3, b"append": 3, b"prepend": 3, b"cas": 3, b"touch": 2, b"gat": 1, b"gats": 1}
 _NUMBER = re.compile(rb"[ \t]*[+]?([0-9]+)")
+_FLAG = re.compile(rb"[TN]([0-9]+)")
+_META = (b"mg", b"ms", b"md", b"ma")
 
 
 def fleeting(command):
     """Whether an item may expire within the run, which the two servers would not do at the same moment."""
-    words = [word for word in command.partition(b"\n")[0].lower().split(b" ") if word]
-    place = _TIMED.get(words[0] if words else b"")
-    if place is None:
-        return False
-    return any(found and 0 < int(found.group(1)) % (1 << 32) < 900 for found in map(_NUMBER.match, words[place : place + 1]))
+    words = [word for word in command.partition(b"\n")[0].split(b" ") if word]
+    verb = words[0].lower() if words else b""
+    if verb in _META:
+        found = map(_FLAG.match, words[2:])
+    else:
+        place = _TIMED.get(verb, len(words))
+        found = map(_NUMBER.match, words[place : place + 1])
+    return any(number and 0 < int(number[1]) % (1 << 32) < 900 for number in found)
 
 
 class Text:
@@ -211,9 +216,7 @@ class Text:
         random = self.random
         key = self.keys.big()
         flags = self.flags()
-        size = random.choice(
-            [limit_value(len(key), flags != b"0"), 16384, 524288 - 60, 8192, 100_000, random.randrange(1 << 20)]
-        ) + random.choice([-8, -2, -1, 0, 0, 1, 2, 3, 8])
+        size = size_at_a_limit(random, key, flags != b"0")
         body = value(random, size)
         line = b"%b %b %b 0 %d" % (random.choice(STORES), key, flags, size)
         return self.noreply(line) + body + b"\r\n"
@@ -248,6 +251,11 @@ class Text:
             return random.choice(CLOSING) + b"\r\n"
         if kind < 0.35:
             return self.wrong_length()
+        return self.harmed()
+
+    def harmed(self):
+        """A command with a word, a byte or a line end gone, doubled or changed, or cut off."""
+        random = self.random
         while len(whole := self.command()) > 1000 or (not self.shrink and whole.startswith(b"incr")):
             pass
         line, ending, body = whole.partition(b"\r\n")

@@ -53,6 +53,13 @@ fn number(name: &str, text: &str) -> Result<u32, Exit> {
         .map_err(|_| wrong(format!("could not parse argument to {name}")))
 }
 
+/// As [`number`], with a sign.
+fn signed(name: &str, text: &str) -> Result<i32, Exit> {
+    text.trim()
+        .parse()
+        .map_err(|_| wrong(format!("could not parse argument to {name}")))
+}
+
 macro_rules! names {
     ($($name:literal $value:expr, $effect:expr, $help:literal, $apply:expr;)*) => {
         &[$(Name { name: $name, value: $value, effect: $effect, help: $help, apply: $apply }),*]
@@ -330,9 +337,9 @@ pub(super) const NAMES: &[Name] = names! {
     };
     "ssl_verify_mode" Required("Missing ssl_verify_mode argument"), Works,
         "client certificates: 0 none, 1 request, 2 require, 3 once (default 0)", |draft, text| {
-        let mode = number("ssl_verify_mode", text)?;
-        check(mode <= 3, "Invalid ssl_verify_mode. Use help to see valid options.")?;
-        draft.settings.tls.verify_mode = mode;
+        let mode = signed("ssl_verify_mode", text)?;
+        check((0..=3).contains(&mode), "Invalid ssl_verify_mode. Use help to see valid options.")?;
+        draft.settings.tls.verify_mode = mode as u32;
         Ok(())
     };
     "ssl_keyformat" Required("Missing ssl_keyformat argument"), Works, "1 is PEM, 2 is DER (default 1)", |draft, text| {
@@ -364,10 +371,10 @@ pub(super) const NAMES: &[Name] = names! {
     };
     "ssl_min_version" Required("Missing ssl_min_version argument"), Works,
         "2 or 3: TLS 1.2 or 1.3 (default 2; 0 and 1 are refused)", |draft, text| {
-        let version = number("ssl_min_version", text)?;
-        check(version <= 3, "Invalid ssl_min_version. Use help to see valid options.")?;
+        let version = signed("ssl_min_version", text)?;
+        check((0..=3).contains(&version), "Invalid ssl_min_version. Use help to see valid options.")?;
         check(version >= 2, "ssl_min_version 0 and 1 (TLS 1.0 and 1.1) are not safe and not there: use 2 or 3")?;
-        draft.settings.tls.min_version = version;
+        draft.settings.tls.min_version = version as u32;
         Ok(())
     };
     "udp_public" Bare, Works, "Larder's own: allow UDP on addresses that are not loopback", |draft, _| {
@@ -422,11 +429,11 @@ fn apply(draft: &mut Draft, option: &str) -> Result<(), Exit> {
 
 /// Applies a list of names parted by commas.
 pub(super) fn read(draft: &mut Draft, list: &str) -> Result<(), Exit> {
-    // As getsubopt takes it apart: a comma at the end is none.
-    let list = list.strip_suffix(',').unwrap_or(list);
     if list.is_empty() {
         return Ok(());
     }
+    // As getsubopt takes it apart: a comma at the end begins nothing.
+    let list = list.strip_suffix(',').unwrap_or(list);
     list.split(',').try_for_each(|option| apply(draft, option))
 }
 

@@ -88,6 +88,10 @@ const ROWS: &[Row] = rows! {
         draft.settings.security.shutdown_command = true;
         Ok(())
     };
+    Some('Z'), "enable-ssl" None, "TLS on all TCP ports; needs -o ssl_chain_cert and ssl_key", |draft, _| {
+        draft.settings.tls.enabled = true;
+        Ok(())
+    };
     Some('l'), "listen" Some("addr"), "where to listen, several parted by commas (default: everywhere):\n\
         [notls:|btls:|mtls:][proto[ascii|binary|negotiating]:][tag[name]:]host[:port]", |draft, text| {
         let interfaces = &mut draft.settings.listen.interfaces;
@@ -229,10 +233,6 @@ const ROWS: &[Row] = rows! {
         draft.settings.store.memory_file = Some(text.into());
         Ok(())
     };
-    Some('Z'), "enable-ssl" None, "TLS on all TCP ports; needs -o ssl_chain_cert and ssl_key", |draft, _| {
-        draft.settings.tls.enabled = true;
-        Ok(())
-    };
     Some('N'), "napi-ids" Some("num"), "accepted; workers are chosen in turn", |draft, text| {
         let ids = atoi(text);
         check(ids > 0, "Maximum number of NAPI IDs must be greater than 0")?;
@@ -348,6 +348,10 @@ pub(super) fn read(
         || "larder".into(),
         |name| name.to_string_lossy().into_owned(),
     );
+    let words: Vec<String> = arguments
+        .iter()
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
     let arguments = arguments
         .into_iter()
         .map(|argument| match argument.to_str() {
@@ -358,7 +362,7 @@ pub(super) fn read(
     let proxy = draft.proxy.is_some();
     let matches = command(proxy)
         .try_get_matches_from(arguments)
-        .map_err(|error| unparsable(&program, proxy, &error))?;
+        .map_err(|error| unparsable(&program, &words, proxy, &error))?;
     let mut found: Vec<(usize, &Row, String)> = Vec::new();
     for row in rows(proxy) {
         let Some(indices) = matches.indices_of(row.long) else {
@@ -375,13 +379,18 @@ pub(super) fn read(
         .try_for_each(|(_, row, value)| (row.apply)(draft, &value))
 }
 
-/// What getopt would have said.
-fn unparsable(program: &str, proxy: bool, error: &clap::Error) -> Exit {
+/// What getopt would have said of this command line.
+fn unparsable(program: &str, words: &[String], proxy: bool, error: &clap::Error) -> Exit {
     let given = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(argument)) => argument.split(' ').next().unwrap_or(""),
         _ => "",
     };
     let told = given.split('=').next().unwrap_or("").to_owned();
+    // With its value, if it has been given one.
+    let whole = words
+        .iter()
+        .find(|word| word.split('=').next() == Some(told.as_str()))
+        .map_or(told.as_str(), String::as_str);
     let reason = match error.kind() {
         ErrorKind::UnknownArgument if told.starts_with("--") => {
             let wanted: Vec<String> = rows(proxy)
@@ -389,9 +398,9 @@ fn unparsable(program: &str, proxy: bool, error: &clap::Error) -> Exit {
                 .map(|row| format!("'--{}'", row.long))
                 .collect();
             match wanted.len() {
-                0 => format!("unrecognized option '{told}'"),
+                0 => format!("unrecognized option '{whole}'"),
                 _ => format!(
-                    "option '{given}' is ambiguous; possibilities: {}",
+                    "option '{whole}' is ambiguous; possibilities: {}",
                     wanted.join(" ")
                 ),
             }
@@ -402,9 +411,11 @@ fn unparsable(program: &str, proxy: bool, error: &clap::Error) -> Exit {
         ErrorKind::TooManyValues => format!("option '{told}' doesn't allow an argument"),
         _ => {
             let row = rows(proxy).find(|row| told == format!("--{}", row.long));
+            // Only the last word can be without its value.
+            let long = words.last().is_some_and(|word| word.starts_with("--"));
             match row.and_then(|row| row.short) {
-                Some(short) => format!("option requires an argument -- '{short}'"),
-                None => format!("option '{told}' requires an argument"),
+                Some(short) if !long => format!("option requires an argument -- '{short}'"),
+                _ => format!("option '{told}' requires an argument"),
             }
         }
     };
@@ -554,7 +565,7 @@ pub(super) fn size(text: &str) -> usize {
 fn slab_sizes(text: &str, least: usize, most: usize) -> Result<Vec<usize>, Exit> {
     let refuse = |message: String| Err(Exit::refused(message, USAGE));
     let mut sizes: Vec<usize> = Vec::new();
-    for word in text.split('-') {
+    for word in text.split('-').filter(|word| !word.is_empty()) {
         let size = word.trim().parse::<usize>().unwrap_or(0);
         if size < least || size > most {
             return refuse(format!("slab size {size} is out of valid range"));

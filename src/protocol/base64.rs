@@ -33,7 +33,8 @@ pub fn is_key(text: &[u8]) -> bool {
 }
 
 /// Decodes `text` and says how long the key is. Bytes outside the alphabet are skipped, as in
-/// memcached; nothing if there is no key in it, its end is missing, or `key` is too short for it.
+/// memcached; nothing if there is no key in it, its end is missing, or `key` is too short for it. What
+/// follows the padding counts towards whole groups of four, and for nothing else.
 pub fn decode(text: &[u8], key: &mut [u8]) -> Option<usize> {
     decode_to(text, |at, bytes| {
         key.get_mut(at..at + bytes.len())?.copy_from_slice(bytes);
@@ -44,6 +45,10 @@ pub fn decode(text: &[u8], key: &mut [u8]) -> Option<usize> {
 /// Hands out the bytes of a key, with where they belong.
 #[inline]
 fn decode_to(text: &[u8], mut put: impl FnMut(usize, &[u8]) -> Option<()>) -> Option<usize> {
+    let counts = |byte: &&u8| **byte == b'=' || value(**byte).is_some();
+    if !text.iter().filter(counts).count().is_multiple_of(4) {
+        return None;
+    }
     let mut length = 0;
     let (mut group, mut count, mut padding) = (0u32, 0, 0);
     for &byte in text {
@@ -71,7 +76,7 @@ fn decode_to(text: &[u8], mut put: impl FnMut(usize, &[u8]) -> Option<()>) -> Op
             }
         }
     }
-    (count > 0 && count % 4 == 0).then_some(length)
+    (count > 0).then_some(length)
 }
 
 /// Encodes a key of at most [`KEY_MAX`] bytes and says how long the text is.
@@ -134,7 +139,7 @@ mod tests {
 
     #[test]
     fn what_is_no_key() {
-        for text in ["", "=", "Zg", "Zg=", "####", "===="] {
+        for text in ["", "=", "Zg", "Zg=", "####", "====", "Zg==x", "Zm9vYmFy="] {
             assert_eq!(
                 decode(text.as_bytes(), &mut [0; DECODED_MAX]),
                 None,

@@ -50,8 +50,10 @@ pub fn prepare(process: &Process, clients: usize, threads: usize) -> Result<(), 
         daemonize(process)?;
     }
     if process.lock_memory {
-        // SAFETY: takes two flags and no memory.
-        if let Err(error) = cerr(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) }) {
+        // Not before it is used: far more is reserved than there is memory.
+        let when = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
+        // SAFETY: takes flags and no memory.
+        if let Err(error) = cerr(unsafe { libc::mlockall(when) }) {
             eprintln!("warning: -k invalid, mlockall() failed: {error}");
         }
     }

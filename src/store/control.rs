@@ -157,6 +157,11 @@ const FOREIGN_PAGE: u64 = 1 << 20;
 /// Slots behind the hand that are looked at to tell the age of a class.
 const AGE_SAMPLE: usize = 32;
 
+/// The lifetime from which on an item is no temporary one, in seconds; 0 where none is.
+pub(super) fn above(temporary_ttl: Option<u32>) -> u32 {
+    temporary_ttl.map_or(0, |ttl| ttl.saturating_add(1))
+}
+
 impl Store {
     pub fn tuning(&self) -> Tuning {
         let inner = &self.inner;
@@ -170,7 +175,7 @@ impl Store {
             warm_lru_pct: lru.warm_pct,
             hot_max_factor: lru.hot_factor,
             warm_max_factor: lru.warm_factor,
-            temporary_ttl: (temporary > 0).then_some(temporary),
+            temporary_ttl: temporary.checked_sub(1),
             crawler: upkeep.crawler_on.load(Relaxed),
             crawler_sleep: upkeep.crawler_sleep.load(Relaxed),
             crawler_tocrawl: upkeep.crawler_tocrawl.load(Relaxed),
@@ -228,7 +233,7 @@ impl Store {
 
     /// `lru temp_ttl`
     pub fn set_temporary_ttl(&self, ttl: Option<u32>) {
-        self.inner.temporary_ttl.store(ttl.unwrap_or(0), Relaxed);
+        self.inner.temporary_ttl.store(above(ttl), Relaxed);
     }
 
     /// `lru_crawler enable`, `disable`

@@ -453,7 +453,7 @@ impl Inner {
             evicting: settings.evict,
             segmented: AtomicBool::new(settings.lru_maintainer),
             counter_max: AtomicU32::new(read::counter_max(settings.lru_maintainer)),
-            temporary_ttl: AtomicU32::new(settings.temporary_ttl.unwrap_or(0)),
+            temporary_ttl: AtomicU32::new(control::above(settings.temporary_ttl)),
             // memcached's first item gets 2.
             cas: AtomicU64::new(1),
             flush: Flush::new(journal.clone()),

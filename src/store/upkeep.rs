@@ -55,6 +55,8 @@ pub(super) struct Upkeep {
     /// The page whose expiry it looks at next.
     due: AtomicU32,
     pub(super) automove: AtomicU32,
+    /// Whether pages may move at all.
+    reassign: bool,
     pub(super) reassigning: AtomicBool,
     pub(super) tuning: Mutex<super::control::LruTuning>,
     pub(super) track_sizes: bool,
@@ -106,11 +108,8 @@ impl Upkeep {
             mover: Mutex::default(),
             evictions: Mutex::default(),
             due: AtomicU32::new(0),
-            automove: AtomicU32::new(if settings.slab_reassign {
-                settings.slab_automove
-            } else {
-                0
-            }),
+            automove: AtomicU32::new(settings.slab_automove),
+            reassign: settings.slab_reassign,
             reassigning: AtomicBool::new(false),
             tuning: Mutex::new(super::control::LruTuning::new(settings)),
             track_sizes: settings.track_sizes,
@@ -138,7 +137,7 @@ impl Store {
             inner.shrink(cx);
         }
         let automove = inner.upkeep.automove.load(Relaxed);
-        if automove > 0 {
+        if automove > 0 && inner.upkeep.reassign {
             if juggles.is_multiple_of(RELEASE_EVERY) {
                 inner.release_pages(cx);
             }

@@ -259,8 +259,8 @@ impl Inner {
 
     /// Whether an item with this expiry is too short-lived for the clock.
     fn is_temporary(&self, now: u32, expires: u32) -> bool {
-        let ttl = self.temporary_ttl.load(Relaxed);
-        ttl != 0 && expires != 0 && expires.saturating_sub(now) <= ttl
+        let above = self.temporary_ttl.load(Relaxed);
+        expires != 0 && expires.saturating_sub(now) < above
     }
 
     /// Links a filled slot, if the put may go ahead now.

@@ -215,9 +215,10 @@ fn identity(settings: &settings::Tls, provider: &CryptoProvider) -> Result<Certi
     })?;
     let key = key(settings)?;
     CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
-        Error::InconsistentKeys(_) => {
-            "Error validating the certificate: the key is that of another".to_owned()
-        }
+        Error::InconsistentKeys(_) => format!(
+            "Error loading the key: {} : it is that of another certificate",
+            shown(settings.key.as_deref())
+        ),
         Error::InvalidCertificate(_) => format!("Error validating the certificate: {error}"),
         _ => format!(
             "Error loading the key: {} : {error}",
@@ -395,14 +396,20 @@ mod tests {
                 "other",
                 None,
                 1,
-                "Error validating the certificate: the key is that of another".to_owned(),
+                format!(
+                    "Error loading the key: {} : it is that of another certificate",
+                    shown("other")
+                ),
             ),
             (
                 "cert",
                 "der",
                 None,
                 2,
-                "Error validating the certificate: the key is that of another".to_owned(),
+                format!(
+                    "Error loading the key: {} : it is that of another certificate",
+                    shown("der")
+                ),
             ),
             (
                 "cert",
