@@ -40,9 +40,9 @@ def subject(command):
         key = found[1] if len(found) > 1 else b""
         if b"b" in found[2:]:
             try:
-                key = base64.b64decode(key, validate=True)
+                key = base64.b64decode(key)
             except ValueError:
-                pass
+                pass  # an error, then
         return key, found[0] == b"ma"
     extras = command[4]
     key = int.from_bytes(command[2:4], "big")
@@ -129,6 +129,15 @@ RULES.append(
         "memcached does what it then calls an error for its opaque",
         "all",
         lambda command: command[:1] == b"m" and any(word[:1] == b"O" and len(word) > 32 for word in words(command)[2:]),
+        None,
+    )
+)
+RULES.append(
+    Rule(
+        "flag H",
+        "ours, for hashes of values; memcached knows none",
+        "all",
+        lambda command: command[:1] == b"m" and any(word[:1] == b"H" for word in words(command)[2:]),
         None,
     )
 )

@@ -65,6 +65,7 @@ use worker::Worker;
 
 use crate::cluster::Cluster;
 use crate::command::Shared;
+use crate::command::auth::Credentials;
 use crate::net::{Datagrams, Keyring, listen};
 use crate::observe::board::Activity;
 use crate::settings::{Endpoint, EndpointTls, Settings};
@@ -130,6 +131,8 @@ impl Server {
             message,
             code: USAGE,
         })?;
+        // Nobody is to find a server that is about to end for want of them.
+        Credentials::load(&settings.security).map_err(|message| Failure { message, code: 1 })?;
         // Before the store: what a memory file holds must not be lost on a port in use.
         let sockets = listen::bind(&settings.listen).map_err(|error| Failure {
             message: error.to_string(),
