@@ -3,6 +3,7 @@
 
     compat/hostile.py /usr/bin/memcached target/release/larder
     compat/hostile.py --show -k lengths /usr/bin/memcached target/release/larder
+    compat/hostile.py --record /path/to/memcached-1.6.45
 
 Each case is a connection of its own: the bytes are sent, at once and once more one at a time if there
 are not many, the client says that it is done, and everything until the server hangs up counts. What is
@@ -10,6 +11,8 @@ deliberately answered otherwise has its reason in differences.md. Exits with 1 i
 """
 
 import argparse
+import hashlib
+import os
 import re
 import socket
 import struct
@@ -17,7 +20,7 @@ import sys
 
 from differ.servers import Server
 
-CRLF = b"\r\n"
+TABLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "hostile.txt")
 K250, K251 = b"k" * 250, b"k" * 251
 NUL = b"\0"
 
@@ -250,48 +253,91 @@ def clear(server):
     assert answer(server, [b"flush_all\r\n"]) == b"OK\r\n"
 
 
+def cases(group):
+    """What is sent in each case, and the pieces in which it is written."""
+    for sent in group():
+        yield sent, [sent]
+        if len(sent) < 120:
+            yield sent, [sent[at : at + 1] for at in range(len(sent))]
+
+
+def name_of(pieces):
+    """A short name for a case, by which its answer is found in a table."""
+    return hashlib.blake2b(b"%d " % len(pieces) + b"".join(pieces), digest_size=6).hexdigest()
+
+
+def replies(program, group):
+    """A server's answers to the cases of a group. It is started anew, so that CAS ids begin at the same number."""
+    server = Server(program)
+    try:
+        for _, pieces in cases(group):
+            clear(server)
+            yield answer(server, pieces)
+        if not server.alive():
+            raise SystemExit(f"{program} has died: {server.said()}")
+    finally:
+        server.stop()
+
+
+def shown(reply):
+    """An answer in a table: as it is, or what it begins with, its length and digest."""
+    digest = hashlib.blake2b(reply, digest_size=12).hexdigest()
+    return repr(reply) if len(reply) < 300 else f"{reply[:40]!r} {len(reply)} {digest}"
+
+
+def reason_for(sent, original, ours):
+    """Why the two may differ, or None."""
+    return next((why for why, holds in REASONS if holds(sent, original, ours)), None)
+
+
+def recorded():
+    """Answers of memcached 1.6.45, as `shown`, by the names of cases."""
+    with open(TABLE, encoding="ascii") as file:
+        return dict(line.rstrip("\n").split(" ", 1) for line in file if not line.startswith("#"))
+
+
+def record(program):
+    """Writes what `recorded` reads."""
+    with open(TABLE, "w", encoding="ascii") as file:
+        file.write("# What memcached 1.6.45 answers to the cases of hostile.py; made by its --record.\n")
+        for group in GROUPS:
+            whole = None
+            for (_, pieces), reply in zip(cases(group), replies(program, group), strict=True):
+                # Most cases are answered the same whichever way they come.
+                if len(pieces) == 1 or reply != whole:
+                    file.write(f"{name_of(pieces)} {shown(reply)}\n")
+                whole = reply if len(pieces) == 1 else whole
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("-k", metavar="GROUP", help="one group of cases: " + ", ".join(g.__name__ for g in GROUPS))
     parser.add_argument("--show", action="store_true", help="show excused differences as well")
+    parser.add_argument("--record", action="store_true", help=f"write what the first server answers to {os.path.basename(TABLE)}")
     parser.add_argument("original")
-    parser.add_argument("server")
+    parser.add_argument("server", nargs="?")
     options = parser.parse_args()
-
-    cases = excused = differing = 0
+    if options.record:
+        return record(options.original)
+    count = excused = differing = 0
     for group in GROUPS:
         if options.k not in (None, group.__name__):
             continue
-        # Anew for each, so that CAS ids begin at the same number.
-        servers = [Server(options.original), Server(options.server)]
-        try:
-            for sent in group():
-                ways = [[sent]]
-                if len(sent) < 120:
-                    ways.append([sent[at : at + 1] for at in range(len(sent))])
-                for pieces in ways:
-                    cases += 1
-                    for server in servers:
-                        clear(server)
-                    original, ours = [answer(server, pieces) for server in servers]
-                    if original == ours:
-                        continue
-                    reason = next((why for why, holds in REASONS if holds(sent, original, ours)), None)
-                    excused += bool(reason)
-                    differing += not reason
-                    if not reason or options.show:
-                        how = " (byte by byte)" if len(pieces) > 1 else ""
-                        print(f"{group.__name__}: {brief(sent)}{how}")
-                        print(f"  original {brief(original)}\n  ours     {brief(ours)}")
-                        if reason:
-                            print(f"  because: {reason}")
-            for server in servers:
-                if not server.alive():
-                    sys.exit(f"{server.program} has died: {server.said()}")
-        finally:
-            for server in servers:
-                server.stop()
-    print(f"{cases} cases, {excused} differ as they should, {differing} differ unexplained")
+        both = zip(cases(group), replies(options.original, group), replies(options.server, group), strict=True)
+        for (sent, pieces), original, ours in both:
+            count += 1
+            if original == ours:
+                continue
+            reason = reason_for(sent, original, ours)
+            excused += bool(reason)
+            differing += not reason
+            if not reason or options.show:
+                how = " (byte by byte)" if len(pieces) > 1 else ""
+                print(f"{group.__name__}: {brief(sent)}{how}")
+                print(f"  original {brief(original)}\n  ours     {brief(ours)}")
+                if reason:
+                    print(f"  because: {reason}")
+    print(f"{count} cases, {excused} differ as they should, {differing} differ unexplained")
     sys.exit(1 if differing else 0)
 
 

@@ -700,6 +700,14 @@ fn without_cas_every_id_reads_nothing() {
     settings.store.cas = false;
     let server = TestServer::start_with(settings);
     let mut client = server.connect();
+    // Nothing can be compared with what is sent: SET and REPLACE store, ADD adds.
+    for (opcode, status) in [(0x01, OK), (0x03, OK), (0x02, EXISTS)] {
+        let packet = Packet {
+            cas: 7,
+            ..store(opcode, "compared", "1")
+        };
+        assert_eq!(client.call(packet).status, status, "{opcode:#x}");
+    }
     assert_eq!(client.call(store(0x01, "a", "1")).cas, 0);
     assert_eq!(client.call(key(0x00, "a")).cas, 0);
     let extras = count(1, 0, 0);

@@ -92,7 +92,8 @@ RULES = [
         "1.6.45 ends the error twice, and drops answers that are still queued; ours answers its own request, once",
         "all",
         long_get,
-        lambda command, reference, subject: reference in (BAD_FORMAT + b"\r\n", b"\r\n") and subject == BAD_FORMAT,
+        lambda command, reference, subject: reference in (BAD_FORMAT + b"\r\n", b"\r\n") and subject == BAD_FORMAT
+        or reference.replace(BAD_FORMAT + b"\r\n", BAD_FORMAT) == subject,
     ),
 ]
 RULES.append(
@@ -139,6 +140,15 @@ RULES.append(
         "all",
         lambda command: command[:1] == b"m" and any(word[:1] == b"H" for word in words(command)[2:]),
         None,
+    )
+)
+RULES.append(
+    Rule(
+        "repl",
+        "ours, for followers; memcached knows none",
+        "all",
+        lambda command: words(command)[:1] == [b"repl"],
+        lambda command, reference, subject: reference.removeprefix(b"ERROR\r\n") == subject.partition(b"\r\n")[2],
     )
 )
 TEXTS = Rule("error texts", drift.same_but_for_texts.__doc__, "none", lambda command: False, lambda command, reference, subject: False)

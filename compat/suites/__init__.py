@@ -25,6 +25,6 @@ class Setting(NamedTuple):
     seed: str
 
 
-from . import behind_proxy, clients, differential, failover, libmemcached, placement, proxied, testapp, tools, upstream  # noqa: E402
+from . import behind_proxy, clients, differential, failover, hostile, libmemcached, placement, proxied, testapp, tools, upstream  # noqa: E402
 
-ALL = [upstream, behind_proxy, testapp, tools, libmemcached, *clients.ALL, differential, proxied, placement, failover]
+ALL = [upstream, behind_proxy, testapp, tools, libmemcached, *clients.ALL, differential, hostile, proxied, placement, failover]

@@ -40,7 +40,9 @@ impl Plan {
     fn new(cx: &Context<'_>, op: &request::Store<'_>, style: &Style<'_>, hash: u64) -> Plan {
         let binary = matches!(style, Style::Binary { .. });
         let joins = matches!(op.mode, request::Mode::Append | request::Mode::Prepend);
-        let (mode, cas) = match (op.mode, op.cas) {
+        // A binary store that compares is a plain one where no item has a CAS id.
+        let compares = |_: &u64| !binary || cx.shared.settings.store.cas;
+        let (mode, cas) = match (op.mode, op.cas.filter(compares)) {
             (request::Mode::Set | request::Mode::Replace, Some(cas)) => {
                 (store::Mode::Set, Some(cas))
             }
