@@ -38,7 +38,7 @@ impl Watcher {
             .unwrap();
         let words: Vec<&str> = words
             .map(|word| match word.split_once('=') {
-                Some((name @ ("cfd" | "rport" | "fd"), number)) => {
+                Some((name @ ("cfd" | "rport" | "fd" | "elapsed"), number)) => {
                     number.parse::<u32>().unwrap();
                     name
                 }
@@ -186,6 +186,42 @@ fn connections_come_and_go() {
         "type=conn_new rip=127.0.0.1 rport transport=tcp cfd",
         "type=conn_close rip=127.0.0.1 rport transport=tcp reason=error cfd",
     ]);
+}
+
+#[test]
+fn sysevents_tell_what_the_crawler_found() {
+    let mut settings = settings();
+    // It reaps what is expired by itself.
+    settings.store.lru_maintainer = false;
+    let server = TestServer::start_with(settings);
+    let mut client = server.connect();
+    for (key, expiry) in [("a", -1), ("b", -1), ("c", 100), ("d", 7200), ("e", 0)] {
+        client.ask(format!("set {key} 0 {expiry} 1\r\nv\r\n"), "STORED\r\n");
+    }
+    let mut watcher = Watcher::of(&server, "sysevents");
+    client.ask("lru_crawler crawl all\r\n", "OK\r\n");
+    watcher.expect(&[
+        "type=lru_crawler crawler=1 lru=cold low_mark=1 next_reclaims=1 since_run=0 next_run=60 elapsed \
+         examined=5 reclaimed=2",
+    ]);
+}
+
+#[test]
+fn sysevents_tell_of_pages_that_move() {
+    let server = TestServer::start();
+    let mut watcher = Watcher::of(&server, "sysevents");
+    let mut client = server.connect();
+    let value = "v".repeat(1000);
+    for number in 0..400 {
+        client.ask(
+            format!("set key{number} 0 0 1000\r\n{value}\r\n"),
+            "STORED\r\n",
+        );
+    }
+    for number in 0..400 {
+        client.ask(format!("delete key{number}\r\n"), "DELETED\r\n");
+    }
+    watcher.expect(&["type=slab_move src=12 dst=0 state=ok"]);
 }
 
 #[test]

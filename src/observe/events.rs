@@ -100,6 +100,19 @@ pub struct Log {
     pub dropped: Counter,
 }
 
+/// What a run of the crawler has found in one class.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Crawled {
+    /// Items looked at.
+    pub examined: u64,
+    /// Those of them that were dead.
+    pub reclaimed: u64,
+    /// Those that live on, but not for ever.
+    pub expiring: u64,
+    /// Those that have an hour at most.
+    pub soon: u64,
+}
+
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
@@ -249,6 +262,29 @@ impl Log {
         );
     }
 
+    /// A run of the crawler is over; `elapsed` seconds it took, and after `next` there may be another.
+    pub fn crawler(&self, class: usize, found: &Crawled, elapsed: u32, next: u32) {
+        // memcached would not run again for fewer than one in a hundred.
+        let mark = found.expiring / 100 + 1;
+        self.tell(
+            SYSTEM,
+            format_args!(
+                "type=lru_crawler crawler={class} lru=cold low_mark={mark} next_reclaims={} since_run=0 \
+                 next_run={next} elapsed={elapsed} examined={} reclaimed={}",
+                found.soon, found.examined, found.reclaimed
+            ),
+        );
+    }
+
+    /// A page has been taken from one class for another, or 0 for whoever needs one.
+    pub fn slab_move(&self, from: usize, to: usize, moved: bool) {
+        let state = if moved { "ok" } else { "fail" };
+        self.tell(
+            SYSTEM,
+            format_args!("type=slab_move src={from} dst={to} state={state}"),
+        );
+    }
+
     pub fn connection_new(&self, peer: Peer, connection: i32) {
         self.tell(
             CONNECTIONS,
@@ -347,6 +383,14 @@ mod tests {
         log.connection_new(Peer::Tcp([127, 0, 0, 1].into(), 99), 32);
         log.connection_closed(Peer::Local, Reason::IdleTimeout, 33);
         log.tls_error(34, "received fatal alert");
+        let found = Crawled {
+            examined: 700,
+            reclaimed: 30,
+            expiring: 250,
+            soon: 4,
+        };
+        log.crawler(5, &found, 2, 60);
+        log.slab_move(5, 0, true);
         assert_eq!(
             told(&log),
             [
@@ -357,9 +401,12 @@ mod tests {
                 "gid=5 type=conn_new rip=127.0.0.1 rport=99 transport=tcp cfd=32\n",
                 "gid=6 type=conn_close rip=unix rport=0 transport=local reason=idle_timeout cfd=33\n",
                 "gid=7 type=conntlserr fd=34 msg=received fatal alert\n",
+                "gid=8 type=lru_crawler crawler=5 lru=cold low_mark=3 next_reclaims=4 since_run=0 \
+                 next_run=60 elapsed=2 examined=700 reclaimed=30\n",
+                "gid=9 type=slab_move src=5 dst=0 state=ok\n",
             ]
         );
-        assert_eq!(log.written.get(), 7);
+        assert_eq!(log.written.get(), 9);
     }
 
     #[test]

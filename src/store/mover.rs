@@ -13,6 +13,7 @@ use super::bins::{BinState, Page};
 use super::raw::{Handle, Slot, State};
 use super::upkeep::lock;
 use super::{Cx, Inner, PAGE};
+use crate::observe::events;
 
 /// A bin gets a page if it makes this much more of it than the one that loses it, divided by
 /// `slab_automove_ratio`: four times by default.
@@ -206,7 +207,12 @@ impl Inner {
     }
 
     fn move_page(&self, cx: Cx<'_>, from: u8, to: u8) -> bool {
-        let Some(page) = self.empty_page(cx, from, Means::Eviction) else {
+        let emptied = self.empty_page(cx, from, Means::Eviction);
+        if cx.counters.log.wants(events::SYSTEM) {
+            let (from, to) = (self.class_of_bin(from), self.class_of_bin(to));
+            cx.counters.log.slab_move(from, to, emptied.is_some());
+        }
+        let Some(page) = emptied else {
             return false;
         };
         self.pool.give(page);
@@ -253,6 +259,9 @@ impl Inner {
                 let Some(page) = self.empty_page(cx, bin, Means::Room) else {
                     break;
                 };
+                if cx.counters.log.wants(events::SYSTEM) {
+                    cx.counters.log.slab_move(self.class_of_bin(bin), 0, true);
+                }
                 self.pool.give(page);
             }
         }

@@ -14,6 +14,8 @@ use super::mover::Mover;
 use super::raw::{Handle, Slot, State};
 use super::read::Hit;
 use super::{Cx, Inner, Store};
+use crate::observe::counters::CLASSES;
+use crate::observe::events::{self, Crawled};
 use crate::settings;
 
 /// Pages of the arena in use at which huge pages begin to pay; below, an idle server stays small.
@@ -33,6 +35,8 @@ const SPLITS: usize = 4096;
 const CRAWL_EVERY: (u32, u32) = (60, 3600);
 /// A run pays if one in so many pages holds something that is expired.
 const CRAWL_PAYS: usize = 100;
+/// In seconds: what expires within it is told to watchers.
+const HOUR: u32 = 3600;
 /// How long it waits for work.
 const CRAWL_IDLE: Duration = Duration::from_millis(200);
 /// Seconds for which a crawl that was asked for keeps the automatic one away.
@@ -69,7 +73,10 @@ pub(super) struct Crawler {
     budget: u64,
     /// When to look again whether a run would pay.
     next_look: u32,
+    began: u32,
     last_run: u32,
+    /// What this run has found, by class.
+    found: Vec<Crawled>,
     /// The mark of the last flush that a run began behind.
     flushed: u32,
 }
@@ -165,13 +172,13 @@ impl Store {
             if !(may && inner.crawl_is_due(&mut crawler, cx.now)) {
                 return CRAWL_IDLE;
             }
-            inner.start_crawl(&mut crawler, u64::MAX);
+            inner.start_crawl(&mut crawler, cx.now, u64::MAX);
         }
         let Some(mut walk) = crawler.walk else {
             return CRAWL_IDLE;
         };
         let mut seen = 0;
-        let more = inner.crawl_page(cx, &mut walk, &mut seen);
+        let more = inner.crawl_page(cx, &mut walk, &mut crawler.found, &mut seen);
         crawler.budget = crawler.budget.saturating_sub(seen);
         if more && crawler.budget > 0 && upkeep.crawler_on.load(Relaxed) {
             crawler.walk = Some(walk);
@@ -181,6 +188,14 @@ impl Store {
         crawler.last_run = cx.now;
         crawler.next_look = crawler.next_look.max(cx.now + CRAWL_EVERY.0);
         crawler.walk = None;
+        if cx.counters.log.wants(events::SYSTEM) {
+            let (elapsed, next) = (cx.now - crawler.began, crawler.next_look - cx.now);
+            for (class, found) in crawler.found.iter().enumerate() {
+                if found.examined > 0 {
+                    cx.counters.log.crawler(class, found, elapsed, next);
+                }
+            }
+        }
         upkeep.crawler_running.store(false, Relaxed);
         CRAWL_IDLE
     }
@@ -198,9 +213,11 @@ fn huge_pages_are_off() -> bool {
 }
 
 impl Inner {
-    fn start_crawl(&self, crawler: &mut Crawler, classes: u64) {
+    fn start_crawl(&self, crawler: &mut Crawler, now: u32, classes: u64) {
         let most = u64::from(self.upkeep.crawler_tocrawl.load(Relaxed));
         crawler.walk = Some(Walk::new(classes));
+        crawler.began = now;
+        crawler.found = vec![Crawled::default(); CLASSES];
         crawler.budget = if most == 0 { u64::MAX } else { most };
         self.upkeep.crawler_running.store(true, Relaxed);
         self.upkeep.crawler_starts.fetch_add(1, Relaxed);
@@ -212,7 +229,7 @@ impl Inner {
         if crawler.walk.is_some() {
             return false;
         }
-        self.start_crawl(&mut crawler, classes);
+        self.start_crawl(&mut crawler, now, classes);
         crawler.next_look = now + CRAWL_REST;
         true
     }
@@ -262,7 +279,13 @@ impl Inner {
     }
 
     /// Reaps what is dead on one page. False when the walk is over.
-    fn crawl_page(&self, cx: Cx<'_>, walk: &mut Walk, seen: &mut u64) -> bool {
+    fn crawl_page(
+        &self,
+        cx: Cx<'_>,
+        walk: &mut Walk,
+        found: &mut [Crawled],
+        seen: &mut u64,
+    ) -> bool {
         let Some(bin) = self.next_page(walk) else {
             return false;
         };
@@ -279,11 +302,18 @@ impl Inner {
             if self.pages.entry(page).soonest_expiry() > cx.now && self.flush.mark(cx.now) == 0 {
                 return true;
             }
-            self.reap_page(cx, &state, page, walk.classes, |class, slot| {
+            self.reap_page(cx, &state, page, walk.classes, |class, expires, slot| {
                 *seen += 1;
+                let found = &mut found[usize::from(class)];
+                found.examined += 1;
+                if slot.is_none() && expires != 0 {
+                    found.expiring += 1;
+                    found.soon += u64::from(expires.saturating_sub(cx.now) <= HOUR);
+                }
                 let counters = &cx.counters.classes[usize::from(class)];
                 counters.crawler_items_checked.add(1);
                 if let Some(slot) = slot {
+                    found.reclaimed += 1;
                     counters.crawler_reclaimed.add(1);
                     gone.push(slot);
                 }
@@ -313,7 +343,7 @@ impl Inner {
                 let state = self.bins[usize::from(bin)].lock();
                 // It may have moved meanwhile.
                 if entry.bin() == Some(bin) {
-                    self.reap_page(cx, &state, page, u64::MAX, |_, slot| gone.extend(slot));
+                    self.reap_page(cx, &state, page, u64::MAX, |_, _, slot| gone.extend(slot));
                 }
             }
             for slot in gone {
@@ -328,14 +358,14 @@ impl Inner {
     }
 
     /// Reaps what is dead on a page, of some classes, and notes when the next will be. `each` is told
-    /// every item's class, and its slot if it went.
+    /// every item's class and expiry, and its slot if it went.
     fn reap_page<'s>(
         &'s self,
         cx: Cx<'_>,
         state: &BinState,
         page: u32,
         classes: u64,
-        mut each: impl FnMut(u8, Option<Slot<'s>>),
+        mut each: impl FnMut(u8, u32, Option<Slot<'s>>),
     ) {
         let entry = self.pages.entry(page);
         // Reset first: what is noted from here on, by those who store meanwhile, is kept.
@@ -367,7 +397,7 @@ impl Inner {
                 // What could not be reaped now has another turn in a second.
                 soonest = soonest.min(expires.max(cx.now + u32::from(wanted)));
             }
-            each(class, slot);
+            each(class, expires, slot);
         }
         entry.expires_at(soonest);
     }
