@@ -13,6 +13,7 @@ EXPIRIES = [b"0"] * 12 + [
 ]  # fmt: skip
 ODD_NUMBERS = [
     b"-1", b"-0", b"+1", b"-", b"+", b"0x10", b"1e3", b"1.5", b"abc", b"1a", b"a1", b"00000000000000000000005",
+    b"00000000005", b"000000000005", b"0000000000000000000005", b"0018446744073709551615",
     b"2147483645", b"2147483646", b"2147483647", b"2147483648", b"4294967295", b"4294967296", b"4294967297",
     b"9223372036854775807", b"9223372036854775808", b"18446744073709551615", b"18446744073709551616",
     b"4294968296", b"1000a", b"+1000", b"1000.5", b"00000000000000000001000", b"1000\x00", b"1000\t",
@@ -28,7 +29,7 @@ ADMIN = [
     b"verbosity 0", b"verbosity 0 noreply", b"verbosity", b"verbosity x", b"verbosity 0 1", b"verbosity 0 1 noreply",
     b"verbosity noreply", b"flush_all x", b"flush_all 1x", b"flush_all x noreply", b"flush_all 99999999999",
     b"cache_memlimit", b"cache_memlimit 7", b"cache_memlimit 1024", b"cache_memlimit x", b"cache_memlimit 1000000001",
-    b"cache_memlimit 1024 noreply", b"cache_memlimit -1", b"cache_memlimit 1024 x",
+    b"cache_memlimit 1024 noreply", b"cache_memlimit -1", b"cache_memlimit 4294967296", b"cache_memlimit 00000001024", b"cache_memlimit 000000001024", b"cache_memlimit 1024 x",
     b"shutdown", b"shutdown graceful", b"shutdown foo", b"shutdown a b",
     b"stats nothing", b"stats detail", b"stats detail x", b"stats detail on", b"stats detail on", b"stats detail off",
     b"stats reset", b"stats cachedump", b"stats cachedump 1", b"stats cachedump x 1", b"stats cachedump 1 x",

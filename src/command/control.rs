@@ -438,7 +438,7 @@ fn automove(cx: &Context<'_>, how: &[&[u8]]) -> Result<Line, Line> {
 }
 
 fn unsigned(word: &[u8]) -> Option<u32> {
-    number::unsigned(word).and_then(|n| u32::try_from(n).ok())
+    number::unsigned32(word)
 }
 
 fn decimal(word: &[u8]) -> Option<f64> {

@@ -210,8 +210,7 @@ fn cachedump(
     let (Some(class), Some(limit)) = (class, limit) else {
         return fail(b"CLIENT_ERROR bad command line", replies);
     };
-    let number = |word| number::unsigned(word).and_then(|n| u32::try_from(n).ok());
-    let (Some(class), Some(limit)) = (number(class), number(limit)) else {
+    let (Some(class), Some(limit)) = (number::unsigned32(class), number::unsigned32(limit)) else {
         return fail(b"CLIENT_ERROR bad command line format", replies);
     };
     if class >= CLASSES as u32 {

@@ -308,9 +308,9 @@ impl Flags {
                     cas if letter == b'C' => flags.cas = cas,
                     cas => flags.new_cas = cas,
                 },
-                b'F' => match number::unsigned(argument).map(u32::try_from) {
-                    Some(Ok(client)) => flags.client = client,
-                    _ => wrong = wrong.or(Some(BAD_FORMAT)),
+                b'F' => match number::unsigned32(argument) {
+                    Some(client) => flags.client = client,
+                    None => wrong = wrong.or(Some(BAD_FORMAT)),
                 },
                 b'J' => match number::unsigned(argument) {
                     Some(initial) => flags.initial = initial,

@@ -1,6 +1,9 @@
 #![forbid(unsafe_code)]
 //! Decimals as clients write them.
 
+/// Digits that a number of 32 bits may have, with its sign, and one of 64 bits: leading zeros count.
+const DIGITS: (usize, usize) = (11, 22);
+
 /// Digits only, up to 2^64 - 1.
 #[inline]
 pub fn unsigned(text: &[u8]) -> Option<u64> {
@@ -24,20 +27,31 @@ pub fn short(text: &[u8]) -> Option<u64> {
     Some(value)
 }
 
-/// As [`unsigned`], of 20 digits.
+/// As [`unsigned`], of 20 digits and more.
 #[cold]
 fn long(text: &[u8]) -> Option<u64> {
+    let (zeros, text) = text.split_at(text.len().checked_sub(20)?);
     let (front, [last]) = text.split_last_chunk()?;
-    if front.len() != 19 || !last.is_ascii_digit() {
+    let fits = zeros.len() + 20 <= DIGITS.1 && zeros.iter().all(|&digit| digit == b'0');
+    if !fits || !last.is_ascii_digit() {
         return None;
     }
     let value = short(front)?.checked_mul(10)?;
     value.checked_add(u64::from(last - b'0'))
 }
 
+/// As [`unsigned`], up to 2^32 - 1.
+pub fn unsigned32(text: &[u8]) -> Option<u32> {
+    let value = unsigned(text).filter(|_| text.len() <= DIGITS.0)?;
+    u32::try_from(value).ok()
+}
+
 /// Digits with an optional minus, in the range of an `i32`. A lone minus is 0, as in memcached.
 #[inline]
 pub fn signed32(text: &[u8]) -> Option<i32> {
+    if text.len() > DIGITS.0 {
+        return None;
+    }
     signed(text).and_then(|value| i32::try_from(value).ok())
 }
 
@@ -130,9 +144,20 @@ mod tests {
             ("", None),
             ("+1", None),
             ("1a", None),
-            ("000000000000000000001", None),
+            ("0018446744073709551615", Some(u64::MAX)),
+            ("00018446744073709551615", None),
+            ("0118446744073709551615", None),
+            ("000000000000000000000x", None),
         ] {
             assert_eq!(unsigned(text.as_bytes()), value, "{text}");
+        }
+        for (text, value) in [
+            ("4294967295", Some(u32::MAX)),
+            ("4294967296", None),
+            ("00000000005", Some(5)),
+            ("000000000005", None),
+        ] {
+            assert_eq!(unsigned32(text.as_bytes()), value, "{text}");
         }
         for (text, value) in [
             ("-1", Some(-1)),
@@ -140,6 +165,9 @@ mod tests {
             ("2147483647", Some(i32::MAX)),
             ("2147483648", None),
             ("-2147483648", Some(i32::MIN)),
+            ("00000000005", Some(5)),
+            ("000000000005", None),
+            ("-00000000005", None),
             ("x", None),
             ("", None),
         ] {

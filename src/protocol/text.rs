@@ -409,18 +409,15 @@ impl<'a> Line<'a> {
             b"stats" => self.loud(Op::Stats { words: rest }),
             b"watch" => self.loud(Op::Watch { words: rest }),
             b"flush_all" => self.flush_all(rest),
-            b"verbosity" => match word(&mut rest)
-                .and_then(number::unsigned)
-                .map(u32::try_from)
-            {
-                Some(Ok(level)) => self.request(Op::Verbosity { level }),
-                _ => self.refuse(BAD_FORMAT),
+            b"verbosity" => match word(&mut rest).and_then(number::unsigned32) {
+                Some(level) => self.request(Op::Verbosity { level }),
+                None => self.refuse(BAD_FORMAT),
             },
-            b"cache_memlimit" => match word(&mut rest).and_then(number::unsigned) {
-                Some(megabytes) if megabytes <= u64::from(u32::MAX) => {
-                    self.request(Op::CacheMemlimit { megabytes })
-                }
-                _ => self.refuse(ERROR),
+            b"cache_memlimit" => match word(&mut rest).and_then(number::unsigned32) {
+                Some(megabytes) => self.request(Op::CacheMemlimit {
+                    megabytes: u64::from(megabytes),
+                }),
+                None => self.refuse(ERROR),
             },
             b"shutdown" => {
                 let mode = match (word(&mut rest), word(&mut rest)) {
