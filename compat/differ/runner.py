@@ -208,8 +208,8 @@ class Epoch:
             pass
         commands = [command]
         if name == "text" and not self.drifts() and not self.special(command) and not swallows(command):
-            while random.random() < 0.5 and not counts(command):
-                command = self.text.command()
+            # No counter behind others: the answer to one of them may still hold it, see `many`.
+            while random.random() < 0.5 and not counts(command := self.text.command()):
                 commands.append(command)
         return Step("leave", [(0, commands, self.pieces(b"".join(commands), 0.5 if len(commands) > 1 else 0.3))])
 
