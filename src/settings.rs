@@ -264,6 +264,9 @@ pub struct Store {
     pub detail: bool,
     /// Mutations are logged, for copies.
     pub journal: Option<Journal>,
+    /// Bytes of the memory limit that count as taken from the start: what memcached's tests pretend
+    /// with `T_MEMD_INITIAL_MALLOC`, in builds with the commands for tests.
+    pub taken: u64,
 }
 
 /// Copies on other nodes.
@@ -439,6 +442,7 @@ impl Default for Store {
             prefix_delimiter: b':',
             detail: false,
             journal: None,
+            taken: 0,
         }
     }
 }

@@ -111,13 +111,14 @@ pub fn slabs(view: &View<'_>, emit: &mut Emit<'_>) {
     }
     stat!(emit, "active_slabs", active);
     // In whole pages of memcached, as it would have taken them; up to the limit those that are begun.
-    let bytes = view.store.state().page_bytes;
+    let state = view.store.state();
+    let bytes = state.page_bytes;
     let malloced = if bytes <= tuning.max_bytes {
         bytes.next_multiple_of(1 << 20)
     } else {
         bytes >> 20 << 20
     };
-    stat!(emit, "total_malloced", malloced);
+    stat!(emit, "total_malloced", state.taken + malloced);
 }
 
 /// `stats sizes`

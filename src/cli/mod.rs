@@ -73,6 +73,10 @@ pub(crate) fn settings(
     draft.settings.security.sasl_password_file =
         std::env::var_os("MEMCACHED_SASL_PWDB").map(Into::into);
     draft.settings.listen.inherit = true;
+    if cfg!(feature = "debug-commands") {
+        let taken = std::env::var("T_MEMD_INITIAL_MALLOC").unwrap_or_default();
+        draft.settings.store.taken = taken.parse().unwrap_or(0);
+    }
     draft.finish()
 }
 

@@ -129,6 +129,8 @@ pub struct State {
     pub free_pages: u64,
     /// Bytes of pages.
     pub page_bytes: u64,
+    /// Bytes that only count as taken.
+    pub taken: u64,
     /// Slots that are not free.
     pub used_slots: u64,
     pub crawler_running: bool,
@@ -343,6 +345,7 @@ impl Store {
             hash_expanding: false,
             free_pages: free as u64 * PAGE as u64 / FOREIGN_PAGE,
             page_bytes: (used + free) as u64 * PAGE as u64,
+            taken: inner.taken,
             used_slots: inner
                 .bins
                 .iter()
@@ -453,9 +456,9 @@ impl Store {
 
 impl Inner {
     /// Lets the pool have what both limits allow.
-    fn set_page_limit(&self) {
+    pub(super) fn set_page_limit(&self) {
         let page = PAGE as u64;
-        let own = self.max_bytes.load(Relaxed) / page;
+        let own = self.max_bytes.load(Relaxed).saturating_sub(self.taken) / page;
         // Every bin may have its first page beyond the limit.
         let shared = (self.budget.load(Relaxed) / page).saturating_sub(self.bins.len() as u64);
         // It has been as high before, or higher.

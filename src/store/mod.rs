@@ -248,6 +248,8 @@ struct Inner {
     hasher: Hasher,
     item_size_max: usize,
     max_bytes: AtomicU64,
+    /// See [`settings::Store::taken`].
+    taken: u64,
     /// What items may have of a limit that they share with all else; `u64::MAX` without one.
     budget: AtomicU64,
     /// The limit cannot change: all item memory was taken at start (`-L`), or lies in a file.
@@ -447,6 +449,7 @@ impl Inner {
             hasher,
             item_size_max: settings.item_size_max,
             max_bytes: AtomicU64::new(settings.max_bytes),
+            taken: settings.taken,
             budget: AtomicU64::new(u64::MAX),
             fixed: settings.large_pages || matches!(source, Source::File(_)),
             hash_power: power,
@@ -466,6 +469,9 @@ impl Inner {
             journal,
             arena,
         };
+        if inner.taken > 0 {
+            inner.set_page_limit();
+        }
         if settings.large_pages {
             inner.preallocate(limit)?;
         }
