@@ -109,7 +109,7 @@ def new_flag(words):
             return True
         if limit := LIMITS.get(letter):
             digits = rest.removeprefix(b"-") if limit == 1 << 31 else rest
-            if not digits.isdigit() or len(digits) > 20 or int(digits) >= limit or (letter == b"C" and int(digits) < UNKNOWN // 2):
+            if not digits.isdigit() or len(rest) > (20 if limit == 1 << 64 else 11) or int(digits) >= limit or (letter == b"C" and int(digits) < UNKNOWN // 2):
                 return True
     return False
 
