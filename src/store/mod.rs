@@ -13,7 +13,8 @@
 //! # Locks
 //! A bin's mutex, then a pair's bit, and that only by trying. A worker holds one pair bit and
 //! nothing else: memory is taken before, and given back after. Only the splitter of a pair holds
-//! two. The chunk bin's mutex comes after those of the other bins. `growth` and `pool` are leaves.
+//! two. The chunk bin's mutex comes after those of the other bins. `pool` and the table's spare buckets
+//! are leaves.
 //!
 //! # Time
 //! Every operation is told the time ([`Cx::now`]). What a `flush_all` has killed is told by the

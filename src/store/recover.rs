@@ -291,38 +291,36 @@ fn over_pages<T: Send>(
     })
 }
 
-/// Links an item. Returns how many have been given up for it: the server may have ended between
-/// linking an item and unlinking the one it replaced.
+/// Links an item. Returns how many have been given up: the server may have ended between linking an
+/// item and unlinking the one it replaced.
 fn adopt(salvage: &Salvage<'_>, table: &Table, hasher: &Hasher, intact: &Intact<'_>) -> u64 {
     let (arena, item) = (salvage.arena(), intact.item());
     let hash = item.hash(|key| hasher.hash(key));
-    loop {
-        let mut guard = table.lock(arena, hash);
-        let Some(place) = guard.find(hash, &item.key()) else {
-            let adopted = guard.adopt(hash, intact);
-            drop(guard);
-            if adopted {
-                table.grow(arena, 1, |key| hasher.hash(key));
-                return 0;
-            }
-            // The pair is full and its extension is being worked on elsewhere.
-            std::thread::yield_now();
-            continue;
-        };
-        let (other, cas) = (place.handle(), guard.item(&place).cas());
-        if !arena.has_cas() {
-            // Which of them is the newer is not known.
-            salvage.drop(item.handle());
-            salvage.drop(other);
-            guard.forget(place);
-            return 2;
+    let mut guard = table.lock(arena, hash);
+    let Some(place) = guard.find(hash, &item.key()) else {
+        let adopted = guard.adopt(hash, intact);
+        drop(guard);
+        if adopted {
+            table.grow(arena, 1, |key| hasher.hash(key));
+            return 0;
         }
-        if item.cas() > cas {
-            guard.adopt_instead(&place, intact);
-            salvage.drop(other);
-        } else {
-            salvage.drop(item.handle());
-        }
+        // Its pair is full, and all that could extend it is in use.
+        salvage.drop(item.handle());
         return 1;
+    };
+    let (other, cas) = (place.handle(), guard.item(&place).cas());
+    if !arena.has_cas() {
+        // Which of them is the newer is not known.
+        salvage.drop(item.handle());
+        salvage.drop(other);
+        guard.forget(place);
+        return 2;
     }
+    if item.cas() > cas {
+        guard.adopt_instead(&place, intact);
+        salvage.drop(other);
+    } else {
+        salvage.drop(item.handle());
+    }
+    1
 }

@@ -265,105 +265,101 @@ impl Inner {
 
     /// Links a filled slot, if the put may go ahead now.
     fn link<'s>(&'s self, cx: Cx<'_>, put: &Put<'_>, slot: Slot<'s>, cas: u64) -> Stored {
-        let mut slot = slot;
-        loop {
-            let (mut guard, found) = self.find_to_store(cx, put.key, put.hash);
-            let old = found.ok();
-            let verdict = self.judge(cx, put, old.map(|place| guard.item(&place)).as_ref());
-            let head = self.arena.head(slot.handle());
-            match verdict {
-                Verdict::Refuse(stored) => {
-                    drop(guard);
-                    self.give(slot);
-                    return stored;
-                }
-                Verdict::StoreStale {
-                    token_sent,
-                    expires,
-                } => {
-                    let token = if token_sent { flag::TOKEN_SENT } else { 0 };
-                    head.expires.store(expires, Relaxed);
-                    head.update(|word| word.with_flags(word.flags() | flag::STALE | token));
-                }
-                Verdict::Store => {}
+        let (mut guard, found) = self.find_to_store(cx, put.key, put.hash);
+        let old = found.ok();
+        let verdict = self.judge(cx, put, old.map(|place| guard.item(&place)).as_ref());
+        let head = self.arena.head(slot.handle());
+        match verdict {
+            Verdict::Refuse(stored) => {
+                drop(guard);
+                self.give(slot);
+                return stored;
             }
-            // A value that took its time to arrive counts from now: what was flushed meanwhile is older.
-            head.accessed.store(self.stamp(cx.now), Relaxed);
-            self.arena.set_cas(slot.handle(), cas);
-            let (handle, item) = (slot.handle(), slot.item());
-            item.seal();
-            let (class, length) = (self.class_of(&item), item.length());
-            let expires = head.expires.load(Relaxed);
-            self.note_expiry(handle, expires);
-            self.count_in(cx, &item);
-            let place = match old {
-                None => {
-                    let ghost = guard.take_ghost(put.hash);
-                    let word = head.word();
-                    let moved = &cx.counters.classes[usize::from(class)];
-                    if let Some(ghost) = ghost {
-                        self.bins[usize::from(word.bin())].ghost_seen(ghost.hot);
-                        moved.moves_to_warm.add(1);
+            Verdict::StoreStale {
+                token_sent,
+                expires,
+            } => {
+                let token = if token_sent { flag::TOKEN_SENT } else { 0 };
+                head.expires.store(expires, Relaxed);
+                head.update(|word| word.with_flags(word.flags() | flag::STALE | token));
+            }
+            Verdict::Store => {}
+        }
+        // A value that took its time to arrive counts from now: what was flushed meanwhile is older.
+        head.accessed.store(self.stamp(cx.now), Relaxed);
+        self.arena.set_cas(slot.handle(), cas);
+        let (handle, item) = (slot.handle(), slot.item());
+        item.seal();
+        let (class, length) = (self.class_of(&item), item.length());
+        let expires = head.expires.load(Relaxed);
+        self.note_expiry(handle, expires);
+        self.count_in(cx, &item);
+        let place = match old {
+            None => {
+                let ghost = guard.take_ghost(put.hash);
+                let word = head.word();
+                let moved = &cx.counters.classes[usize::from(class)];
+                if let Some(ghost) = ghost {
+                    self.bins[usize::from(word.bin())].ghost_seen(ghost.hot);
+                    moved.moves_to_warm.add(1);
+                }
+                let (state, counter) = if self.is_temporary(cx.now, expires) {
+                    (State::Temp, 0)
+                } else if ghost.is_some() {
+                    (State::Main, 1)
+                } else if word.queued() && self.segmented.load(Relaxed) {
+                    (State::Hot, 0)
+                } else {
+                    moved.moves_to_cold.add(1);
+                    (State::Main, 0)
+                };
+                match guard.insert(put.hash, slot, state, counter) {
+                    Ok(()) => {
+                        self.census_of(handle).enter(state, counter);
+                        if self.journal.is_some()
+                            && let Some(place) = guard.find_handle(put.hash, handle)
+                        {
+                            self.log_stored(&guard.item(&place), 0);
+                        }
+                        None
                     }
-                    let (state, counter) = if self.is_temporary(cx.now, expires) {
-                        (State::Temp, 0)
-                    } else if ghost.is_some() {
-                        (State::Main, 1)
-                    } else if word.queued() && self.segmented.load(Relaxed) {
-                        (State::Hot, 0)
-                    } else {
-                        moved.moves_to_cold.add(1);
-                        (State::Main, 0)
-                    };
-                    match guard.insert(put.hash, slot, state, counter) {
-                        Ok(()) => {
-                            self.census_of(handle).enter(state, counter);
-                            if self.journal.is_some()
-                                && let Some(place) = guard.find_handle(put.hash, handle)
-                            {
-                                self.log_stored(&guard.item(&place), 0);
-                            }
-                            None
-                        }
-                        Err(back) => {
-                            // The pair is full and its extension is being worked on elsewhere.
-                            self.count_out(cx, &back.item());
-                            drop(guard);
-                            slot = back;
-                            std::thread::yield_now();
-                            continue;
-                        }
+                    Err(back) => {
+                        // Its pair is full, and all that could extend it is in use.
+                        self.count_out(cx, &back.item());
+                        drop(guard);
+                        self.give(back);
+                        return Stored::NoMemory;
                     }
                 }
-                Some(place) => {
-                    let old = guard.item(&place);
-                    let word = old.word();
-                    let before = self.before(&old);
-                    self.count_out(cx, &old);
-                    self.leave_census(&old);
-                    // What replaces an item takes its rank over.
-                    let (state, counter) = if self.is_temporary(cx.now, expires) {
-                        (State::Temp, 0)
-                    } else {
-                        (State::Main, word.counter().min(1))
-                    };
-                    self.census_of(handle).enter(state, counter);
-                    let old = guard.replace(&place, slot, state, counter);
-                    self.log_stored(&guard.item(&place), before);
-                    old
-                }
-            };
-            drop(guard);
-            if let Some(old) = place {
-                self.give(old);
-            } else {
-                self.table.grow(&self.arena, 1, |key| self.hasher.hash(key));
             }
-            return Stored::Stored {
-                cas: if self.arena.has_cas() { cas } else { 0 },
-                class,
-                length,
-            };
+            Some(place) => {
+                let old = guard.item(&place);
+                let word = old.word();
+                let before = self.before(&old);
+                self.count_out(cx, &old);
+                self.leave_census(&old);
+                // What replaces an item takes its rank over.
+                let (state, counter) = if self.is_temporary(cx.now, expires) {
+                    (State::Temp, 0)
+                } else {
+                    (State::Main, word.counter().min(1))
+                };
+                self.census_of(handle).enter(state, counter);
+                let old = guard.replace(&place, slot, state, counter);
+                self.log_stored(&guard.item(&place), before);
+                old
+            }
+        };
+        drop(guard);
+        if let Some(old) = place {
+            self.give(old);
+        } else {
+            self.table.grow(&self.arena, 1, |key| self.hasher.hash(key));
+        }
+        Stored::Stored {
+            cas: if self.arena.has_cas() { cas } else { 0 },
+            class,
+            length,
         }
     }
 

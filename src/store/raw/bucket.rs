@@ -174,8 +174,10 @@ pub struct Table {
     items: AtomicUsize,
     /// Items at which the next pair is split.
     threshold: AtomicUsize,
-    /// Held by whoever splits; guards the free extension buckets too.
-    growth: Mutex<Growth>,
+    /// Held by whoever splits.
+    splitting: Mutex<()>,
+    /// A leaf: whoever holds it waits for nothing, so that a store with a pair in hand may wait for it.
+    spare: Mutex<Spare>,
     expand: bool,
 }
 
@@ -190,9 +192,9 @@ pub struct TableState {
     pub free: Vec<u32>,
 }
 
-#[derive(Default)]
-struct Growth {
-    /// Extension buckets that were used once and are free again.
+/// Extension buckets that nobody uses.
+struct Spare {
+    /// Those that were used once and are free again.
     free: Vec<u32>,
     /// The first one never used. 0 is no bucket.
     fresh: u32,
@@ -210,9 +212,11 @@ impl Table {
         let pairs = pairs.next_power_of_two();
         let bytes = pairs * 2 * size_of::<Bucket>();
         let least = (2 * size_of::<Bucket>()) << (level + 1);
+        // A table that must not grow has nearly all its items in extensions.
+        let extensions = if expand { bytes / 4 } else { bytes };
         Ok(Table {
             pairs: source.region(least, bytes.max(least))?,
-            extensions: source.region(1 << 20, (bytes / 4).max(1 << 20))?,
+            extensions: source.region(1 << 20, extensions.max(1 << 20))?,
             geometry: AtomicU64::new(pack(1 << level)),
             items: AtomicUsize::new(0),
             threshold: AtomicUsize::new(if expand {
@@ -220,7 +224,8 @@ impl Table {
             } else {
                 usize::MAX
             }),
-            growth: Mutex::new(Growth {
+            splitting: Mutex::new(()),
+            spare: Mutex::new(Spare {
                 free: Vec::new(),
                 fresh: 1,
             }),
@@ -230,12 +235,12 @@ impl Table {
 
     /// What is not in its memory, for when nobody uses it.
     pub fn state(&self) -> TableState {
-        let growth = self.growth();
+        let spare = self.spare();
         TableState {
             pairs: self.pairs() as u64,
             items: self.items.load(Relaxed) as u64,
-            extensions: growth.fresh,
-            free: growth.free.clone(),
+            extensions: spare.fresh,
+            free: spare.free.clone(),
         }
     }
 
@@ -252,21 +257,21 @@ impl Table {
             if self.expand {
                 self.threshold.store(pairs * QUARTERS_PER_PAIR / 4, Relaxed);
             }
-            let mut growth = self.growth();
-            growth.fresh = state.extensions;
-            growth.free.clone_from(&state.free);
+            let mut spare = self.spare();
+            spare.fresh = state.extensions;
+            spare.free.clone_from(&state.free);
         }
         fits
     }
 
     /// A checksum over all buckets in use, for when nobody changes them.
     pub fn digest(&self) -> u64 {
-        let extensions = self.growth().fresh as usize * size_of::<Bucket>();
+        let extensions = self.spare().fresh as usize * size_of::<Bucket>();
         self.pairs.digest(self.bytes()) ^ self.extensions.digest(extensions).rotate_left(1)
     }
 
-    fn growth(&self) -> MutexGuard<'_, Growth> {
-        self.growth
+    fn spare(&self) -> MutexGuard<'_, Spare> {
+        self.spare
             .lock()
             .unwrap_or_else(|broken| broken.into_inner())
     }
@@ -409,7 +414,7 @@ impl Table {
     #[cold]
     fn split(&self, arena: &Arena, most: usize, rehash: impl Fn(&[u8]) -> u64) {
         for _ in 0..most {
-            let Ok(mut growth) = self.growth.try_lock() else {
+            let Ok(_splitting) = self.splitting.try_lock() else {
                 return;
             };
             if self.items.load(Relaxed) <= self.threshold.load(Relaxed) {
@@ -420,18 +425,12 @@ impl Table {
                 self.threshold.store(usize::MAX, Relaxed);
                 return;
             }
-            self.split_pair(arena, upper, &mut growth, &rehash);
+            self.split_pair(arena, upper, &rehash);
         }
     }
 
     /// Moves what belongs there to the new pair `upper`, from the one that had it so far.
-    fn split_pair(
-        &self,
-        arena: &Arena,
-        upper: usize,
-        growth: &mut Growth,
-        rehash: &impl Fn(&[u8]) -> u64,
-    ) {
+    fn split_pair(&self, arena: &Arena, upper: usize, rehash: &impl Fn(&[u8]) -> u64) {
         let level = upper.ilog2();
         let lower = upper - (1 << level);
         let old = PairGuard {
@@ -476,7 +475,9 @@ impl Table {
                 }
             }
         });
-        old.release_extensions(growth);
+        // In hand until all entries are placed again: they may need as many as they give back.
+        let mut spare = self.spare();
+        old.release_extensions(&mut spare);
         for bucket in old.buckets {
             bucket.clear();
         }
@@ -486,8 +487,9 @@ impl Table {
             } else {
                 &old
             };
-            side.place(hash, raw, Some(growth));
+            side.place(hash, raw, Some(&mut spare));
         }
+        drop(spare);
         // Which side a ghost belongs to is not known; it stays, and half of them can be found.
         for &(tag, raw) in &ghosts[..ghost_count] {
             for bucket in old.buckets {
@@ -507,15 +509,15 @@ impl Table {
         }
     }
 
-    fn take_extension(&self, growth: &mut Growth) -> Option<u32> {
-        if let Some(number) = growth.free.pop() {
+    fn take_extension(&self, spare: &mut Spare) -> Option<u32> {
+        if let Some(number) = spare.free.pop() {
             return Some(number);
         }
-        let number = growth.fresh;
+        let number = spare.fresh;
         if (number as usize + 1) * size_of::<Bucket>() > self.extensions.bytes() {
             return None;
         }
-        growth.fresh += 1;
+        spare.fresh += 1;
         Some(number)
     }
 }
@@ -830,7 +832,7 @@ impl<'t> PairGuard<'t> {
         None
     }
 
-    /// Links a new item; its slot comes back if its pair cannot take one more entry just now.
+    /// Links a new item; its slot comes back if nothing is left to extend its pair with.
     pub fn insert(
         &mut self,
         hash: u64,
@@ -846,7 +848,8 @@ impl<'t> PairGuard<'t> {
         Ok(())
     }
 
-    /// Links an item that an earlier process has left. False if its pair cannot take one more just now.
+    /// Links an item that an earlier process has left. False if nothing is left to extend
+    /// its pair with.
     pub fn adopt(&mut self, hash: u64, found: &Intact<'_>) -> bool {
         let placed = self.place(hash, found.item().handle().raw(), None);
         if placed {
@@ -867,7 +870,7 @@ impl<'t> PairGuard<'t> {
         self.table.items.fetch_sub(1, Relaxed);
     }
 
-    fn place(&self, hash: u64, raw: u32, growth: Option<&mut Growth>) -> bool {
+    fn place(&self, hash: u64, raw: u32, spare: Option<&mut Spare>) -> bool {
         let home = &self.buckets[home_of(hash)];
         if put_entry(home, tag_of(hash), raw) {
             return true;
@@ -876,11 +879,11 @@ impl<'t> PairGuard<'t> {
         if put_entry(&self.buckets[1 - home_of(hash)], tag_of(hash), raw) {
             return true;
         }
-        self.place_extended(hash, raw, growth)
+        self.place_extended(hash, raw, spare)
     }
 
     #[cold]
-    fn place_extended(&self, hash: u64, raw: u32, growth: Option<&mut Growth>) -> bool {
+    fn place_extended(&self, hash: u64, raw: u32, spare: Option<&mut Spare>) -> bool {
         let mut bucket = &self.buckets[1];
         while bucket.control() & CHAINED != 0 {
             bucket = self.table.extension(bucket.handle(LINK));
@@ -888,14 +891,9 @@ impl<'t> PairGuard<'t> {
                 return true;
             }
         }
-        let number = match growth {
-            Some(growth) => self.table.take_extension(growth),
-            // Whoever splits holds this mutex and then pairs; waiting for it with a pair in hand
-            // could last as long as we hold the pair.
-            None => match self.table.growth.try_lock() {
-                Ok(mut growth) => self.table.take_extension(&mut growth),
-                Err(_) => return false,
-            },
+        let number = match spare {
+            Some(spare) => self.table.take_extension(spare),
+            None => self.table.take_extension(&mut self.table.spare()),
         };
         let Some(number) = number else { return false };
         let extension = self.table.extension(number);
@@ -1015,11 +1013,11 @@ impl<'t> PairGuard<'t> {
         }
     }
 
-    fn release_extensions(&self, growth: &mut Growth) {
+    fn release_extensions(&self, spare: &mut Spare) {
         let mut bucket = &self.buckets[1];
         while bucket.control() & CHAINED != 0 {
             let number = bucket.handle(LINK);
-            growth.free.push(number);
+            spare.free.push(number);
             bucket = self.table.extension(number);
         }
     }
