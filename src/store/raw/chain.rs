@@ -2,7 +2,8 @@
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
-use super::item::{HEAD, hang_all};
+use super::head::HEAD;
+use super::slot::hang_all;
 use super::{Arena, Handle, PairGuard, Parked, Pinned, Place, Slot, flag};
 
 /// What hangs behind what in a chain.

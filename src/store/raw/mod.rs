@@ -24,26 +24,34 @@
 //!   is gone; it is handed out again only under its bin's mutex.
 
 mod ahead;
+mod arena;
 mod bucket;
 mod chain;
 mod file;
+mod head;
 mod item;
 mod long;
 mod memory;
 mod pages;
+mod pair;
 mod salvage;
+mod slot;
+mod table;
 
 pub use ahead::{prefetch, prefetch_bytes};
-pub use bucket::{Ghost, PairGuard, Place, Spot, Table, TableState};
+pub use arena::Arena;
+pub use bucket::Ghost;
 pub use chain::{Chain, ChainEdit, Link};
 pub use file::{MemoryFile, Source};
-pub use item::{
-    Arena, Handle, Head, Item, NewItem, Parked, Pinned, STANDINGS, Slot, State, Word, flag,
-};
+pub use head::{Handle, Head, STANDINGS, State, Word, flag};
+pub use item::Item;
 pub use long::KEY_SHORT;
 pub use memory::{Region, ReserveError};
 pub use pages::{BinPages, PageTable};
+pub use pair::{PairGuard, Place, Spot};
 pub use salvage::{Intact, Salvage};
+pub use slot::{NewItem, Parked, Pinned, Slot};
+pub use table::{Table, TableState};
 
 /// A page: what a bin grows by.
 pub const PAGE: usize = 64 << 10;

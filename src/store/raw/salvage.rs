@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::super::merkle;
-use super::item::flag;
+use super::head::flag;
 use super::{Arena, Handle, Item, KEY_SHORT, PAGE, PageTable, State};
 use crate::settings::KEY_LONGEST;
 
