@@ -64,38 +64,38 @@
 //! clock over slots), a second hash table while the first grows (it grows a pair at a time), callbacks
 //! from below to above (whoever is above reads what lies below), and an async runtime.
 
-/// Seconds since start, and expiry times.
+// Seconds since start, and expiry times.
 pub mod clock;
 
-/// Every option as plain data.
+// Every option as plain data.
 pub mod settings;
 
-/// Key hashes.
+// Key hashes.
 pub mod hash;
 
-/// Counters and events, as written by hot code.
+// Counters and events, as written by hot code.
 pub mod observe;
 
-/// Bytes to requests and responses to bytes.
+// Bytes to requests and responses to bytes.
 pub mod protocol;
 
-/// Sockets and buffers.
+// Sockets and buffers.
 pub mod net;
 
-/// Items in memory.
+// Items in memory.
 pub mod store;
 
-/// Other servers: which one has a key, and how it fares.
+// Other servers: which one has a key, and how it fares.
 pub mod cluster;
 
-/// Counters and events, as read by people.
+// Counters and events, as read by people.
 pub mod admin;
 
-/// What a request does: protocol and store joined.
+// What a request does: protocol and store joined.
 pub mod command;
 
-/// Threads, sockets, who runs what.
+// Threads, sockets, who runs what.
 pub mod server;
 
-/// The command line.
+// The command line.
 pub mod cli;

@@ -2,13 +2,13 @@
 //! Counters and events, as people read them. Nothing here knows dialects or sockets: numbers go to
 //! an [`Emit`], lines for watchers into buffers that the server sends from.
 
-/// `stats`, `stats settings`, `stats conns`
+// `stats`, `stats settings`, `stats conns`
 pub mod stats;
 
-/// `stats items`, `stats slabs`, `stats sizes`
+// `stats items`, `stats slabs`, `stats sizes`
 pub mod stats_store;
 
-/// `watch`
+// `watch`
 pub mod watch;
 
 use crate::clock::Clock;

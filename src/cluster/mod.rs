@@ -3,55 +3,55 @@
 //! passes between them and clients ([`proxy`]).
 #![forbid(unsafe_code)]
 
-/// Deletes that wait for a server to come back.
+// Deletes that wait for a server to come back.
 pub mod deletes;
 
-/// Whether a server may be asked.
+// Whether a server may be asked.
 pub mod health;
 
-/// Keys that are asked for far more often than others.
+// Keys that are asked for far more often than others.
 pub mod hotkey;
 
-/// Rates, and numbers of things at a time.
+// Rates, and numbers of things at a time.
 pub mod limit;
 
-/// Groups of nodes behind a proxy.
+// Groups of nodes behind a proxy.
 pub mod groups;
 
-/// Who belongs to a pool, as it changes.
+// Who belongs to a pool, as it changes.
 pub mod membership;
 
-/// Key to server.
+// Key to server.
 pub mod ring;
 
-/// What happens to a request between client and server.
+// What happens to a request between client and server.
 pub mod route;
 
-/// Requests under another key, or with another life.
+// Requests under another key, or with another life.
 pub mod rewrite;
 
-/// A server as all workers know it.
+// A server as all workers know it.
 pub mod target;
 
-/// What one client is owed, in order.
+// What one client is owed, in order.
 pub mod slots;
 
-/// One connection to a server.
+// One connection to a server.
 pub mod upstream;
 
-/// Where answers go.
+// Where answers go.
 pub mod front;
 
-/// The pools of one configuration.
+// The pools of one configuration.
 pub mod plan;
 
-/// Requests on their way to servers and back.
+// Requests on their way to servers and back.
 pub mod proxy;
 
-/// Copies of a store on other nodes.
+// Copies of a store on other nodes.
 pub mod replication;
 
-/// Who leads a group of copies, where a service outside decides.
+// Who leads a group of copies, where a service outside decides.
 pub mod election;
 
 pub use plan::Cluster;

@@ -6,16 +6,16 @@
 //! ([`body_length`], [`WHOLE_MAX`]), hashes ahead of execution to overlap cache misses ([`prepare`]),
 //! and does what [`Next`] says.
 
-/// What commands may touch.
+// What commands may touch.
 pub mod context;
 
-/// What waits to be sent.
+// What waits to be sent.
 pub mod replies;
 
-/// `get gets gat gats`
+// `get gets gat gats`
 pub mod get;
 
-/// Who may come in.
+// Who may come in.
 pub mod auth;
 
 mod agree;

@@ -1,25 +1,25 @@
 #![forbid(unsafe_code)]
 //! Sockets and buffers. Nothing here knows what the bytes mean.
 
-/// Names and ports to socket addresses.
+// Names and ports to socket addresses.
 pub mod address;
 
-/// Input bytes of one worker.
+// Input bytes of one worker.
 pub mod buffer;
 
-/// SRV records.
+// SRV records.
 pub mod dns;
 
-/// Sockets that whoever started the program has opened.
+// Sockets that whoever started the program has opened.
 pub mod inherited;
 
-/// Listening sockets.
+// Listening sockets.
 pub mod listen;
 
-/// One client's connection.
+// One client's connection.
 pub mod stream;
 
-/// TLS on connections.
+// TLS on connections.
 pub mod tls;
 
 pub use buffer::Input;

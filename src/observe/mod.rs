@@ -1,19 +1,19 @@
 #![forbid(unsafe_code)]
 //! Counters and events, as hot code writes them. Who reads them is not known here.
 
-/// Per-thread counters, written by one thread and read by any.
+// Per-thread counters, written by one thread and read by any.
 pub mod counters;
 
-/// How many clients are connected, and whether more are let in.
+// How many clients are connected, and whether more are let in.
 pub mod admission;
 
-/// What happens, as `watch` tells it.
+// What happens, as `watch` tells it.
 pub mod events;
 
-/// Counts per key prefix.
+// Counts per key prefix.
 pub mod prefix;
 
-/// One row per live connection.
+// One row per live connection.
 pub mod board;
 
 pub use admission::Admission;

@@ -1,31 +1,31 @@
 #![forbid(unsafe_code)]
 //! Bytes to requests and responses to bytes. Knows no socket, no item and no option.
 
-/// Where the answers of servers end.
+// Where the answers of servers end.
 pub mod answer;
 
-/// Keys that are not text.
+// Keys that are not text.
 pub mod base64;
 
-/// Binary requests.
+// Binary requests.
 pub mod binary;
 
-/// The frame of UDP.
+// The frame of UDP.
 pub mod datagram;
 
-/// Meta commands.
+// Meta commands.
 pub mod meta;
 
-/// Decimals in and out.
+// Decimals in and out.
 pub mod number;
 
-/// One request type for three dialects.
+// One request type for three dialects.
 pub mod request;
 
-/// Classic commands.
+// Classic commands.
 pub mod text;
 
-/// What a line is made of.
+// What a line is made of.
 pub mod words;
 
 use request::Parsed;

@@ -2,7 +2,7 @@
 //! What one client says, as a state machine over bytes; where they come from it does not know.
 //!
 //! A conversation holds nothing between two commands: input waits in the worker's [`Input`], replies
-//! are built in the worker's [`Replies`]. Values longer than [`WHOLE_MAX`] need not pass through a
+//! are built in the worker's [`Replies`]. Values longer than [`WHOLE_MAX`](command::WHOLE_MAX) need not pass through a
 //! buffer at all: [`spare`](Conversation::spare) says where to read them to.
 
 use super::control::{Control, Stop};

@@ -1,52 +1,52 @@
 //! Threads, sockets, who runs what: builds everything, runs it, joins everything.
 
-/// What runs in place of the workers if it is a proxy.
+// What runs in place of the workers if it is a proxy.
 mod proxy;
 
-/// How the server is told to stop.
+// How the server is told to stop.
 pub mod control;
 
-/// Accepting connections.
+// Accepting connections.
 pub mod listener;
 
-/// One thread that serves its share of the clients.
+// One thread that serves its share of the clients.
 mod worker;
 
-/// What one client says, as a state machine over bytes.
+// What one client says, as a state machine over bytes.
 pub mod conversation;
 
-/// What lies ahead in a client's input.
+// What lies ahead in a client's input.
 mod plan;
 
-/// One client's socket.
+// One client's socket.
 mod connection;
 
-/// UDP.
+// UDP.
 mod datagram;
 
-/// Copies on other nodes.
+// Copies on other nodes.
 mod export;
 mod replication;
 
-/// Who leads, where etcd decides.
+// Who leads, where etcd decides.
 mod election;
 
-/// Threads that keep the house.
+// Threads that keep the house.
 mod background;
 
-/// One limit for all memory.
+// One limit for all memory.
 mod budget;
 
-/// Limits, user, daemon, pid file.
+// Limits, user, daemon, pid file.
 mod process;
 
-/// Signals.
+// Signals.
 mod signals;
 
-/// Word to the service manager.
+// Word to the service manager.
 mod notify;
 
-/// What `-vv` tells.
+// What `-vv` tells.
 mod trace;
 
 use std::fmt;

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! What those who keep copies need of the store: its mutations told to the [journal](super::journal),
+//! What those who keep copies need of the store: its mutations told to the [`journal`],
 //! records applied, and walks that see every item.
 //!
 //! The leader logs under the lock of the pair: whoever reads an item under that lock and then asks for

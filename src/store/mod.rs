@@ -4,7 +4,7 @@
 //! key ── hash ──► table: pair of buckets ──► handle ──► slot in a page of a bin
 //! ```
 //!
-//! * [`raw`] is the memory: arena, slots, buckets, and all unsafe code.
+//! * `raw` is the memory: arena, slots, buckets, and all unsafe code.
 //! * `classes` maps sizes to memcached's slab classes and to our bins.
 //! * `bins` says which slot is free and which item goes next.
 //! * `alloc` gets a slot, `mover` moves pages, `read`, `write`, `chain` and `edit` do what requests ask, `upkeep` is what
@@ -19,27 +19,27 @@
 //! # Time
 //! Every operation is told the time ([`Cx::now`]). What a `flush_all` has killed is told by the
 //! time of an item's last access; so that an item stored in the second of the flush lives, accesses
-//! after it are stamped one second ahead ([`Inner::stamp`]).
+//! after it are stamped one second ahead (`Inner::stamp`).
 
 mod alloc;
 mod bins;
 mod chain;
 mod classes;
-/// Limits, tuning, pages, the crawler, dumps, numbers.
+// Limits, tuning, pages, the crawler, dumps, numbers.
 pub mod control;
-/// What those who keep copies need: mutations told to the log, records applied, walks.
+// What those who keep copies need: mutations told to the log, records applied, walks.
 pub mod copies;
 mod edit;
-/// Recent mutations in order, for those who keep copies.
+// Recent mutations in order, for those who keep copies.
 pub mod journal;
-/// Segment trees of values.
+// Segment trees of values.
 pub mod merkle;
 mod mover;
 mod raw;
 mod read;
 mod record;
 mod recover;
-/// Leaving memory behind and finding it again.
+// Leaving memory behind and finding it again.
 pub mod restart;
 mod upkeep;
 mod verify;

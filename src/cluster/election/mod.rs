@@ -23,16 +23,16 @@
 //!   that it is not.
 //! * Members are processes, not machines: one that has restarted has nothing and is nobody's heir.
 
-/// The service.
+// The service.
 pub mod directory;
 
-/// One node's part.
+// One node's part.
 pub mod elector;
 
-/// The service over HTTP.
+// The service over HTTP.
 pub mod etcd;
 
-/// Requests and answers in the words of etcd's gateway.
+// Requests and answers in the words of etcd's gateway.
 pub mod wire;
 
 /// The service in memory, over time as it is told: also what tests speak to over HTTP.

@@ -6,25 +6,25 @@
 //! answer once, into what its client is sent next. The keys of a get of several are put on one line for
 //! each server; every key has a slot of its own, so that the values leave in the order of the keys.
 
-/// Connections to servers.
+// Connections to servers.
 mod connections;
 
-/// Requests for groups of nodes.
+// Requests for groups of nodes.
 mod grouped;
 
-/// Keys that are asked for far more often than others.
+// Keys that are asked for far more often than others.
 mod hot;
 
-/// Servers that stand in for one that is down.
+// Servers that stand in for one that is down.
 mod standing_in;
 
-/// What a proxy shows of itself.
+// What a proxy shows of itself.
 mod stats;
 
-/// Requests that more than one answer belongs to.
+// Requests that more than one answer belongs to.
 mod tasks;
 
-/// Long values on their way to servers.
+// Long values on their way to servers.
 mod uploads;
 
 use std::collections::VecDeque;

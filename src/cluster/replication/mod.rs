@@ -14,34 +14,34 @@
 //!
 //! Positions, partitions and digests are the [journal](crate::store::journal)'s.
 
-/// What is asked of the items.
+// What is asked of the items.
 pub mod data;
 
-/// Items for servers that know nothing of copies.
+// Items for servers that know nothing of copies.
 pub mod export;
 
-/// Checksummed frames.
+// Checksummed frames.
 pub mod frame;
 
-/// Who is in sync, who has what.
+// Who is in sync, who has what.
 pub mod group;
 
-/// Who led when.
+// Who led when.
 pub mod history;
 
-/// What frames say.
+// What frames say.
 pub mod message;
 
-/// What threads share.
+// What threads share.
 pub mod replicas;
 
-/// One connection.
+// One connection.
 pub mod session;
 
-/// The side that copies.
+// The side that copies.
 pub mod sink;
 
-/// The side that has the items.
+// The side that has the items.
 pub mod source;
 
 #[cfg(test)]

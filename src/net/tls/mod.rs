@@ -5,13 +5,13 @@
 //! files when they have changed; connections that are agreed keep what they were agreed under. Their
 //! tickets end with the old files, so that nobody comes in on a certificate that is no longer trusted.
 
-/// OpenSSL's names for cipher suites.
+// OpenSSL's names for cipher suites.
 mod ciphers;
 
-/// TLS towards servers.
+// TLS towards servers.
 mod outward;
 
-/// One connection under TLS.
+// One connection under TLS.
 mod session;
 
 use std::fmt;

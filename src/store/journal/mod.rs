@@ -9,7 +9,7 @@
 //!
 //! A partition's mutex comes after a pair's bit and is held for a copy of at most a few KiB.
 
-/// Entries of the log.
+// Entries of the log.
 pub mod record;
 
 mod ring;
