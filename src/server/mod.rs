@@ -9,6 +9,9 @@ pub mod control;
 // Accepting connections.
 pub mod listener;
 
+// What workers do when clients come and go.
+mod reception;
+
 // One thread that serves its share of the clients.
 mod worker;
 

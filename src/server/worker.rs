@@ -14,11 +14,12 @@ use super::control::Control;
 use super::conversation::{Conversation, Limits, Turn};
 use super::datagram::{self, Door};
 use super::listener::{Arrival, Inbox};
+use super::reception::{Reception, caller};
 use crate::command::{Context, Replies, Session, Shared};
-use crate::net::{self, Datagrams, Input, Stream};
+use crate::net::{self, Datagrams, Input};
 use crate::observe::ThreadCounters;
 use crate::observe::board::Activity;
-use crate::observe::events::{self, Peer, Reason};
+use crate::observe::events::Reason;
 use crate::protocol::{Rules, text};
 
 /// The token of the inbox; connections have their place in the slab.
@@ -215,44 +216,14 @@ impl Worker {
     }
 
     fn welcome(&mut self, desk: &mut Desk, arrival: Arrival, now: u32) {
+        let protocol = arrival.protocol;
         let entry = desk.connections.vacant_entry();
-        let key = entry.key();
-        let number = arrival.stream.number();
-        let stream = match &self.shared.keyring {
-            Some(keyring) => arrival.stream.secure(keyring, arrival.tls),
-            None => Ok(arrival.stream),
-        };
-        let mut stream = match stream {
-            Ok(stream) => stream,
-            Err(error) => {
-                log::warn!("cannot begin TLS: {error}");
-                self.shared.admission.leave();
-                return;
-            }
-        };
-        // Before the row is there nothing can be asked of it: the first event comes later.
-        let registered = self
-            .poll
-            .registry()
-            .register(&mut stream, Token(key), Interest::READABLE);
-        if let Err(error) = registered {
-            log::warn!("cannot watch a connection: {error}");
-            self.shared.admission.leave();
+        let admitted = self.reception().admit(arrival, Token(entry.key()), now);
+        let Some((stream, row)) = admitted else {
             return;
-        }
-        let row = self.shared.board.enter(
-            number,
-            &stream.peer(),
-            Some(arrival.listener),
-            Activity::NewCommand,
-            now,
-        );
-        if self.counters.log.wants(events::CONNECTIONS) {
-            self.counters.log.connection_new(peer(&stream), number);
-        }
-        log::debug!("<{number} new {} client connection", arrival.protocol);
+        };
         let session = Session::new(&self.shared);
-        let conversation = Conversation::new(arrival.protocol, session, now);
+        let conversation = Conversation::new(protocol, session, now);
         entry.insert(Connection::new(stream, conversation, row));
     }
 
@@ -278,35 +249,19 @@ impl Worker {
         if before != after && !self.account(before, after) {
             outcome = Outcome::Close(Reason::Error);
         }
-        if outcome == Outcome::Wait && connection.wants_writable() {
-            // Asked for once and then kept: a client that has been slow will be so again.
-            let registered = self.poll.registry().reregister(
-                connection.stream(),
-                Token(key),
-                Interest::READABLE | Interest::WRITABLE,
-            );
-            if let Err(error) = registered {
-                log::warn!("cannot watch a connection: {error}");
-                return self.close(desk, key, Reason::Error);
-            }
+        if outcome == Outcome::Wait
+            && connection.wants_writable()
+            && !self
+                .reception()
+                .watch_writable(connection.stream(), Token(key))
+        {
+            return self.close(desk, key, Reason::Error);
         }
         if let Some(subscription) = connection.subscription() {
-            let inbox = self.inbox.clone();
-            subscription.on_lines(move || {
-                inbox.call(key);
-                if let Err(error) = inbox.wake() {
-                    log::warn!("cannot wake a worker: {error}");
-                }
-            });
+            subscription.on_lines(caller(&self.inbox, key));
         }
         if let (Some(hold), Some(replicas)) = (connection.holding(), &self.shared.replicas) {
-            let inbox = self.inbox.clone();
-            replicas.on_progress(Box::new(move || {
-                inbox.call(key);
-                if let Err(error) = inbox.wake() {
-                    log::warn!("cannot wake a worker: {error}");
-                }
-            }));
+            replicas.on_progress(Box::new(caller(&self.inbox, key)));
             // It may have been reached before it was waited for.
             if !replicas.waits(hold) {
                 connection.queued = true;
@@ -362,26 +317,24 @@ impl Worker {
         true
     }
 
-    /// Closing the descriptor takes it out of the poll.
     fn close(&mut self, desk: &mut Desk, key: usize, reason: Reason) {
-        let Some(mut connection) = desk.connections.try_remove(key) else {
+        let Some(connection) = desk.connections.try_remove(key) else {
             return;
         };
         let held = connection.held();
         if held != Held::default() {
             self.account(held, Held::default());
         }
-        let number = connection.stream().number();
-        if self.counters.log.wants(events::CONNECTIONS) {
-            self.counters
-                .log
-                .connection_closed(peer(connection.stream()), reason, number);
+        self.reception()
+            .dismiss(connection, Connection::stream, reason);
+    }
+
+    fn reception(&self) -> Reception<'_> {
+        Reception {
+            registry: self.poll.registry(),
+            shared: &self.shared,
+            counters: &self.counters,
         }
-        log::debug!("<{number} connection closed.");
-        // The number may be taken again as soon as the descriptor is closed.
-        self.shared.board.leave(number);
-        drop(connection);
-        self.shared.admission.leave();
     }
 
     fn sweep(&mut self, desk: &mut Desk, now: u32) {
@@ -406,11 +359,4 @@ pub(super) fn longest_command(rules: Rules) -> usize {
 
 fn door(desk: &mut Desk, key: usize) -> Option<&mut Door> {
     desk.doors.get_mut(key.checked_sub(DOORS)?)
-}
-
-pub(super) fn peer(stream: &Stream) -> Peer {
-    match stream.peer_address() {
-        Some(address) => Peer::Tcp(address.ip(), address.port()),
-        None => Peer::Local,
-    }
 }

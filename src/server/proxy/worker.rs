@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Poll, Token};
 use slab::Slab;
 
 use super::client::{Client, Desk, Limits};
@@ -19,12 +19,12 @@ use crate::cluster::proxy::Proxy;
 use crate::command::{Context, Replies, Session, Shared};
 use crate::net::Input;
 use crate::observe::ThreadCounters;
-use crate::observe::board::Activity;
-use crate::observe::events::{self, Reason};
+use crate::observe::events::Reason;
 use crate::server::connection::Outcome;
 use crate::server::control::Control;
 use crate::server::listener::{Arrival, Inbox};
-use crate::server::worker::{WAKE, peer};
+use crate::server::reception::{Reception, caller};
+use crate::server::worker::WAKE;
 
 /// Events taken from the kernel at a time.
 const EVENTS: usize = 256;
@@ -160,51 +160,15 @@ impl Worker {
     }
 
     fn welcome(&mut self, table: &mut Table, arrival: Arrival, now: u32) {
-        let number = arrival.stream.number();
-        let stream = match &self.shared.keyring {
-            Some(keyring) => arrival.stream.secure(keyring, arrival.tls),
-            None => Ok(arrival.stream),
-        };
-        let mut stream = match stream {
-            Ok(stream) => stream,
-            Err(error) => {
-                log::warn!("cannot begin TLS: {error}");
-                self.shared.admission.leave();
-                return;
-            }
-        };
+        let (protocol, tag) = (arrival.protocol, arrival.tag.clone());
         let entry = table.clients.vacant_entry();
         let key = entry.key();
-        let registered = self
-            .poll
-            .registry()
-            .register(&mut stream, token(key), Interest::READABLE);
-        if let Err(error) = registered {
-            log::warn!("cannot watch a connection: {error}");
-            self.shared.admission.leave();
+        let Some((stream, row)) = self.reception().admit(arrival, token(key), now) else {
             return;
-        }
-        let row = self.shared.board.enter(
-            number,
-            &stream.peer(),
-            Some(arrival.listener),
-            Activity::NewCommand,
-            now,
-        );
-        if self.counters.log.wants(events::CONNECTIONS) {
-            self.counters.log.connection_new(peer(&stream), number);
-        }
-        log::debug!("<{number} new {} client connection", arrival.protocol);
-        let seat = table.proxy.sit(key, arrival.tag);
+        };
+        let seat = table.proxy.sit(key, tag);
         let session = Session::new(&self.shared);
-        entry.insert(Client::new(
-            stream,
-            seat,
-            arrival.protocol,
-            session,
-            row,
-            now,
-        ));
+        entry.insert(Client::new(stream, seat, protocol, session, row, now));
     }
 
     fn turn(&mut self, table: &mut Table, key: usize, now: u32) {
@@ -226,13 +190,7 @@ impl Worker {
         };
         let outcome = client.advance(&mut table.input, &mut desk);
         if let Some(subscription) = client.subscription() {
-            let inbox = self.inbox.clone();
-            subscription.on_lines(move || {
-                inbox.call(key);
-                if let Err(error) = inbox.wake() {
-                    log::warn!("cannot wake a worker: {error}");
-                }
-            });
+            subscription.on_lines(caller(&self.inbox, key));
         }
         self.follow(table, key, outcome);
     }
@@ -243,16 +201,10 @@ impl Worker {
                 let Some(client) = table.clients.get_mut(key) else {
                     return;
                 };
-                if client.wants_writable() {
-                    let registered = self.poll.registry().reregister(
-                        client.stream(),
-                        token(key),
-                        Interest::READABLE | Interest::WRITABLE,
-                    );
-                    if let Err(error) = registered {
-                        log::warn!("cannot watch a connection: {error}");
-                        self.close(table, key, Reason::Error);
-                    }
+                if client.wants_writable()
+                    && !self.reception().watch_writable(client.stream(), token(key))
+                {
+                    self.close(table, key, Reason::Error);
                 }
             }
             Outcome::Again => {
@@ -292,26 +244,23 @@ impl Worker {
         }
     }
 
-    /// Closing the descriptor takes it out of the poll.
     fn close(&mut self, table: &mut Table, key: usize, reason: Reason) {
-        let Some(mut client) = table.clients.try_remove(key) else {
+        let Some(client) = table.clients.try_remove(key) else {
             return;
         };
         if let Some(long) = client.upload() {
             table.proxy.abandon(long);
         }
         table.proxy.front.leave(client.seat);
-        let number = client.stream().number();
-        if self.counters.log.wants(events::CONNECTIONS) {
-            self.counters
-                .log
-                .connection_closed(peer(client.stream()), reason, number);
+        self.reception().dismiss(client, Client::stream, reason);
+    }
+
+    fn reception(&self) -> Reception<'_> {
+        Reception {
+            registry: self.poll.registry(),
+            shared: &self.shared,
+            counters: &self.counters,
         }
-        log::debug!("<{number} connection closed.");
-        // The number may be taken again as soon as the descriptor is closed.
-        self.shared.board.leave(number);
-        drop(client);
-        self.shared.admission.leave();
     }
 
     fn sweep(&mut self, table: &mut Table, now: u32) {
