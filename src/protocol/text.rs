@@ -447,6 +447,12 @@ impl<'a> Line<'a> {
     }
 
     fn noreply(&self) -> bool {
+        // memcached's last word is the 23rd, if there are more; so many take 45 bytes.
+        if self.line.len() >= 45
+            && let Some(word) = words::words(self.line).nth(22)
+        {
+            return word == b"noreply";
+        }
         match self.line.strip_suffix(b"noreply") {
             Some(before) => matches!(before, [] | [.., b' ']),
             None => self.line.ends_with(b" ") && words::last(self.line) == b"noreply",
@@ -798,6 +804,16 @@ mod tests {
             ("ab\r\n", line(ERROR), 0),
             ("nonsense\r\n", line(ERROR), 0),
             ("nonsense noreply\r\n", Refusal::Silent, 0),
+            (
+                "nonsense b c d e f g h i j k l m n o p q r s t u v noreply w\r\n",
+                Refusal::Silent,
+                0,
+            ),
+            (
+                "nonsense b c d e f g h i j k l m n o p q r s t u v w noreply\r\n",
+                line(ERROR),
+                0,
+            ),
             (" get a\r\n", line(ERROR), 0),
             ("get\r\n", line(BAD_FORMAT), 0),
             ("get  \r\n", line(BAD_FORMAT), 0),
