@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::alloc::Fit;
 use super::chain::Version;
+use super::copies::Before;
 use super::merkle;
 use super::raw::{Handle, Item, KEY_SHORT, NewItem, PairGuard, Parked, Place, Slot, State, flag};
 use super::read::Pin;
@@ -319,7 +320,7 @@ impl Inner {
                         if self.journal.is_some()
                             && let Some(place) = guard.find_handle(put.hash, handle)
                         {
-                            self.log_stored(&guard.item(&place), 0);
+                            self.log_stored(&guard.item(&place), Before::default());
                         }
                         None
                     }

@@ -54,14 +54,15 @@ mod simulation;
 /// Something is said at least so often, in milliseconds.
 pub const HEARTBEAT: u64 = 250;
 
-/// A copy that has heard nothing for so long connects anew.
-pub const SUSPECT: u64 = 1000;
+/// A copy that has heard nothing for so long connects anew: within a second of the silence's beginning,
+/// however long it takes to look, and to dial.
+pub const SUSPECT: u64 = 800;
 
 /// Nobody waits longer for the other side.
 pub const DEAD: u64 = 3000;
 
-/// A copy that takes nothing for so long is out of sync.
-pub const NO_PROGRESS: u64 = 2000;
+/// A copy that takes nothing for so long is out of sync: within two seconds, as above.
+pub const NO_PROGRESS: u64 = 1750;
 
 /// Votes that take longer are not waited for.
 pub const VOTE_TIMEOUT: u64 = 500;

@@ -108,7 +108,7 @@ pub struct Frozen {
     pub row: Box<Row>,
 }
 
-/// One partition. What is outside its mutex is changed inside, but for a follower's leaves.
+/// One partition. What is outside its mutex is changed inside.
 #[repr(align(128))]
 struct Partition {
     /// See [`Row`].
@@ -236,7 +236,7 @@ impl Journal {
         let partition = &self.partitions[partition(place)];
         let seq = {
             let mut log = partition.log();
-            partition.row[leaf(place)].fetch_xor(change.0, Relaxed);
+            partition.change(place, change);
             let seq = log.push(record);
             if log.since_digest >= DIGEST_EVERY {
                 log.mark(partition);
@@ -324,7 +324,9 @@ impl Journal {
 
     /// Changes a leaf without a record: a follower's mutations.
     pub fn change(&self, place: u64, change: Change) {
-        self.partitions[partition(place)].row[leaf(place)].fetch_xor(change.0, Relaxed);
+        let partition = &self.partitions[partition(place)];
+        let _log = partition.log();
+        partition.change(place, change);
     }
 
     /// As [`change`](Journal::change), for an item that a follower had to give up on its own.
@@ -332,7 +334,7 @@ impl Journal {
         let partition = &self.partitions[partition(place)];
         let mut log = partition.log();
         let leaf = leaf(place);
-        partition.row[leaf].fetch_xor(change.0, Relaxed);
+        partition.change(place, change);
         let lossy = log.lossy.get_or_insert_default();
         lossy[leaf / 64] |= 1 << (leaf % 64);
         self.lost_locally.fetch_add(1, Relaxed);
@@ -418,18 +420,28 @@ impl Journal {
         log.frozen = None;
         log.prepared.clear();
         if let Some(ring) = &mut log.ring {
-            *ring = Ring::new(ring.capacity(), seq + 1);
+            ring.restart(seq + 1);
         }
     }
 
     /// Takes memory for the rings, if there is none yet. Until then only positions and digests are kept.
     pub fn open_rings(&self) {
         let capacity = (self.ring_bytes / PARTITIONS).max(RING_LEAST);
-        for partition in 0..PARTITIONS {
-            let mut log = self.log(partition);
+        if self.log(PARTITIONS - 1).ring.is_some() {
+            return;
+        }
+        let shares = match raw::Share::reserve(PARTITIONS, capacity) {
+            Ok(shares) => shares,
+            Err(error) => {
+                log::error!("no log for copies, which come again and again: {error}");
+                return;
+            }
+        };
+        for (number, share) in shares.into_iter().enumerate() {
+            let mut log = self.log(number);
             if log.ring.is_none() {
                 let next = log.seq + 1;
-                log.ring = Some(Ring::new(capacity, next));
+                log.ring = Some(Ring::new(share, next));
             }
         }
     }
@@ -575,6 +587,14 @@ impl Partition {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Changes a leaf; for whoever has locked the log. A locked instruction would wait for every line
+    /// that has been written to before.
+    #[inline]
+    fn change(&self, place: u64, change: Change) {
+        let leaf = &self.row[leaf(place)];
+        leaf.store(leaf.load(Relaxed) ^ change.0, Relaxed);
+    }
+
     /// The leaves as they are.
     fn row(&self) -> Box<Row> {
         let mut row = Box::new([0; LEAVES]);
@@ -644,7 +664,7 @@ impl Log {
         if record.seq != self.seq + 1
             && let Some(ring) = &mut self.ring
         {
-            *ring = Ring::new(ring.capacity(), record.seq);
+            ring.restart(record.seq);
         }
         self.seq = record.seq;
         if let Some(ring) = &mut self.ring {

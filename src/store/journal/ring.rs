@@ -8,17 +8,20 @@
 use std::collections::VecDeque;
 
 use super::record::{HEADER, Kind, Record};
-use crate::store::raw;
+use crate::store::raw::{self, Share};
 
 /// Bytes of a stretch, about.
 const STRETCH: u64 = 4 << 10;
 
-/// Bytes that the next record will probably go to.
-const AHEAD: usize = 256;
+/// A cache line, in bytes.
+const LINE: usize = 64;
+
+/// Bytes that the next record will probably go to, at most.
+const AHEAD: usize = 1536;
 
 #[derive(Debug)]
 pub struct Ring {
-    bytes: Box<[u8]>,
+    bytes: Share,
     /// Where the oldest record begins, and where the next one will: counted from the first byte ever.
     start: u64,
     end: u64,
@@ -72,9 +75,9 @@ pub struct Read {
 
 impl Ring {
     /// An empty ring whose first record will be `next`.
-    pub fn new(capacity: usize, next: u64) -> Ring {
+    pub fn new(bytes: Share, next: u64) -> Ring {
         Ring {
-            bytes: vec![0; capacity].into_boxed_slice(),
+            bytes,
             start: 0,
             end: 0,
             head: 0,
@@ -83,6 +86,14 @@ impl Ring {
             marks: VecDeque::new(),
             unmarked: 0,
         }
+    }
+
+    /// Forgets everything; the first record will be `next`.
+    pub fn restart(&mut self, next: u64) {
+        self.unmarked += self.marks.len() as u64;
+        self.marks.clear();
+        self.start = self.end;
+        (self.first, self.next) = (next, next);
     }
 
     pub fn capacity(&self) -> usize {
@@ -117,10 +128,7 @@ impl Ring {
         let length = record.length();
         if length > self.capacity() {
             // It cannot be held: whoever comes to it will find it gone.
-            self.unmarked += self.marks.len() as u64;
-            self.marks.clear();
-            self.start = self.end;
-            (self.first, self.next) = (record.seq + 1, record.seq + 1);
+            self.restart(record.seq + 1);
             return;
         }
         while self.capacity() - self.used() < length {
@@ -160,8 +168,9 @@ impl Ring {
         }
         self.end += length as u64;
         self.next = record.seq + 1;
-        let ahead = (self.head + AHEAD).min(self.bytes.len());
-        raw::prefetch_bytes(&self.bytes[self.head..ahead]);
+        // The next one is probably as long, and others have the caches until it comes.
+        let ahead = self.head + (length + length / 4).clamp(LINE, AHEAD);
+        raw::prefetch_bytes(&self.bytes[self.head..ahead.min(self.bytes.len())]);
     }
 
     /// Forgets the oldest stretch.
@@ -295,6 +304,11 @@ mod tests {
     use super::super::record::Kind;
     use super::*;
 
+    fn ring(capacity: usize, next: u64) -> Ring {
+        let share = Share::reserve(1, capacity).unwrap().pop();
+        Ring::new(share.unwrap(), next)
+    }
+
     fn push(ring: &mut Ring, seq: u64, length: usize) {
         let value = vec![seq as u8; length];
         ring.push(&Record {
@@ -322,7 +336,7 @@ mod tests {
 
     #[test]
     fn the_oldest_go_and_readers_are_told() {
-        let mut ring = Ring::new(1000, 1);
+        let mut ring = ring(1000, 1);
         let mut cursor = Cursor::before(1);
         for seq in 1..=200 {
             push(&mut ring, seq, (seq as usize * 37) % 150);
@@ -346,7 +360,7 @@ mod tests {
 
     #[test]
     fn a_record_that_does_not_fit_is_a_gap() {
-        let mut ring = Ring::new(200, 1);
+        let mut ring = ring(200, 1);
         push(&mut ring, 1, 10);
         push(&mut ring, 2, 500);
         push(&mut ring, 3, 10);
@@ -360,7 +374,7 @@ mod tests {
 
     #[test]
     fn reading_ends_where_it_is_told_to() {
-        let mut ring = Ring::new(10_000, 8);
+        let mut ring = ring(10_000, 8);
         for seq in 8..=20 {
             push(&mut ring, seq, 20);
         }
@@ -385,7 +399,7 @@ mod tests {
             dice ^= dice << 17;
             (dice >> 11) % sides
         };
-        let mut ring = Ring::new(100_000, 1);
+        let mut ring = ring(100_000, 1);
         let mut later = std::collections::BTreeSet::new();
         let mut cursor = Cursor::before(1);
         let mut seen = 0;

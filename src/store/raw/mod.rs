@@ -35,6 +35,7 @@ mod memory;
 mod pages;
 mod pair;
 mod salvage;
+mod share;
 mod slot;
 mod table;
 
@@ -50,6 +51,7 @@ pub use memory::{Region, ReserveError};
 pub use pages::{BinPages, PageTable};
 pub use pair::{PairGuard, Place, Spot};
 pub use salvage::{Intact, Salvage};
+pub use share::Share;
 pub use slot::{NewItem, Parked, Pinned, Slot};
 pub use table::{Table, TableState};
 

@@ -1,0 +1,182 @@
+#![forbid(unsafe_code)]
+//! What a follower does to its items when it is told.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use arrayvec::ArrayVec;
+
+use super::digest;
+use crate::store::journal::{self, Change, Record};
+use crate::store::raw::flag;
+use crate::store::{Cx, Mode, Put, Refused, Store, Stored, Upload};
+
+/// The marks of a record as flags of an item, all but the key's.
+fn lease_flags(marks: u8) -> u8 {
+    let stale = if marks & journal::record::STALE != 0 {
+        flag::STALE
+    } else {
+        0
+    };
+    let sent = if marks & journal::record::TOKEN_SENT != 0 {
+        flag::TOKEN_SENT
+    } else {
+        0
+    };
+    stale | sent
+}
+
+fn record_put<'r>(record: &Record<'r>, hash: u64, expires: u32) -> Put<'r> {
+    Put {
+        key: record.key,
+        hash,
+        mode: Mode::Set,
+        flags: record.client_flags,
+        expires,
+        cas: None,
+        new_cas: Some(record.cas),
+        invalidate: false,
+        vivify: None,
+        binary_key: record.marks & journal::record::BINARY_KEY != 0,
+    }
+}
+
+impl Store {
+    /// Asks for the memory of items that are about to be changed, some dozens at most.
+    pub fn expect<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) {
+        let mut spots: ArrayVec<_, 64> = ArrayVec::new();
+        for key in keys.take(spots.capacity()) {
+            self.inner.expect(key);
+            let hash = self.hash(key);
+            spots.push((hash, self.prefetch(hash)));
+        }
+        for (hash, spot) in &mut spots {
+            self.prefetch_items(spot, *hash);
+        }
+    }
+
+    /// A follower's: makes the item what a record with its whole value says; `dead`: it was flushed
+    /// before it came. False: there is no room for it, and what was there has gone.
+    pub fn apply_put(&self, cx: Cx<'_>, record: &Record<'_>, expires: u32, dead: bool) -> bool {
+        let hash = self.hash(record.key);
+        let put = record_put(record, hash, expires);
+        let stored = self.put(cx, &put, record.value);
+        self.applied(cx, record, hash, stored, dead)
+    }
+
+    /// As [`apply_put`](Store::apply_put), for a value that arrives in pieces.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub fn apply_begin(
+        &self,
+        cx: Cx<'_>,
+        record: &Record<'_>,
+        expires: u32,
+        length: usize,
+    ) -> Result<Upload, Refused> {
+        let put = record_put(record, self.hash(record.key), expires);
+        self.begin(cx, &put, length)
+    }
+
+    /// Links what [`apply_begin`](Store::apply_begin) began.
+    pub fn apply_finish(
+        &self,
+        cx: Cx<'_>,
+        record: &Record<'_>,
+        expires: u32,
+        dead: bool,
+        upload: Upload,
+    ) -> bool {
+        let hash = self.hash(record.key);
+        let put = record_put(record, hash, expires);
+        let stored = self.finish(cx, &put, upload);
+        self.applied(cx, record, hash, stored, dead)
+    }
+
+    fn applied(
+        &self,
+        cx: Cx<'_>,
+        record: &Record<'_>,
+        hash: u64,
+        stored: Stored,
+        dead: bool,
+    ) -> bool {
+        let inner = &self.inner;
+        if !matches!(stored, Stored::Stored { .. }) {
+            self.apply_lose(cx, record.key);
+            return false;
+        }
+        let lease = lease_flags(record.marks);
+        if lease != 0 || dead {
+            let guard = inner.table.lock(&inner.arena, hash);
+            if let Some(place) = guard.find(hash, record.key) {
+                let item = guard.item(&place);
+                let head = item.head();
+                head.update(|word| word.with_flags(word.flags() | lease));
+                if dead {
+                    let mark = inner.flush.mark(cx.now);
+                    head.accessed.store(mark, Relaxed);
+                }
+            }
+        }
+        true
+    }
+
+    /// A follower's: there is no room for what a key should have.
+    pub fn apply_lose(&self, cx: Cx<'_>, key: &[u8]) {
+        self.apply_delete(cx, key);
+        if let Some(journal) = &self.inner.journal
+            && journal.is_follower()
+        {
+            journal.lose(journal::place(key), Change::default());
+        }
+    }
+
+    /// A follower's: sets an item's expiry, marks and CAS.
+    pub fn apply_meta(&self, record: &Record<'_>, expires: u32) {
+        let inner = &self.inner;
+        let hash = self.hash(record.key);
+        let guard = inner.table.lock(&inner.arena, hash);
+        let Some(place) = guard.find(hash, record.key) else {
+            return;
+        };
+        let item = guard.item(&place);
+        let before = inner.before(&item);
+        let head = item.head();
+        head.expires.store(expires, Relaxed);
+        inner.note_expiry(item.handle(), expires);
+        let lease = lease_flags(record.marks);
+        head.update(|word| {
+            word.with_flags(word.flags() & !(flag::STALE | flag::TOKEN_SENT) | lease)
+        });
+        inner.arena.set_cas(item.handle(), record.cas);
+        inner.log_stored(&guard.item(&place), before);
+    }
+
+    /// A follower's: takes an item out, dead or alive.
+    pub fn apply_delete(&self, cx: Cx<'_>, key: &[u8]) {
+        let inner = &self.inner;
+        let hash = self.hash(key);
+        let guard = inner.table.lock(&inner.arena, hash);
+        if let Some(place) = guard.find(hash, key) {
+            inner.unlink(cx, guard, place, hash);
+        }
+    }
+
+    /// A follower's: takes an item out if it is still the one with this digest.
+    pub fn apply_delete_exactly(&self, cx: Cx<'_>, key: &[u8], exactly: u64) {
+        let inner = &self.inner;
+        let hash = self.hash(key);
+        let guard = inner.table.lock(&inner.arena, hash);
+        if let Some(place) = guard.find(hash, key)
+            && digest(&guard.item(&place), journal::place(key)) == exactly
+        {
+            inner.unlink(cx, guard, place, hash);
+        }
+    }
+
+    /// A follower's: hides everything that is there.
+    pub fn apply_flush(&self, now: u32) {
+        self.inner.flush.set(now, now);
+    }
+}

@@ -1,0 +1,203 @@
+#![forbid(unsafe_code)]
+//! What the log is told of mutations, under the lock of their pair.
+
+use std::cell::Cell;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::{digest, marks};
+use crate::store::journal::{self, Change, INLINE_MAX, Journal, Kind, Record};
+use crate::store::raw::Item;
+use crate::store::{Inner, Store};
+
+thread_local! {
+    static LOGGED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread has logged anything since it was asked last.
+pub fn take_logged() -> bool {
+    LOGGED.take()
+}
+
+/// Logs a flush that has come due, or that will at `expires` (Unix seconds), if `change` says that it
+/// has been set.
+#[cold]
+pub(in crate::store) fn log_flush(journal: &Journal, expires: u32, change: impl FnOnce() -> bool) {
+    let record = Record {
+        expires,
+        // Tells one flush from another: the records of its partitions have it in common.
+        cas: journal.next_flush(),
+        ..Record::new(Kind::Flush, b"")
+    };
+    journal.flush(&record, change);
+}
+
+/// What the log has to know of an item that changes.
+#[derive(Clone, Copy, Default)]
+pub(in crate::store) struct Before {
+    /// Where its key belongs, if there was one.
+    place: Option<u64>,
+    digest: u64,
+}
+
+impl Inner {
+    /// Dead items are hidden, not taken out: that is for the leader to decide.
+    #[inline]
+    pub(in crate::store) fn hides(&self) -> bool {
+        self.journal
+            .as_ref()
+            .is_some_and(|journal| journal.is_follower())
+    }
+
+    /// A key is about to be stored.
+    #[inline]
+    pub(in crate::store) fn expect(&self, key: &[u8]) {
+        if let Some(journal) = &self.journal {
+            journal.expect(journal::place(key));
+        }
+    }
+
+    /// What the log has to know of an item before it changes; goes to
+    /// [`log_stored`](Inner::log_stored).
+    #[inline]
+    pub(in crate::store) fn before(&self, item: &Item<'_>) -> Before {
+        match self.journal {
+            None => Before::default(),
+            Some(_) => {
+                let place = journal::place(&item.key());
+                Before {
+                    place: Some(place),
+                    digest: digest(item, place),
+                }
+            }
+        }
+    }
+
+    /// An item is as it should be; `before` is the default if there was none.
+    #[inline]
+    pub(in crate::store) fn log_stored(&self, item: &Item<'_>, before: Before) {
+        if let Some(journal) = &self.journal {
+            self.log_item(journal, item, before);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn log_item(&self, journal: &Journal, item: &Item<'_>, before: Before) {
+        let key = item.key();
+        let place = before.place.unwrap_or_else(|| journal::place(&key));
+        let change = Change(before.digest ^ digest(item, place));
+        if journal.is_follower() {
+            return journal.change(place, change);
+        }
+        let length = item.length();
+        let mut gathered = Vec::new();
+        let (kind, value) = if length > INLINE_MAX {
+            (Kind::PutLater, &[][..])
+        } else if let Some(value) = item.small(length) {
+            (Kind::Put, value)
+        } else {
+            item.pieces(|piece| gathered.extend_from_slice(piece));
+            (Kind::Put, &gathered[..])
+        };
+        let record = Record {
+            kind,
+            value,
+            argument: length as u64,
+            ..self.describe(journal, item, &key)
+        };
+        journal.append(place, &record, change);
+        LOGGED.set(true);
+    }
+
+    /// An item's expiry or marks have changed, and nothing else.
+    #[cold]
+    pub(in crate::store) fn log_meta(&self, item: &Item<'_>) {
+        if let Some(journal) = &self.journal
+            && !journal.is_follower()
+        {
+            let key = item.key();
+            let record = self.describe(journal, item, &key);
+            journal.append(journal::place(&key), &record, Change::default());
+            LOGGED.set(true);
+        }
+    }
+
+    /// A record of everything but the value.
+    fn describe<'k>(&self, journal: &Journal, item: &Item<'_>, key: &'k [u8]) -> Record<'k> {
+        Record {
+            kind: Kind::Meta,
+            marks: marks(item),
+            client_flags: item.client_flags(),
+            expires: journal.to_wire(item.head().expires.load(Relaxed)),
+            seq: 0,
+            cas: item.cas(),
+            argument: 0,
+            key,
+            value: &[],
+        }
+    }
+
+    /// An item is about to be taken out; `for_room`: to make room.
+    #[inline]
+    pub(in crate::store) fn log_gone(&self, item: &Item<'_>, for_room: bool) {
+        if let Some(journal) = &self.journal {
+            self.log_item_gone(journal, item, for_room);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn log_item_gone(&self, journal: &Journal, item: &Item<'_>, for_room: bool) {
+        let key = item.key();
+        let place = journal::place(&key);
+        let change = Change(digest(item, place));
+        match (journal.is_follower(), for_room) {
+            (true, true) => journal.lose(place, change),
+            (true, false) => journal.change(place, change),
+            (false, _) => {
+                let record = Record {
+                    cas: item.cas(),
+                    ..Record::new(Kind::Delete, &key)
+                };
+                journal.append(place, &record, change);
+                LOGGED.set(true);
+            }
+        }
+    }
+
+    #[cold]
+    pub(in crate::store) fn flush_and_log(&self, journal: &Journal, now: u32, at: u32) {
+        let expires = if at <= now { 0 } else { journal.to_wire(at) };
+        log_flush(journal, expires, || {
+            self.flush.set(now, at);
+            true
+        });
+        if at <= now {
+            // Copies learn from the log what is gone.
+            self.request_crawl(now, u64::MAX);
+        }
+    }
+}
+
+impl Store {
+    /// Logs an item once more, as it is, or that it is gone.
+    pub fn log_again(&self, key: &[u8]) {
+        let inner = &self.inner;
+        let Some(journal) = &inner.journal else {
+            return;
+        };
+        let hash = self.hash(key);
+        let guard = inner.table.lock(&inner.arena, hash);
+        match guard.find(hash, key) {
+            Some(place) => {
+                let item = guard.item(&place);
+                let before = inner.before(&item);
+                inner.log_stored(&item, before);
+            }
+            None => {
+                let record = Record::new(Kind::Delete, key);
+                journal.append(journal::place(key), &record, Change::default());
+            }
+        }
+    }
+}
