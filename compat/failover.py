@@ -3,11 +3,16 @@
 
 Real processes: three larders, three etcds, and a relay in front of each port whose connections can be cut. Each
 line says what was done, what was seen, and ok or FAILED; the exit status is the number of failures. The short form
-takes about a minute and a half with leases of 2 s; the full one has leases of 5 s and many kills.
+takes about a minute and a half with leases of 2 s; the full one has leases of 5 s and many kills, and takes half an
+hour. Whatever becomes of this script, what it has started ends with it.
 """
 
 import argparse
+import ctypes
+import json
 import os
+import random
+import selectors
 import shutil
 import signal
 import socket
@@ -16,6 +21,25 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
+
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
+
+
+def started(command, log):
+    """A process that does not outlive this one: one left behind would be taken for a part of the next run."""
+    with open(log, "ab") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, preexec_fn=lambda: LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        )  # fmt: skip
+    return process
+
+
+def ended(process):
+    if process is not None:
+        process.kill()
+        process.wait()
 
 
 class Relay:
@@ -103,14 +127,24 @@ class Etcd:
         url = [f"http://127.0.0.1:{port}" for port in self.ports]
         peer = [f"http://127.0.0.1:{port + 1}" for port in self.ports]
         cluster = ",".join(f"m{at}={address}" for at, address in enumerate(peer))
-        log = open(f"{self.folder}/etcd{number}.log", "ab")
-        self.processes[number] = subprocess.Popen(
+        self.processes[number] = started(
             ["etcd", "--name", f"m{number}", "--data-dir", f"{self.folder}/etcd{number}",
                   "--listen-client-urls", url[number], "--advertise-client-urls", url[number],
                   "--listen-peer-urls", peer[number], "--initial-advertise-peer-urls", peer[number],
-                  "--initial-cluster", cluster],
-            stdout=log, stderr=log,
+                  "--initial-cluster", cluster, "--initial-cluster-token", self.folder],
+            f"{self.folder}/etcd{number}.log",
         )  # fmt: skip
+
+    def term(self):
+        """Rises whenever its members choose a leader; leases then last for their whole time again."""
+        for port in self.ports:
+            try:
+                request = urllib.request.Request(f"http://127.0.0.1:{port}/v3/maintenance/status", b"{}")
+                with urllib.request.urlopen(request, timeout=2) as answer:
+                    return int(json.load(answer)["raftTerm"])
+            except OSError:
+                pass
+        return 0
 
     def leader(self):
         """The member that leads the others."""
@@ -130,8 +164,7 @@ class Etcd:
 
     def stop(self):
         for process in self.processes:
-            process.kill()
-            process.wait()
+            ended(process)
 
 
 class Group:
@@ -161,13 +194,12 @@ class Group:
     def start(self, number):
         ports = [self.way(number, at) if self.relayed else port for at, port in enumerate(self.etcd.ports)]
         urls = ",".join(f"http://127.0.0.1:{port}" for port in ports)
-        log = open(f"{self.folder}/{self.name}-n{number}.log", "ab")
-        self.processes[number] = subprocess.Popen(
+        self.processes[number] = started(
             [self.larder, "-u", "root", "-l", "127.0.0.1", "-p", str(self.port(number)), "-t", "2", "-m", "256", "-v",
              f"--repl-listen=127.0.0.1:{self.copies(number)}", f"--repl-advertise=127.0.0.1:{self.copies(number) + (40 if self.relayed else 0)}",
              f"--repl-ack={self.level}", "--repl-recover=1000", f"--etcd={urls}", f"--node=n{number}",
              f"--group={self.name}", f"--etcd-ttl={self.ttl}"],
-            stdout=log, stderr=log,
+            f"{self.folder}/{self.name}-n{number}.log",
         )  # fmt: skip
 
     def leader(self, among=None, seconds=60):
@@ -203,31 +235,119 @@ class Group:
 
     def stop(self):
         for process in self.processes:
-            process.kill()
-            process.wait()
+            ended(process)
 
 
-class Writer(threading.Thread):
-    """Writes keys of its own, in order, to one node until that fails; remembers what was acknowledged."""
+class Stream:
+    """One connection of a load: registers that are set to one version after another, or read."""
+
+    def __init__(self, port, names):
+        self.socket = socket.create_connection(("127.0.0.1", port), 5)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.names, self.rest = names, b""
+
+    def send(self, data):
+        self.socket.sendall(data)
+
+    def lines(self):
+        data = self.socket.recv(1 << 18)
+        if not data:
+            raise OSError("the connection ended")
+        *lines, self.rest = (self.rest + data).split(b"\r\n")
+        return lines
+
+
+class Setter(Stream):
+    """Each register has one writer, so what may be read is between what was acknowledged and what was sent."""
+
+    def __init__(self, port, names):
+        super().__init__(port, names)
+        self.sent = 0
+        # By register: the last version that was acknowledged, and the highest that was read.
+        self.acknowledged, self.seen = [0] * len(names), [0] * len(names)
+        # By version: when the replies came.
+        self.times = [0.0]
+        self.waits, self.count = 0, 0
+
+    def begin(self):
+        self.sent += 1
+        value = b"%032d" % self.sent
+        self.send(b"".join(b"set %s 0 0 32\r\n%s\r\n" % (name, value) for name in self.names))
+        self.waits = 0
+
+    def ready(self):
+        now = time.monotonic()
+        if len(self.times) == self.sent:
+            self.times.append(now)
+        for line in self.lines():
+            if line == b"STORED":
+                self.acknowledged[self.waits] = self.sent
+                self.count += 1
+            elif not line.startswith(b"SERVER_ERROR "):
+                raise SystemExit(f"a set was answered with {line}")
+            self.waits += 1
+        if self.waits == len(self.names):
+            self.begin()
+
+
+class Getter(Stream):
+    def __init__(self, port, setters):
+        super().__init__(port, [])
+        self.setters, self.count, self.wrong = setters, 0, 0
+
+    def begin(self):
+        self.of = random.choice(self.setters)
+        self.least = [max(pair) for pair in zip(self.of.acknowledged, self.of.seen)]
+        self.found = []
+        self.send(b"get " + b" ".join(self.of.names) + b"\r\n")
+
+    def ready(self):
+        self.found += self.lines()
+        if not self.found or self.found[-1] != b"END":
+            return
+        found = versions(self.found)
+        for at, name in enumerate(self.of.names):
+            version = found.get(name, 0)
+            self.wrong += not self.least[at] <= version <= self.of.sent
+            self.of.seen[at] = max(self.of.seen[at], version)
+        self.count += len(self.of.names)
+        self.begin()
+
+
+def versions(lines):
+    """What a get of many keys has found."""
+    return {lines[at].split(b" ")[1]: int(lines[at + 1]) for at in range(0, len(lines) - 1, 2)}
+
+
+class Load(threading.Thread):
+    """Sets and reads registers of its own at one node until that fails; remembers what was acknowledged and seen."""
+
+    SETTERS, REGISTERS, GETTERS = 64, 8, 4
 
     def __init__(self, port, name):
         super().__init__(daemon=True)
-        self.port, self.prefix = port, name
-        self.done, self.times, self.stopped = [], [], False
+        self.setters = [
+            Setter(port, [b"%s-%d-%d" % (name, at, register) for register in range(self.REGISTERS)])
+            for at in range(self.SETTERS)
+        ]
+        self.getters = [Getter(port, self.setters) for _ in range(self.GETTERS)]
+        self.selector = selectors.DefaultSelector()
+        for stream in [*self.setters, *self.getters]:
+            self.selector.register(stream.socket, selectors.EVENT_READ, stream)
+            stream.begin()
         self.start()
 
     def run(self):
-        try:
-            client = Client(self.port, 5)
-            number = 0
-            while not self.stopped:
-                key = b"%s-%d" % (self.prefix, number)
-                if client.set(key, key) == b"STORED":
-                    self.done.append(key)
-                    self.times.append(time.monotonic())
-                number += 1
-        except OSError:
-            pass
+        while self.selector.get_map():
+            for key, _ in self.selector.select():
+                try:
+                    key.data.ready()
+                except OSError:
+                    # What the others have still to read is read.
+                    self.selector.unregister(key.fileobj)
+
+    def acknowledged(self):
+        return sum(setter.count for setter in self.setters)
 
 
 FAILURES = []
@@ -239,39 +359,118 @@ def told(name, good, seen):
         FAILURES.append(name)
 
 
-def kills(group, times, name, may_lose, full):
-    """kill -9 of the leader under load."""
-    took, lost, acknowledged, worst = [], 0, 0, 0.0
+def registers(client, names):
+    client.socket.sendall(b"get " + b" ".join(names) + b"\r\n")
+    lines = []
+    while not lines or lines[-1] != b"END":
+        lines.append(client.line())
+    return versions(lines)
+
+
+class Tally:
+    """What became of what was acknowledged and seen."""
+
+    def __init__(self):
+        self.acknowledged, self.read, self.lost, self.gone, self.strange = 0, 0, 0, 0, 0
+        self.oldest, self.doubtful, self.resolved, self.differ = 0.0, 0, 0.0, 0
+
+    def take(self, load, level, client, killed, led):
+        """After a kill, at the node that leads since."""
+        expected = {}
+        self.acknowledged += load.acknowledged()
+        self.read += sum(getter.count for getter in load.getters)
+        self.strange += sum(getter.wrong for getter in load.getters)
+        doubtful = []
+        for setter in load.setters:
+            found = registers(client, setter.names)
+            for at, name in enumerate(setter.names):
+                version, acknowledged = found.get(name, 0), setter.acknowledged[at]
+                if version < acknowledged:
+                    self.lost += acknowledged - version
+                    self.oldest = max(self.oldest, killed - setter.times[version + 1])
+                self.gone += version < setter.seen[at] and setter.seen[at] > acknowledged
+                self.strange += version > setter.sent
+                expected[name] = version
+                if setter.sent > acknowledged:
+                    doubtful.append((name, setter.sent + 1))
+        self.doubtful += len(doubtful)
+        if level != "2pc":
+            return expected
+        # Whether it has come to be is settled when the next writer of it is let in.
+        while doubtful:
+            client.socket.sendall(b"".join(b"set %s 0 0 32\r\n%032d\r\n" % one for one in doubtful))
+            replies = [client.line() for _ in doubtful]
+            for (name, version), reply in zip(doubtful, replies):
+                if reply == b"STORED":
+                    expected[name] = version
+                elif not reply.startswith(b"SERVER_ERROR 307") or time.monotonic() > led + 30:
+                    raise SystemExit(f"a register in doubt: {reply}")
+            doubtful = [one for one, reply in zip(doubtful, replies) if reply != b"STORED"]
+        self.resolved = max(self.resolved, time.monotonic() - led)
+        return expected
+
+    def compare(self, group, load, expected):
+        """Once all are in sync: all nodes hold the same, or do so as soon as they have caught up."""
+        for number in range(group.count):
+            client, since = Client(group.port(number)), time.monotonic()
+            for setter in load.setters:
+                while wrong := sum(
+                    version != expected[name]
+                    for name, version in {**dict.fromkeys(setter.names, 0), **registers(client, setter.names)}.items()
+                ):
+                    if time.monotonic() > since + 10:
+                        self.differ += wrong
+                        break
+                    time.sleep(0.02)
+
+
+def kills(group, times, full, each=2000):
+    """kill -9 of the leader under load, once so many mutations have been acknowledged."""
+    name = f"kill -9, {group.level}"
+    took, tally, term = [], Tally(), group.etcd.term()
+    leader = group.whole(group.count)
     for turn in range(times):
-        leader = group.whole(group.count)
-        writers = [Writer(group.port(leader), b"%d-%d" % (turn, at)) for at in range(4)]
-        time.sleep(0.3)
+        load = Load(group.port(leader), b"%d" % turn)
+        while load.acknowledged() < each and load.is_alive():
+            time.sleep(0.005)
+        time.sleep(random.random() / 10)
         group.processes[leader].kill()
         killed = time.monotonic()
         group.processes[leader].wait()
         others = [number for number in range(group.count) if number != leader]
-        heir, seconds = group.leader(others)
-        took.append(seconds)
-        for writer in writers:
-            writer.join()
-        client = Client(group.port(heir))
-        for writer in writers:
-            acknowledged += len(writer.done)
-            for key, at in zip(writer.done, writer.times):
-                if client.get(key) != key:
-                    lost += 1
-                    worst = max(worst, killed - at)
+        heir, _ = group.leader(others)
+        led = time.monotonic()
+        took.append(led - killed)
+        load.join()
+        expected = tally.take(load, group.level, Client(group.port(heir)), killed, led)
         group.start(leader)
+        leader = group.whole(group.count)
+        tally.compare(group, load, expected)
+        chosen = group.etcd.term() - term
+        if took[-1] > group.ttl + 1 or full and turn % 10 == 9:
+            print(f"  {turn + 1} of {name}: {took[-1]:.2f} s, {tally.acknowledged} acknowledged; etcd has chosen a leader {chosen} times", flush=True)  # fmt: skip
     took.sort()
     # Only the full form is run on a machine that does nothing else.
     limit = group.ttl + 1 if full else 60
+    if group.level == "async":
+        kept = tally.oldest <= (0.1 if full else 1)
+    else:
+        # With a number, what is not acknowledged yet may be read and be gone.
+        kept = tally.lost == 0 and (tally.gone == 0 or group.level != "2pc")
     seen = (
-        f"{times} kills, new leader after {took[len(took) // 2]:.2f} s (at most {took[-1]:.2f} s), "
-        f"{lost} of {acknowledged} acknowledged lost"
+        f"{times} kills of one of {group.count}, leases of {group.ttl} s, new leader after {took[len(took) // 2]:.2f} s (at most {took[-1]:.2f} s), "
+        f"{tally.lost} of {tally.acknowledged} acknowledged lost"
     )
-    if may_lose:
-        seen += f", the oldest {worst * 1000:.0f} ms before"
-    told(name, took[-1] <= limit and (worst <= (0.1 if full else 1) if may_lose else lost == 0), seen)
+    if group.level == "async":
+        seen += f", the oldest {tally.oldest * 1000:.0f} ms before"
+    if group.level == "2pc":
+        seen += (
+            f", {tally.gone} of {tally.read} reads seen and gone, "
+            f"{tally.doubtful} in doubt settled after {tally.resolved:.2f} s at most"
+        )
+    seen += f", {tally.strange} impossible reads, {tally.differ} different elsewhere"
+    good = took[-1] <= limit and kept and tally.strange == tally.differ == 0 and (tally.resolved <= 1 or not full)
+    told(name, good, seen)
 
 
 def watched(group, seconds, meanwhile):
@@ -313,21 +512,28 @@ def refused(record, number):
     return sum(reply != b"STORED" for _, _, reply in record[number])
 
 
-def cut_off(group):
+def cut_off(group, times):
     """The leader reaches neither etcd nor its followers; clients reach it."""
 
     def cut(leader):
         for relay in [group.inward[leader], *group.outward[leader]]:
             relay.whole = False
 
-    leader, record = watched(group, group.ttl + 3, cut)
-    last = max(ended for _, ended in stored(record, leader))
-    others = [began for number in record if number != leader for began, _ in stored(record, number)]
-    first = min(others, default=0)
-    for relay in [group.inward[leader], *group.outward[leader]]:
-        relay.whole = True
-    told("leader cut off from all but clients", bool(others) and first > last, f"the new one takes mutations {first - last:.2f} s after the old one's last")  # fmt: skip
-    group.whole(group.count)
+    gaps, nobody = [], 0
+    for _ in range(times):
+        leader, record = watched(group, group.ttl + 3, cut)
+        last = max(ended for _, ended in stored(record, leader))
+        others = [began for number in record if number != leader for began, _ in stored(record, number)]
+        if others:
+            gaps.append(min(others) - last)
+        nobody += not others
+        for relay in [group.inward[leader], *group.outward[leader]]:
+            relay.whole = True
+        group.whole(group.count)
+    overlaps = sum(gap <= 0 for gap in gaps)
+    # On a machine that does much else the next one may need longer than is watched.
+    good = overlaps == 0 and gaps and nobody <= times / 10
+    told(f"leader cut off from all, {group.level}", good, f"{times} times, {overlaps} overlaps: the new one takes mutations {min(gaps, default=0):.2f} to {max(gaps, default=0):.2f} s after the old one's last, {nobody} times nobody yet")  # fmt: skip
 
 
 def etcd_only(group):
@@ -429,42 +635,57 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("larder")
     parser.add_argument("--full", action="store_true", help="leases of 5 s, 20 and 50 kills, etcd away for a minute")
-    parser.add_argument("--port", type=int, default=23600, help="the first of some 210")
+    parser.add_argument("--port", type=int, default=23600, help="the first of some 310")
+    parser.add_argument("--only", default="", help="those parts whose names begin so: kills, rolling, frozen, cut")
     arguments = parser.parse_args()
+    for port in range(arguments.port, arguments.port + 310):
+        with socket.socket() as free:
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                free.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise SystemExit(f"port {port}: {error}; give others with --port") from error
+    # `finally` below is for that, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
     # etcd waits for its disk at every step, and a busy one makes it miss its own elections.
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     folder = tempfile.mkdtemp(prefix="failover", dir=memory)
-    ttl = 5 if arguments.full else 2
-    etcd = Etcd(arguments.port + 200, 3, folder)
+    full = arguments.full
+    short, ttl = 2, 5 if full else 2
     groups, done = [], False
+    etcd = Etcd(arguments.port + 300, 3, folder)
 
-    def group(count, level, relayed=False):
+    def wanted(part):
+        return part.startswith(arguments.only)
+
+    def group(count, level, ttl=ttl, relayed=False):
+        for one in groups:
+            one.stop()
         groups.append(Group(arguments.larder, arguments.port, len(groups), count, etcd, ttl, level, relayed, folder))
         return groups[-1]
 
-    full = arguments.full
     try:
-        one = group(3, "async")
-        kills(one, 20 if full else 3, "kill -9, async", True, full)
-        rolling(one)
-        frozen(one)
-        one.stop()
-        one = group(2, "1")
-        kills(one, 20 if full else 2, "kill -9, ack=1, two nodes", False, full)
-        one.stop()
-        one = group(3, "2pc")
-        kills(one, 50 if full else 2, "kill -9, 2pc", False, full)
-        one.stop()
-        one = group(3, "async", relayed=True)
-        for _ in range(10 if full else 1):
-            cut_off(one)
-        etcd_only(one)
-        etcd_gone(one, 60 if full else 5)
-        one.stop()
-        one = group(3, "2pc", relayed=True)
-        for _ in range(10 if full else 1):
-            cut_off(one)
-        etcd_only(one)
+        if wanted("kills-async"):
+            one = group(3, "async")
+            kills(one, 20 if full else 3, full)
+            if full:
+                kills(group(3, "async", short), 20, full)
+        if wanted("kills-2pc"):
+            kills(group(3, "2pc"), 50 if full else 2, full, 20_500 if full else 2000)
+        if wanted("kills-one"):
+            kills(group(2, "1"), 20 if full else 2, full)
+        if wanted("rolling") or wanted("frozen"):
+            one = group(3, "async")
+            rolling(one)
+            frozen(one)
+        if wanted("cut"):
+            one = group(3, "async", short, relayed=True)
+            cut_off(one, 25 if full else 1)
+            etcd_only(one)
+            etcd_gone(one, 60 if full else 5)
+            one = group(3, "2pc", short, relayed=True)
+            cut_off(one, 25 if full else 1)
+            etcd_only(one)
         done = True
     finally:
         for one in groups:

@@ -290,6 +290,9 @@ pub struct Replication {
     pub ack_timeout_ms: u64,
     /// `--repl-ack-policy=fail`: whoever waits too long is refused.
     pub ack_refuses: bool,
+    /// `--repl-min-isr`: so many have to be in sync, the leader among them, for what is agreed upon by
+    /// two-phase commit to be taken.
+    pub min_isr: u8,
     /// `--repl-backpressure`
     pub backpressure: Backpressure,
     /// `--repl-recover`: how long a leader that starts empty waits for a copy that is not, milliseconds.
@@ -341,6 +344,7 @@ impl Default for Replication {
             ack_prefixes: Vec::new(),
             ack_timeout_ms: 500,
             ack_refuses: false,
+            min_isr: 1,
             backpressure: Backpressure::Off,
             recover_ms: 10_000,
             scrub_seconds: 0,

@@ -5,83 +5,24 @@ mod common;
 #[path = "common/gateway.rs"]
 mod gateway;
 
+#[path = "common/group.rs"]
+mod group;
+
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use common::{Client, TestServer, settings};
+use common::{Client, TestServer};
 use gateway::Gateway;
-use larder::settings::{Ack, Election, Etcd, Journal, Settings};
-
-/// How long a test waits for what takes a moment.
-const PATIENCE: Duration = Duration::from_secs(30);
+use group::{elected, eventually, in_sync, is, told};
+use larder::settings::{Ack, Settings};
 
 fn node(gateway: &Gateway, name: &str) -> Settings {
-    let mut settings = settings();
-    settings.store.journal = Some(Journal {
-        ring_bytes: 16 << 20,
-        follower: true,
-    });
-    settings.replication.listen = Some("127.0.0.1:0".to_owned());
-    settings.replication.recover_ms = 0;
-    settings.replication.election = Some(Election {
-        etcd: Etcd {
-            endpoints: vec![gateway.url()],
-            ..Etcd::default()
-        },
-        node: name.to_owned(),
-        group: "g".to_owned(),
-        advertise: None,
-        repl_advertise: None,
-        ttl_ms: 2000,
-    });
-    settings
+    elected(gateway, name, "g")
 }
 
-fn told(client: &mut Client<TcpStream>, name: &str) -> Option<String> {
-    client.send("stats replication\r\n");
-    let mut found = None;
-    loop {
-        let line = client.line();
-        if line == "END" {
-            return found;
-        }
-        let mut words = line.splitn(3, ' ').skip(1);
-        if words.next() == Some(name) {
-            found = words.next().map(str::to_owned);
-        }
-    }
-}
-
-fn is(client: &mut Client<TcpStream>, name: &str, value: &str) -> bool {
-    told(client, name).as_deref() == Some(value)
-}
-
-#[track_caller]
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let since = Instant::now();
-    while !holds() {
-        assert!(since.elapsed() < PATIENCE, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// Tries to write until that works; the reply before that is always the same.
+/// Tries to write until that works.
 fn write(client: &mut Client<TcpStream>, key: &str) {
-    eventually("a mutation is taken", || {
-        client.send(format!("set {key} 0 0 1\r\nx\r\n"));
-        let reply = client.line();
-        assert!(
-            reply == "STORED" || reply == "SERVER_ERROR not leader",
-            "{reply}"
-        );
-        reply == "STORED"
-    });
-}
-
-fn in_sync(client: &mut Client<TcpStream>, count: usize) {
-    eventually("all are in sync", || {
-        told(client, "in_sync_names").is_some_and(|names| names.split(' ').count() == count)
-    });
+    group::write(client, key, "x");
 }
 
 /// One leads, the others have what it has; when it goes another leads, with everything, in a later
@@ -201,5 +142,42 @@ fn a_group_that_has_gone_begins_again() {
     client.send("repl promote --force\r\n");
     let line = client.line();
     assert!(line.starts_with("OK it stands"), "{line}");
+    write(&mut client, "k");
+}
+
+/// With a copy asked for, nothing is taken without one, and what is refused for that has not been done.
+#[test]
+fn too_few_in_sync_take_nothing() {
+    let gateway = Gateway::start();
+    let with = |name| {
+        let mut settings = node(&gateway, name);
+        settings.replication.ack = Ack::TwoPhase;
+        settings.replication.min_isr = 2;
+        settings
+    };
+    let first = TestServer::start_with(with("a"));
+    let mut client = first.connect();
+    eventually("it leads", || is(&mut client, "role", "leader"));
+    let too_few = "SERVER_ERROR not enough copies in sync\r\n";
+    client.ask("set k 0 0 1\r\nx\r\n", too_few);
+    client.ask("ms k 1\r\nx\r\n", too_few);
+    client.ask("delete k\r\n", too_few);
+    let second = TestServer::start_with(with("b"));
+    write(&mut client, "k");
+    in_sync(&mut client, 2);
+    client.ask("get k\r\n", "VALUE k 0 1\r\nx\r\nEND\r\n");
+    drop(second);
+    eventually("nothing is taken", || {
+        // The outcome of what waited for the copy's vote is unknown, and ends the connection.
+        let mut client = first.connect();
+        client.send("set k 0 0 1\r\ny\r\n");
+        format!("{}\r\n", client.line()) == too_few
+    });
+    client.send("get k\r\n");
+    let line = client.line();
+    assert_eq!(line, "VALUE k 0 1", "what is there is read");
+    client.line();
+    client.expect("END\r\n");
+    let _back = TestServer::start_with(with("b"));
     write(&mut client, "k");
 }

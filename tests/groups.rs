@@ -4,44 +4,13 @@ mod common;
 #[path = "common/gateway.rs"]
 mod gateway;
 
-use std::net::TcpStream;
-use std::time::{Duration, Instant};
+#[path = "common/group.rs"]
+mod group;
 
-use common::{Client, TestServer, settings};
+use common::{TestServer, settings};
 use gateway::Gateway;
+use group::{copying, elected, eventually, read, write};
 use larder::settings::proxy::{Mode, parse};
-use larder::settings::{Election, Etcd, Journal, Settings};
-
-/// How long a test waits for what takes a moment.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-fn copying(follow: Option<&TestServer>) -> Settings {
-    let mut settings = settings();
-    settings.store.journal = Some(Journal {
-        ring_bytes: 16 << 20,
-        follower: true,
-    });
-    settings.replication.listen = Some("127.0.0.1:0".to_owned());
-    settings.replication.recover_ms = 0;
-    settings.replication.follow = follow.map(|leader| leader.copies_address().to_string());
-    settings
-}
-
-fn elected(gateway: &Gateway, name: &str, group: &str) -> Settings {
-    let mut settings = copying(None);
-    settings.replication.election = Some(Election {
-        etcd: Etcd {
-            endpoints: vec![gateway.url()],
-            ..Etcd::default()
-        },
-        node: name.to_owned(),
-        group: group.to_owned(),
-        advertise: None,
-        repl_advertise: None,
-        ttl_ms: 2000,
-    });
-    settings
-}
 
 fn proxy(text: &str) -> TestServer {
     let mut settings = settings();
@@ -53,54 +22,9 @@ fn proxy(text: &str) -> TestServer {
     TestServer::start_with(settings)
 }
 
-#[track_caller]
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let since = Instant::now();
-    while !holds() {
-        assert!(since.elapsed() < PATIENCE, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-fn write(client: &mut Client<TcpStream>, key: &str, value: &str) {
-    eventually("a write goes through", || {
-        client.send(format!("set {key} 0 0 {}\r\n{value}\r\n", value.len()));
-        let reply = client.line();
-        assert!(
-            reply == "STORED" || reply.starts_with("SERVER_ERROR "),
-            "{reply}"
-        );
-        reply == "STORED"
-    });
-}
-
-fn read(client: &mut Client<TcpStream>, key: &str) -> Option<String> {
-    client.send(format!("get {key}\r\n"));
-    let mut value = None;
-    loop {
-        let line = client.line();
-        match &*line {
-            "END" => return value,
-            head if head.starts_with("VALUE ") => value = Some(client.line()),
-            other => panic!("{other}"),
-        }
-    }
-}
-
-fn stat(server: &TestServer, what: &str, name: &str) -> String {
-    let mut client = server.connect();
-    client.send(format!("stats{what}\r\n"));
-    let mut found = String::new();
-    loop {
-        let line = client.line();
-        if line == "END" {
-            return found;
-        }
-        let mut words = line.splitn(3, ' ').skip(1);
-        if words.next() == Some(name) {
-            found = words.next().unwrap_or_default().to_owned();
-        }
-    }
+/// One value of a server's `stats`.
+fn stat(server: &TestServer, name: &str) -> String {
+    group::stat(&mut server.connect(), "", name).unwrap_or_default()
 }
 
 /// Writes find the leader, whoever it is; reads find a follower while there is none.
@@ -148,7 +72,7 @@ fn reads_go_where_the_policy_says() {
             "[pools.main]\nreads = \"{reads}\"\n[pools.main.groups]\n{nodes}"
         ))
     };
-    let asked = || -> u64 { stat(&follower, "", "cmd_get").parse().unwrap() };
+    let asked = || -> u64 { stat(&follower, "cmd_get").parse().unwrap() };
     let mut direct = leader.connect();
     direct.ask("set k 0 0 1\r\nx\r\n", "STORED\r\n");
     eventually("the follower has it", || {
@@ -207,7 +131,7 @@ fn a_new_group_comes_onto_the_ring() {
         for number in 100..120 {
             write(&mut client, &format!("k{number}"), &format!("v{number}"));
         }
-        stat(&second, "", "curr_items") != "0"
+        stat(&second, "curr_items") != "0"
     });
     for number in 0..120 {
         let (key, value) = (format!("k{number}"), format!("v{number}"));
@@ -221,7 +145,7 @@ fn a_new_group_comes_onto_the_ring() {
     }
     client.expect("END\r\n");
     eventually("what was read has moved", || {
-        stat(&second, "", "curr_items").parse::<u32>().unwrap() > 30
+        stat(&second, "curr_items").parse::<u32>().unwrap() > 30
     });
     // A delete reaches both places.
     for key in &keys {
@@ -229,6 +153,6 @@ fn a_new_group_comes_onto_the_ring() {
         assert_eq!(read(&mut client, key), None);
     }
     eventually("nothing is left where it was", || {
-        stat(&first, "", "curr_items") == "0"
+        stat(&first, "curr_items") == "0"
     });
 }

@@ -10,6 +10,8 @@ use crate::settings::{Ack, Backpressure, Journal, PeerTls, Settings};
 
 /// Copies of one leader.
 const COPIES_MAX: u8 = 4;
+/// The leader and they.
+const MEMBERS_MAX: u8 = COPIES_MAX + 1;
 /// The least that is kept of the log, and its share of the memory for items.
 const RING_LEAST: u64 = 64 << 20;
 const RING_SHARE: u64 = 100;
@@ -226,6 +228,23 @@ pub(super) const ROWS: &[Row] = &[
                 _ => {
                     return Err(wrong(format!(
                         "--repl-backpressure is off, delay or refuse, not {text}"
+                    )));
+                }
+            };
+            Ok(())
+        },
+    },
+    Row {
+        short: None,
+        long: "repl-min-isr",
+        value: Some("n"),
+        help: "2pc: refuse mutations while fewer are in sync, the leader counted (default 1)",
+        apply: |draft, text| {
+            draft.settings.replication.min_isr = match text.parse() {
+                Ok(least @ 1..=MEMBERS_MAX) => least,
+                _ => {
+                    return Err(wrong(format!(
+                        "--repl-min-isr is 1 to {MEMBERS_MAX}, not {text}"
                     )));
                 }
             };

@@ -54,6 +54,10 @@ pub mod replication;
 // Who leads a group of copies, where a service outside decides.
 pub mod election;
 
+#[cfg(test)]
+#[path = "../../tests/common/dice.rs"]
+mod dice;
+
 pub use plan::Cluster;
 
 /// A hash of a key for uses inside one process: matching answers with keys, choosing a share of them.

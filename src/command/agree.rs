@@ -19,6 +19,9 @@ use super::{Next, key_of, plain, reply};
 /// Another mutation of the key is under way. The number makes mcrouter try another server.
 const BUSY: &[u8] = b"SERVER_ERROR 307 busy";
 
+/// Nothing has been done: see `--repl-min-isr`.
+const TOO_FEW: &[u8] = b"SERVER_ERROR not enough copies in sync";
+
 /// Longer values are not agreed upon.
 pub const VALUE_MAX: usize = 256 << 10;
 
@@ -46,6 +49,10 @@ pub fn agree(
     }
     if state.votes.busy(place) {
         reply::line(&request.style, BUSY, replies);
+        return Some(Next::Done);
+    }
+    if !state.group.enough() {
+        reply::line(&request.style, TOO_FEW, replies);
         return Some(Next::Done);
     }
     let inner = Context {

@@ -265,11 +265,12 @@ impl Keeper {
         let now = self.replicas.now();
         let since = *self.ending_since.get_or_insert(now);
         let state = self.replicas.state();
+        let positions = state.data.journal().positions();
         let mut following = state
             .group
             .members()
             .filter(|member| member.connected && member.ready);
-        now > since + FAREWELL || following.all(|member| member.records_behind == 0)
+        now > since + FAREWELL || following.all(|member| member.behind(&positions) == 0)
     }
 
     /// Lets the copies know that nobody leads here any more: what they have promised is void.

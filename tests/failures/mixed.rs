@@ -4,19 +4,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::common::Client;
+use crate::dice::Dice;
 use crate::nodes::{Node, all_told, caught_up, eventually, in_sync, items, number};
-
-/// Marsaglia's xorshift.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % sides
-    }
-}
 
 const KEYS: u64 = 2000;
 
@@ -62,7 +51,7 @@ fn request(dice: &mut Dice) -> String {
 }
 
 fn disturb(to: SocketAddr, seed: u64, until: Instant, pause: Duration) -> u64 {
-    let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut dice = Dice::new(seed);
     let mut client = Client::to(to);
     let mut done = 0;
     while Instant::now() < until {

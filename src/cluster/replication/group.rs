@@ -22,12 +22,21 @@ pub struct Member {
     pub connected: bool,
     /// The last time it promised to stand by, on this clock.
     pub vouched_at: Option<u64>,
-    pub records_behind: u64,
     pub bytes_in_flight: u64,
     pub caught_up_at: u64,
     /// Whether it should be counted as in sync, if that is not as it is, and an outside agreement
     /// decides.
     wish: Option<bool>,
+}
+
+impl Member {
+    /// Records that it does not have of a log that is so long.
+    pub fn behind(&self, positions: &[u64; PARTITIONS]) -> u64 {
+        let pairs = positions.iter().zip(&self.acked);
+        pairs
+            .map(|(ours, theirs)| ours.saturating_sub(*theirs))
+            .sum()
+    }
 }
 
 /// How far mutations have to have got before they count.
@@ -60,6 +69,8 @@ pub struct Group {
     committed: Committed,
     /// A copy may be counted in and out by this node alone.
     frozen: bool,
+    /// So many have to be in sync, this node among them, for anything to be committed.
+    least: usize,
 }
 
 impl Group {
@@ -80,6 +91,16 @@ impl Group {
         self.frozen = frozen;
     }
 
+    /// So many have to be in sync, this node among them, for anything to be committed.
+    pub fn require(&mut self, least: usize) {
+        self.least = least;
+    }
+
+    /// Whether they are.
+    pub fn enough(&self) -> bool {
+        self.in_sync().count() + 1 >= self.least
+    }
+
     /// A copy has connected.
     pub fn join(&mut self, node: u64, now: u64) {
         let member = self.members.entry(node).or_insert_with(|| Member {
@@ -92,7 +113,6 @@ impl Group {
             flaps: Vec::new(),
             connected: true,
             vouched_at: None,
-            records_behind: 0,
             bytes_in_flight: 0,
             caught_up_at: now,
             wish: None,
@@ -125,12 +145,8 @@ impl Group {
         member.acked = *acked;
         member.ready = ready;
         member.progress_at = progress_at;
-        member.records_behind = positions
-            .iter()
-            .zip(acked)
-            .map(|(ours, theirs)| ours.saturating_sub(*theirs))
-            .sum();
-        if member.records_behind == 0 {
+        let caught_up = member.behind(positions) == 0;
+        if caught_up {
             member.caught_up_at = now;
         }
         let steady = member.flaps.len() < FLAPS || now >= member.connected_at + FLAP_PROBATION;
@@ -143,7 +159,7 @@ impl Group {
             // It is about to give up what it had.
             (true, false) => Some(false),
             // It has taken everything after all.
-            (true, true) if member.records_behind == 0 => None,
+            (true, true) if caught_up => None,
             (true, true) => member.wish,
             (false, _) => (ready && steady && has_all).then_some(true),
         };
@@ -265,6 +281,15 @@ impl Group {
         }
     }
 
+    /// On what all in sync have: they may have become too few meanwhile.
+    fn verdict(&self) -> Verdict {
+        if self.enough() {
+            Verdict::Commit
+        } else {
+            Verdict::Abort
+        }
+    }
+
     /// Those in sync who do not have a record.
     pub fn missing(&self, partition: usize, seq: u64) -> Vec<u64> {
         self.in_sync()
@@ -287,8 +312,8 @@ struct Pending {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     Commit,
-    /// A copy that counts could not keep it, or did not answer: it may still come to be if this node
-    /// fails now.
+    /// A copy that counts could not keep it, or did not answer, or too few are left: it may still come
+    /// to be if this node fails now.
     Abort,
 }
 
@@ -352,12 +377,12 @@ impl Votes {
             let verdict = if refused.contains(&(partition, pending.seq)) {
                 Verdict::Abort
             } else if group.reached(Level::TwoPhase, partition, pending.seq) {
-                Verdict::Commit
+                group.verdict()
             } else if now >= pending.since + VOTE_TIMEOUT && alone {
                 for node in group.missing(partition, pending.seq) {
                     group.set_in_sync(node, false);
                 }
-                Verdict::Commit
+                group.verdict()
             } else if now >= pending.since + VOTE_TIMEOUT + AGREE_TIMEOUT {
                 Verdict::Abort
             } else if now >= pending.since + VOTE_TIMEOUT {
@@ -403,6 +428,24 @@ mod tests {
             group.progress(node, &HERE, true, 0, 0, &HERE);
         }
         group
+    }
+
+    #[test]
+    fn too_few_in_sync_commit_nothing() {
+        let mut group = with(&[1]);
+        let mut votes = Votes::default();
+        group.require(3);
+        assert!(!group.enough());
+        group.require(2);
+        assert!(group.enough());
+        votes.begin(1, 0, 10, 0);
+        let expected = [(1, 0, 10, Verdict::Commit)];
+        assert_eq!(votes.decide(&mut group, true, 1), expected);
+        // One has fallen out: all that are left have it, which is not enough.
+        votes.begin(2, 0, 11, 0);
+        let expected = [(2, 0, 11, Verdict::Abort)];
+        assert_eq!(votes.decide(&mut group, true, VOTE_TIMEOUT), expected);
+        assert!(!group.enough());
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub struct Replicas {
     /// No copy is kept from here any more: the server stops.
     ended: AtomicBool,
     level: Level,
+    /// So many have to be in sync for two-phase commit, this node among them.
+    min_isr: u8,
     /// Those of keys that begin so, longest prefix first.
     prefixes: Vec<(Vec<u8>, Level)>,
     /// Any key has another level than async.
@@ -260,6 +262,7 @@ impl Replicas {
             forced: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             level,
+            min_isr: settings.min_isr,
             prefixes,
             holds: settings.levels().any(|level| level != Ack::Async),
             ack_timeout: Duration::from_millis(settings.ack_timeout_ms),
@@ -434,6 +437,7 @@ impl Replicas {
         state.node.lead(&state.data, epoch);
         state.group = Group::new(&state.data.journal().positions());
         state.group.freeze(self.elected);
+        state.group.require(usize::from(self.min_isr));
         state.group.inherit(in_sync, self.now());
         self.forced.store(false, Relaxed);
         self.lease_until.store(0, Relaxed);
@@ -639,6 +643,7 @@ impl Replicas {
         }
         line("ack_late", &self.late.load(Relaxed));
         line("pressed_back", &self.pressed_back.load(Relaxed));
+        line("min_isr", &self.min_isr);
         line("committed", &state.committed);
         line("aborted", &state.aborted);
         let log = state.data.journal();
@@ -687,12 +692,13 @@ impl Replicas {
                 },
             );
             line("in_sync", &u8::from(member.in_sync));
-            line("lag_records", &member.records_behind);
+            // As of now, not of when the copy was last looked at: who reads from it goes by this.
+            let records = member.behind(&positions);
+            line("lag_records", &records);
             line("lag_bytes", &member.bytes_in_flight);
-            let behind = if member.records_behind == 0 {
-                0
-            } else {
-                now.saturating_sub(member.caught_up_at)
+            let behind = match records {
+                0 => 0,
+                _ => now.saturating_sub(member.caught_up_at).max(1),
             };
             line("lag_ms", &behind);
             if let Some((_, counts)) = state.counts.iter().find(|(node, _)| *node == member.node) {

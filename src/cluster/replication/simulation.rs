@@ -15,23 +15,8 @@ use super::model::{Entry, Model};
 use super::session::{End, Node, Role, Session};
 use super::sink;
 use super::{SUSPECT, frame};
+use crate::cluster::dice::Dice;
 use crate::store::journal::{self, ALL, Change, Kind, PARTITIONS, Record, partition, place};
-
-/// Marsaglia's xorshift.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % sides
-    }
-
-    fn once_in(&mut self, times: u64) -> bool {
-        self.roll(times) == 0
-    }
-}
 
 /// One direction of a connection.
 #[derive(Default)]
@@ -118,7 +103,7 @@ const SECRET: &[u8] = b"simulated";
 impl World {
     fn new(seed: u64, nodes: usize, faults: Faults) -> World {
         let mut world = World {
-            dice: Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            dice: Dice::new(seed),
             now: 1000,
             nodes: Vec::new(),
             wires: Vec::new(),
