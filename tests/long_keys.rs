@@ -452,7 +452,7 @@ fn random_operations(
         );
         let k = k[..k.len().min(longest)].to_owned();
         let size = match dice(&mut seed) % 8 {
-            0 => dice(&mut seed) % 100_000,
+            0 => dice(&mut seed) % if full { 150_000 } else { 100_000 },
             1 => 4000 + dice(&mut seed) % 200,
             _ => dice(&mut seed) % 300,
         };
@@ -467,7 +467,17 @@ fn random_operations(
                 client.send(format!("append {k} 0 0 {size}\r\n{value}\r\n"));
                 match (client.line().as_str(), items.get_mut(&k)) {
                     ("STORED", Some(item)) => item.push_str(&value),
-                    ("NOT_STORED", _) if full => _ = items.remove(&k),
+                    // Evicted, or there was no room for the longer value, and the shorter one stays.
+                    ("NOT_STORED", Some(item)) if full => {
+                        client.send(format!("mg {k} v s\r\n"));
+                        match client.line().as_str() {
+                            "EN" => _ = items.remove(&k),
+                            said => {
+                                assert_eq!(said, format!("VA {0} s{0}", item.len()), "{round}");
+                                client.expect(item.clone() + "\r\n");
+                            }
+                        }
+                    }
                     (said, item) => {
                         assert_eq!((said, item), ("NOT_STORED", None), "append {length}");
                     }

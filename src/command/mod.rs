@@ -411,41 +411,17 @@ mod tests {
 
     fn store(mode: Mode, name: &str, length: usize) -> Op<'_> {
         Op::Store(request::Store {
-            key: key(name),
-            mode,
-            length,
             flags: 7,
-            exptime: 0,
-            cas: None,
-            new_cas: None,
-            invalidate: false,
-            vivify: None,
-            lease: None,
+            ..request::Store::new(key(name), mode, length)
         })
     }
 
     fn arith(name: &str, up: bool, delta: u64) -> Op<'_> {
-        Op::Arith(request::Arith {
-            key: key(name),
-            up,
-            delta,
-            cas: None,
-            new_cas: None,
-            touch: None,
-            create: None,
-        })
+        Op::Arith(request::Arith::new(key(name), up, delta))
     }
 
     fn delete(name: &str) -> Op<'_> {
-        Op::Delete(request::Delete {
-            key: key(name),
-            cas: None,
-            new_cas: None,
-            stale: false,
-            drop_value: false,
-            touch: None,
-            flags: 0,
-        })
+        Op::Delete(request::Delete::new(key(name)))
     }
 
     fn read_all(cx: &Context<'_>, keys: &[&[u8]], read: Read, replies: &mut Replies) {

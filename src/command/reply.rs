@@ -49,23 +49,25 @@ pub fn not_leading(style: &Style<'_>, replies: &mut Replies) {
 /// As [`not_leading`], for a request whose value still has to pass.
 #[cold]
 pub fn not_leading_later(style: &Style<'_>) -> Refusal {
-    not_now(style, NOT_LEADING, "Not leader")
+    refused(style, NOT_LEADING, STATUS_NOT_NOW, "Not leader")
 }
 
 /// A mutation that copies have no room for at the moment. The number makes mcrouter try another server.
 #[cold]
 pub fn busy_later(style: &Style<'_>) -> Refusal {
-    not_now(style, "SERVER_ERROR 307 busy", "Busy")
+    refused(style, "SERVER_ERROR 307 busy", STATUS_NOT_NOW, "Busy")
 }
 
-fn not_now(style: &Style<'_>, line: &'static str, text: &'static str) -> Refusal {
+/// A refusal as `style` has it: a line, a packet, or nothing.
+#[cold]
+pub fn refused(style: &Style<'_>, line: &'static str, status: u16, text: &'static str) -> Refusal {
     match *style {
         Style::Text { noreply: true } => Refusal::Silent,
         Style::Text { .. } | Style::Meta { .. } => Refusal::Line(line),
         Style::Binary { opcode, opaque, .. } => Refusal::Binary {
             opcode,
             opaque,
-            status: STATUS_NOT_NOW,
+            status,
             text,
         },
     }

@@ -381,16 +381,7 @@ fn refused(cx: &Context<'_>, plan: &Plan, style: &Style<'_>, key: &[u8], why: Re
         cx.store()
             .delete(cx.caller(), key, plan.hash, &store::Delete::default());
     }
-    match *style {
-        Style::Text { noreply: true } => Refusal::Silent,
-        Style::Text { .. } | Style::Meta { .. } => Refusal::Line(line),
-        Style::Binary { opcode, opaque, .. } => Refusal::Binary {
-            opcode,
-            opaque,
-            status: code,
-            text,
-        },
-    }
+    reply::refused(style, line, code, text)
 }
 
 #[cold]

@@ -35,14 +35,7 @@ pub fn emitted(
     let Style::Binary { opcode, opaque, .. } = *style else {
         return emit_text(replies, run);
     };
-    let mut packet = |name: &[u8], value: &[u8]| {
-        let body = name.len() + value.len();
-        let mut room = replies.room(reply::HEADER + body);
-        let status = reply::STATUS_OK;
-        reply::header(&mut room, opcode, opaque, status, name.len(), 0, body, 0);
-        room.put(name);
-        room.put(value);
-    };
+    let mut packet = |name: &[u8], value: &[u8]| packet(opcode, opaque, name, value, replies);
     run(&mut |name: Arguments<'_>, value: Arguments<'_>| {
         packet(name.to_string().as_bytes(), value.to_string().as_bytes());
     });
@@ -114,15 +107,18 @@ fn emit_text_if(
     shown
 }
 
+/// One of several packets that answer the same request.
+fn packet(opcode: u8, opaque: u32, name: &[u8], value: &[u8], replies: &mut Replies) {
+    let body = name.len() + value.len();
+    let mut room = replies.room(reply::HEADER + body);
+    let status = reply::STATUS_OK;
+    reply::header(&mut room, opcode, opaque, status, name.len(), 0, body, 0);
+    room.put(name);
+    room.put(value);
+}
+
 fn binary(cx: &Context<'_>, key: &[u8], opcode: u8, opaque: u32, replies: &mut Replies) {
-    let mut packet = |name: &[u8], value: &[u8]| {
-        let body = name.len() + value.len();
-        let mut room = replies.room(reply::HEADER + body);
-        let status = reply::STATUS_OK;
-        reply::header(&mut room, opcode, opaque, status, name.len(), 0, body, 0);
-        room.put(name);
-        room.put(value);
-    };
+    let mut packet = |name: &[u8], value: &[u8]| packet(opcode, opaque, name, value, replies);
     let mut emit = |name: Arguments<'_>, value: Arguments<'_>| {
         packet(name.to_string().as_bytes(), value.to_string().as_bytes());
     };

@@ -294,18 +294,9 @@ fn bind_tcp(
     let before = listeners.len();
     let mut last = None;
     for address in addresses(endpoint, listen.tcp_port)? {
-        let Ok(socket) = new_socket(address, Type::STREAM) else {
-            // A family the kernel does not speak; another address has to do.
+        let Some(socket) = bound(address, Type::STREAM, &mut last)? else {
             continue;
         };
-        match socket.bind(&address.into()) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                last = Some(error);
-                continue;
-            }
-            Err(error) => return Err(EntryError::at("bind()", &error)),
-        }
         socket
             .listen(listen.backlog)
             .map_err(|error| EntryError::at("listen()", &error))?;
@@ -345,18 +336,10 @@ fn bind_udp(
                 reason: "Operation not permitted".to_owned(),
             });
         }
-        let Ok(socket) = new_socket(address, Type::DGRAM) else {
+        let Some(socket) = bound(address, Type::DGRAM, &mut last)? else {
             continue;
         };
         widen_send_buffer(&socket);
-        match socket.bind(&address.into()) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                last = Some(error);
-                continue;
-            }
-            Err(error) => return Err(EntryError::at("bind()", &error)),
-        }
         note_port(ports, "UDP", socket.local_addr());
         datagrams.push(Datagrams {
             socket: UdpSocket::from_std(socket.into()),
@@ -364,6 +347,26 @@ fn bind_udp(
         });
     }
     bound_some(datagrams.len() > before, last)
+}
+
+/// A socket of its own for `address`; none where another address has to do, because the kernel does not
+/// speak this family or `last` tells why not.
+fn bound(
+    address: SocketAddr,
+    kind: Type,
+    last: &mut Option<io::Error>,
+) -> Result<Option<Socket>, EntryError> {
+    let Ok(socket) = new_socket(address, kind) else {
+        return Ok(None);
+    };
+    match socket.bind(&address.into()) {
+        Ok(()) => Ok(Some(socket)),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            *last = Some(error);
+            Ok(None)
+        }
+        Err(error) => Err(EntryError::at("bind()", &error)),
+    }
 }
 
 fn bound_some(some: bool, last: Option<io::Error>) -> Result<(), EntryError> {

@@ -239,16 +239,10 @@ fn op<'a>(code: u8, header: &Header, extras: &[u8], raw: &'a [u8], length: usize
     };
     let store = |mode, flags, exptime| {
         Op::Store(Store {
-            key,
-            mode,
-            length,
             flags,
             exptime,
             cas,
-            new_cas: None,
-            invalidate: false,
-            vivify: None,
-            lease: None,
+            ..Store::new(key, mode, length)
         })
     };
     // Expiry times have no sign here.
@@ -263,25 +257,16 @@ fn op<'a>(code: u8, header: &Header, extras: &[u8], raw: &'a [u8], length: usize
         opcode::APPEND => store(Mode::Append, 0, 0),
         opcode::PREPEND => store(Mode::Prepend, 0, 0),
         opcode::DELETE => Op::Delete(Delete {
-            key,
             cas,
-            new_cas: None,
-            stale: false,
-            drop_value: false,
-            touch: None,
-            flags: 0,
+            ..Delete::new(key)
         }),
         opcode::INCREMENT | opcode::DECREMENT => Op::Arith(Arith {
-            key,
-            up: code == opcode::INCREMENT,
-            delta: number64(extras),
             cas,
-            new_cas: None,
-            touch: None,
             create: (number32(&extras[16..]) != DO_NOT_CREATE).then(|| Create {
                 initial: number64(&extras[8..]),
                 exptime: expiry(16),
             }),
+            ..Arith::new(key, code == opcode::INCREMENT, number64(extras))
         }),
         opcode::FLUSH => Op::FlushAll {
             exptime: Some(i64::from(number32(extras))),

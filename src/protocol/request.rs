@@ -220,6 +220,25 @@ pub struct Store<'a> {
     pub lease: Option<u64>,
 }
 
+impl<'a> Store<'a> {
+    /// Without flags, for ever, on no condition.
+    #[inline(always)]
+    pub fn new(key: Key<'a>, mode: Mode, length: usize) -> Store<'a> {
+        Store {
+            key,
+            mode,
+            length,
+            flags: 0,
+            exptime: 0,
+            cas: None,
+            new_cas: None,
+            invalidate: false,
+            vivify: None,
+            lease: None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delete<'a> {
     pub key: Key<'a>,
@@ -235,6 +254,22 @@ pub struct Delete<'a> {
     pub flags: u32,
 }
 
+impl<'a> Delete<'a> {
+    /// On no condition, and nothing is kept.
+    #[inline(always)]
+    pub fn new(key: Key<'a>) -> Delete<'a> {
+        Delete {
+            key,
+            cas: None,
+            new_cas: None,
+            stale: false,
+            drop_value: false,
+            touch: None,
+            flags: 0,
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Arith<'a> {
     pub key: Key<'a>,
@@ -246,6 +281,22 @@ pub struct Arith<'a> {
     pub touch: Option<i64>,
     /// `N` and `J`, binary initial value and expiry: create on a miss.
     pub create: Option<Create>,
+}
+
+impl<'a> Arith<'a> {
+    /// On no condition, and only what is there.
+    #[inline(always)]
+    pub fn new(key: Key<'a>, up: bool, delta: u64) -> Arith<'a> {
+        Arith {
+            key,
+            up,
+            delta,
+            cas: None,
+            new_cas: None,
+            touch: None,
+            create: None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

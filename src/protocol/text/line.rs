@@ -189,16 +189,10 @@ impl<'a> Line<'a> {
             None
         };
         self.request(Op::Store(Store {
-            key: plain(key),
-            mode,
-            length,
             flags,
             exptime,
             cas,
-            new_cas: None,
-            invalidate: false,
-            vivify: None,
-            lease: None,
+            ..Store::new(plain(key), mode, length)
         }))
     }
 
@@ -229,16 +223,10 @@ impl<'a> Line<'a> {
             return self.refuse_after(BAD_FORMAT, length as u64 + 2);
         };
         self.request(Op::Store(Store {
-            key: plain(key),
-            mode: Mode::Add,
-            length: length as usize,
             flags: flags as u32,
             exptime: i64::from(exptime as i32),
-            cas: None,
-            new_cas: None,
-            invalidate: false,
-            vivify: None,
             lease: Some(lease),
+            ..Store::new(plain(key), Mode::Add, length as usize)
         }))
     }
 
@@ -271,15 +259,7 @@ impl<'a> Line<'a> {
         match word(&mut rest) {
             None => refuse(BAD_FORMAT, self.taken),
             Some(key) if key.len() > self.rules.key_max() => self.refuse(BAD_FORMAT),
-            Some(key) => self.request(Op::Delete(Delete {
-                key: plain(key),
-                cas: None,
-                new_cas: None,
-                stale: false,
-                drop_value: false,
-                touch: None,
-                flags: 0,
-            })),
+            Some(key) => self.request(Op::Delete(Delete::new(plain(key)))),
         }
     }
 
@@ -292,15 +272,7 @@ impl<'a> Line<'a> {
         }
         match number::unsigned(delta) {
             None => self.refuse(BAD_DELTA),
-            Some(delta) => self.request(Op::Arith(Arith {
-                key: plain(key),
-                up,
-                delta,
-                cas: None,
-                new_cas: None,
-                touch: None,
-                create: None,
-            })),
+            Some(delta) => self.request(Op::Arith(Arith::new(plain(key), up, delta))),
         }
     }
 

@@ -173,16 +173,9 @@ fn usual_set(input: &[u8]) -> Option<Parsed<'_>> {
     Some(Parsed::Request {
         request: Request {
             op: Op::Store(Store {
-                key: plain(key),
-                mode: Mode::Set,
-                length: length as usize,
                 flags,
                 exptime: i64::from(exptime),
-                cas: None,
-                new_cas: None,
-                invalidate: false,
-                vivify: None,
-                lease: None,
+                ..Store::new(plain(key), Mode::Set, length as usize)
             }),
             style: Style::Text { noreply },
         },
