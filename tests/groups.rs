@@ -4,10 +4,18 @@ mod common;
 #[path = "common/gateway.rs"]
 mod gateway;
 
+#[path = "failures/faults.rs"]
+#[allow(dead_code)]
+mod faults;
 #[path = "common/group.rs"]
 mod group;
 
-use common::{TestServer, settings};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{Client, TestServer, settings};
+use faults::Faults;
 use gateway::Gateway;
 use group::{copying, elected, eventually, read, write};
 use larder::settings::proxy::{Mode, parse};
@@ -155,4 +163,303 @@ fn a_new_group_comes_onto_the_ring() {
     eventually("nothing is left where it was", || {
         stat(&first, "curr_items") == "0"
     });
+}
+
+/// One key whose value is a number that rises, and when each was written.
+struct Versions {
+    client: Client<TcpStream>,
+    written: Vec<Instant>,
+}
+
+impl Versions {
+    fn write(&mut self) {
+        let version = self.written.len();
+        write(&mut self.client, "k", &version.to_string());
+        self.written.push(Instant::now());
+    }
+
+    /// What whoever reads gets at least who is this far behind.
+    fn least(&self, behind: Duration) -> usize {
+        let old = |written: &&Instant| written.elapsed() >= behind;
+        self.written.iter().filter(old).count().saturating_sub(1)
+    }
+}
+
+fn version(client: &mut Client<TcpStream>) -> usize {
+    read(client, "k").map_or(0, |value| value.parse().unwrap())
+}
+
+/// A follower that is always behind is read from as far as the policy allows, and no further.
+#[test]
+fn followers_that_are_behind_are_read_as_far_as_the_policy_allows() {
+    let leader = TestServer::start_with(copying(None));
+    let way = Faults::before(leader.copies_address());
+    let mut settings = copying(None);
+    settings.replication.follow = Some(way.address().to_string());
+    let follower = TestServer::start_with(settings);
+    let nodes = format!("g = [\"{}\", \"{}\"]", leader.address(), follower.address());
+    let with = |reads: &str| {
+        proxy(&format!(
+            "[pools.main]\nreads = \"{reads}\"\n[pools.main.groups]\n{nodes}"
+        ))
+    };
+    let mut versions = Versions {
+        client: leader.connect(),
+        written: Vec::new(),
+    };
+    versions.write();
+    eventually("the follower has it", || {
+        read(&mut follower.connect(), "k").is_some()
+    });
+    way.delay(Duration::from_millis(300));
+    let asked = || -> u64 { stat(&follower, "cmd_get").parse().unwrap() };
+
+    // Any: it is seen that it is behind.
+    let any = with("any");
+    let mut client = any.connect();
+    eventually("what is older is read, too", || {
+        versions.write();
+        (0..20).any(|_| version(&mut client) + 1 < versions.written.len())
+    });
+
+    let strict = with("leader");
+    let mut client = strict.connect();
+    for _ in 0..50 {
+        versions.write();
+        assert_eq!(version(&mut client) + 1, versions.written.len());
+    }
+
+    // Bounded: whoever reads gets what was written so long ago at least, and followers are asked.
+    let bound = Duration::from_secs(2);
+    let bounded = with("2s");
+    let mut client = bounded.connect();
+    let before = asked();
+    eventually("the follower is asked", || {
+        versions.write();
+        for _ in 0..20 {
+            let least = versions.least(bound);
+            let version = version(&mut client);
+            assert!(version >= least, "{version} of {least}");
+        }
+        asked() > before + 20
+    });
+    // When it is too far behind, it is not.
+    way.delay(Duration::from_secs(5));
+    let since = Instant::now();
+    while since.elapsed() < bound + Duration::from_millis(500) {
+        versions.write();
+        let least = versions.least(bound);
+        let version = version(&mut client);
+        assert!(version >= least, "{version} of {least}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    way.delay(Duration::from_millis(300));
+    // What was late has to pass, or be given up.
+    way.cut();
+
+    // Own writes: whoever writes reads that, and once the follower has it, from there as well.
+    let own = with("own-writes");
+    let mut client = own.connect();
+    let mut number = 0;
+    eventually("the follower is asked by who has written", || {
+        number += 1;
+        let value = number.to_string();
+        write(&mut client, "own", &value);
+        let (since, before) = (Instant::now(), asked());
+        while since.elapsed() < Duration::from_millis(1500) && asked() < before + 10 {
+            assert_eq!(read(&mut client, "own").as_ref(), Some(&value));
+        }
+        asked() >= before + 10
+    });
+}
+
+/// A follower that has restarted is not read from before it has everything again.
+#[test]
+fn a_follower_that_begins_anew_is_not_read() {
+    let leader = TestServer::start_with(copying(None));
+    let way = Faults::before(leader.copies_address());
+    let behind = |port: i32| {
+        let mut settings = copying(None);
+        settings.replication.follow = Some(way.address().to_string());
+        settings.listen.tcp_port = port;
+        settings
+    };
+    let follower = TestServer::start_with(behind(-1));
+    let address = follower.address();
+    let nodes = format!("g = [\"{}\", \"{address}\"]", leader.address());
+    let proxies = ["any", "5s", "own-writes"].map(|reads| {
+        proxy(&format!(
+            "[pools.main]\nreads = \"{reads}\"\nhealth = {{ failures = 1000 }}\n[pools.main.groups]\n{nodes}"
+        ))
+    });
+    write(&mut leader.connect(), "k", "x");
+    eventually("the follower has it", || {
+        read(&mut follower.connect(), "k").is_some()
+    });
+    let mut clients = proxies.each_ref().map(TestServer::connect);
+    for client in &mut clients {
+        eventually("it is read", || {
+            let before: u64 = stat(&follower, "cmd_get").parse().unwrap();
+            for _ in 0..20 {
+                assert_eq!(read(client, "k").as_deref(), Some("x"));
+            }
+            stat(&follower, "cmd_get").parse::<u64>().unwrap() > before
+        });
+    }
+    way.down(true);
+    drop(follower);
+    let follower = TestServer::start_with(behind(address.port().into()));
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_millis(700) {
+        for client in &mut clients {
+            client.send("get k\r\n");
+            match &*client.line() {
+                // The connection that the request was on has ended.
+                line if line.starts_with("SERVER_ERROR ") => continue,
+                "VALUE k 0 1" => client.expect("x\r\nEND\r\n"),
+                other => panic!("{other}"),
+            }
+        }
+    }
+    assert_eq!(stat(&follower, "cmd_get"), "0", "it has nothing yet");
+    way.down(false);
+    for client in &mut clients {
+        eventually("it is read again", || {
+            let before: u64 = stat(&follower, "cmd_get").parse().unwrap();
+            for _ in 0..20 {
+                assert_eq!(read(client, "k").as_deref(), Some("x"));
+            }
+            stat(&follower, "cmd_get").parse::<u64>().unwrap() > before
+        });
+    }
+}
+
+/// While etcd does not answer, groups and nodes stay; what has come meanwhile is seen afterwards.
+#[test]
+fn without_etcd_groups_stay() {
+    let gateway = Gateway::start();
+    let first = TestServer::start_with(elected(&gateway, "a", "g1"));
+    eventually("the node is registered", || {
+        gateway.with(|store| store.value("/larder/larder/g/g1/leader").is_some())
+    });
+    let proxy = proxy(&format!(
+        "[pools.main]\netcd = {{ endpoints = [\"{}\"] }}",
+        gateway.url()
+    ));
+    let mut client = proxy.connect();
+    write(&mut client, "k", "one");
+    gateway.set_deaf(true);
+    gateway.end_watches();
+    // Alone it needs nobody's word but its own to go on.
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_millis(1500) {
+        assert_eq!(read(&mut client, "k").as_deref(), Some("one"));
+        client.ask("set k 0 0 3\r\none\r\n", "STORED\r\n");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    gateway.set_deaf(false);
+    let second = TestServer::start_with(elected(&gateway, "b", "g2"));
+    eventually("the new group gets what is written", || {
+        for number in 0..20 {
+            write(&mut client, &format!("k{number}"), "x");
+        }
+        stat(&second, "curr_items") != "0"
+    });
+    drop(first);
+}
+
+/// A group comes onto the ring while everything is written, read and deleted: nobody reads what is
+/// older than what has been acknowledged, wherever it is at the time.
+#[test]
+fn keys_move_while_they_are_written() {
+    const CLIENTS: usize = 4;
+    const KEYS: usize = 40;
+    let gateway = Gateway::start();
+    let _first = TestServer::start_with(elected(&gateway, "a", "g1"));
+    eventually("the node is registered", || {
+        gateway.with(|store| store.value("/larder/larder/g/g1/leader").is_some())
+    });
+    let proxy = proxy(&format!(
+        "[pools.main]\nwarm_ttl = \"1m\"\netcd = {{ endpoints = [\"{}\"] }}",
+        gateway.url()
+    ));
+    write(&mut proxy.connect(), "k", "x");
+    let over = AtomicBool::new(false);
+    let mut moved = 0;
+    let rounds: usize = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|number| {
+                let (over, proxy) = (&over, &proxy);
+                scope.spawn(move || change_and_read(proxy, number, KEYS, over))
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(200));
+        let second = TestServer::start_with(elected(&gateway, "b", "g2"));
+        let found = eventually_or_panic(|| stat(&second, "curr_items") != "0", &over);
+        // For as long again as it has taken so far.
+        std::thread::sleep(Duration::from_millis(500));
+        moved = stat(&second, "cmd_get").parse().unwrap();
+        over.store(true, Ordering::SeqCst);
+        let rounds = clients.into_iter().map(|client| client.join().unwrap());
+        let rounds = rounds.sum();
+        assert!(found, "the new group gets keys");
+        rounds
+    });
+    assert!(rounds > CLIENTS * KEYS && moved > 0, "{rounds} {moved}");
+}
+
+/// As [`eventually`], but lets those who are waited for end first.
+fn eventually_or_panic(mut holds: impl FnMut() -> bool, over: &AtomicBool) -> bool {
+    let since = Instant::now();
+    while !holds() {
+        if since.elapsed() > Duration::from_secs(30) {
+            over.store(true, Ordering::SeqCst);
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    true
+}
+
+/// One client with keys of its own. How many it has changed.
+fn change_and_read(proxy: &TestServer, number: usize, keys: usize, over: &AtomicBool) -> usize {
+    let mut client = proxy.connect();
+    let mut values: Vec<Option<String>> = vec![None; keys];
+    let mut rounds = 0;
+    while !over.load(Ordering::SeqCst) {
+        let at = rounds % keys;
+        let key = format!("m{number}-{at}");
+        let held = read(&mut client, &key);
+        assert_eq!(held, values[at], "{key} before round {rounds}");
+        // The end of one life must not bring back what was there before it.
+        let value = match rounds / keys % 5 {
+            3 => {
+                client.send(format!("delete {key}\r\n"));
+                client.line();
+                None
+            }
+            2 => {
+                let value = format!("{rounds}");
+                client.send(format!("set {key} 0 -1 {}\r\n{value}\r\n", value.len()));
+                assert_eq!(client.line(), "STORED");
+                None
+            }
+            1 if values[at].is_some() => {
+                client.send(format!("incr {key} 1\r\n"));
+                let next = values[at].as_ref().unwrap().parse::<u64>().unwrap() + 1;
+                assert_eq!(client.line(), next.to_string(), "{key}");
+                Some(next.to_string())
+            }
+            _ => {
+                let value = format!("{rounds}");
+                client.send(format!("set {key} 0 0 {}\r\n{value}\r\n", value.len()));
+                assert_eq!(client.line(), "STORED");
+                Some(value)
+            }
+        };
+        assert_eq!(read(&mut client, &key), value, "{key} in round {rounds}");
+        values[at] = value;
+        rounds += 1;
+    }
+    rounds
 }

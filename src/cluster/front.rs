@@ -32,8 +32,10 @@ pub struct Seat {
     pub generation: u32,
     /// What the server calls it.
     pub owner: usize,
-    /// When it last wrote something to a group, on the cluster's clock.
+    /// When it last wrote something to a group, on the cluster's clock, or, once that is known, when
+    /// all it has written was there.
     pub wrote_at: u64,
+    pub written: bool,
     /// The tag of the listener it has come by.
     pub listener: Option<Arc<str>>,
     /// It is in the list of those that may have something to send.
@@ -98,6 +100,14 @@ pub struct Front {
     pub now: u64,
     /// Bytes of answers that were dropped because nobody takes them any more.
     pub orphans: u64,
+    /// A node was asked for what is the leader's only.
+    pub misled: bool,
+}
+
+/// Whether an answer says that.
+#[cold]
+fn is_no_leader(answer: &[u8]) -> bool {
+    answer.starts_with(b"SERVER_ERROR not leader") || answer.ends_with(b"Not leader")
 }
 
 impl Front {
@@ -116,6 +126,7 @@ impl Front {
             writes,
             now: 0,
             orphans: 0,
+            misled: false,
         }
     }
 
@@ -127,6 +138,7 @@ impl Front {
             generation: self.generation,
             owner,
             wrote_at: 0,
+            written: false,
             listener: None,
             touched: false,
             broken: false,
@@ -326,6 +338,9 @@ impl Sink for Front {
         let limit = self.limit;
         if ticket.wrote > 0 {
             self.writes.written_again(ticket.wrote, self.now);
+        }
+        if verdict == Verdict::ServerError {
+            self.misled |= is_no_leader(answer);
         }
         match ticket.to {
             To::Client {

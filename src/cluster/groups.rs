@@ -3,32 +3,73 @@
 //!
 //! Nodes are asked themselves, several times a second: `stats replication` says which leads and in what
 //! epoch, and by how much its followers are behind. (Leader, epoch) pairs are followed and never go
-//! back to a lower epoch. Where etcd is named, groups and nodes are read there; a group that is new
-//! there comes onto the ring.
+//! back to a lower epoch. A node that refuses a mutation because it does not lead, or a connection that
+//! ends, rings a [`Bell`], and all are asked at once. Where etcd is named, groups and nodes are read
+//! there, whenever it says that something has changed; a group that is new there comes onto the ring.
+//! While etcd does not answer, everything stays as it was last known.
 
 use std::collections::HashMap;
-use std::io::{self, BufRead, BufReader, Write};
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::election::directory::{Directory, Failed};
-use super::election::etcd::Etcd;
+use super::election::etcd::{self, Etcd};
 use super::election::wire::{self, Entry, Keys};
 use super::plan::{Cluster, Plan};
+use super::target::Access;
 use crate::net::address;
-use crate::settings::proxy::{Address, Group, Groups, Server, Topology};
+use crate::protocol::Dialect;
+use crate::settings::proxy::{Address, Group, Groups, Pool, Server, Topology};
 
-/// Between two looks at all nodes.
+/// Between two looks at all nodes, if nobody calls for one.
 pub const LOOK: Duration = Duration::from_millis(200);
 /// Whoever does not answer is asked again after so long.
 const AWAY: Duration = Duration::from_secs(1);
 /// How long a node may take.
 const PATIENCE: Duration = Duration::from_millis(300);
-/// etcd is read so often.
-const READ: Duration = Duration::from_millis(500);
+/// etcd is read so often though it says nothing, and again so soon when it did not answer.
+const READ: Duration = Duration::from_secs(5);
+const READ_AGAIN: Duration = Duration::from_millis(500);
 const ETCD_PATIENCE: Duration = Duration::from_secs(1);
 /// Lines of a node's answer that are read.
 const LINES_MAX: usize = 1000;
+
+/// Calls for a look at groups.
+#[derive(Default)]
+pub struct Bell {
+    rung: AtomicBool,
+    wake: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl fmt::Debug for Bell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Bell").field(&self.rung).finish()
+    }
+}
+
+impl Bell {
+    pub fn ring(&self) {
+        if !self.rung.swap(true, Ordering::AcqRel)
+            && let Some(wake) = self.wake.get()
+        {
+            wake();
+        }
+    }
+
+    pub fn is_rung(&self) -> bool {
+        self.rung.load(Ordering::Acquire)
+    }
+
+    /// What wakes whoever looks; the first counts.
+    pub fn on_ring(&self, wake: impl Fn() + Send + Sync + 'static) {
+        let _ = self.wake.set(Box::new(wake));
+    }
+}
 
 /// What a node says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -82,19 +123,24 @@ impl Report {
     }
 }
 
+/// A connection, under TLS or not.
+trait Way: Read + Write + Send {}
+
+impl<T: Read + Write + Send> Way for T {}
+
 /// A connection that only this is asked on.
 #[derive(Default)]
 struct Line {
-    stream: Option<BufReader<TcpStream>>,
+    stream: Option<BufReader<Box<dyn Way>>>,
     away_until: Option<Instant>,
 }
 
 impl Line {
-    fn ask(&mut self, node: &Address) -> Option<Report> {
+    fn ask(&mut self, node: &Address, pool: &Pool) -> Option<Report> {
         if self.away_until.is_some_and(|until| Instant::now() < until) {
             return None;
         }
-        match self.try_to_ask(node) {
+        match self.try_to_ask(node, pool) {
             Ok(report) => {
                 self.away_until = None;
                 Some(report)
@@ -108,10 +154,10 @@ impl Line {
         }
     }
 
-    fn try_to_ask(&mut self, node: &Address) -> io::Result<Report> {
+    fn try_to_ask(&mut self, node: &Address, pool: &Pool) -> io::Result<Report> {
         let stream = match &mut self.stream {
             Some(stream) => stream,
-            none => none.insert(BufReader::new(connect(node)?)),
+            none => none.insert(connect(node, pool)?),
         };
         stream.get_mut().write_all(b"stats replication\r\n")?;
         let mut lines = Vec::new();
@@ -129,17 +175,46 @@ impl Line {
     }
 }
 
-fn connect(node: &Address) -> io::Result<TcpStream> {
-    let Address::Tcp { host, port } = node else {
-        return Err(io::ErrorKind::Unsupported.into());
+/// Connects as the pool's clients are connected: with its certificates, and its user.
+fn connect(node: &Address, pool: &Pool) -> io::Result<BufReader<Box<dyn Way>>> {
+    let access = Access::load(pool, node).map_err(io::Error::other)?;
+    let way: Box<dyn Way> = match node {
+        Address::Unix(path) => {
+            let stream = UnixStream::connect(path)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            secured(&access, stream)?
+        }
+        Address::Tcp { host, port } => {
+            let addresses = address::resolve(Some(host), *port)?;
+            let first = addresses.first().ok_or(io::ErrorKind::NotFound)?;
+            let stream = TcpStream::connect_timeout(first, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            stream.set_nodelay(true)?;
+            secured(&access, stream)?
+        }
     };
-    let addresses = address::resolve(Some(host), *port)?;
-    let first = addresses.first().ok_or(io::ErrorKind::NotFound)?;
-    let stream = TcpStream::connect_timeout(first, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    stream.set_nodelay(true)?;
+    let mut stream = BufReader::new(way);
+    if let Some((request, _)) = access.greeting(Dialect::Text) {
+        stream.get_mut().write_all(&request)?;
+        let mut line = String::new();
+        stream.read_line(&mut line)?;
+        if line.trim_end() != "STORED" {
+            return Err(io::Error::other(format!(
+                "the user is refused: {}",
+                line.trim_end()
+            )));
+        }
+    }
     Ok(stream)
+}
+
+fn secured(access: &Access, stream: impl Way + 'static) -> io::Result<Box<dyn Way>> {
+    Ok(match &access.tls {
+        Some(outward) => Box::new(outward.blocking(stream)?),
+        None => Box::new(stream),
+    })
 }
 
 /// Looks at the nodes of all groups.
@@ -161,11 +236,16 @@ struct Reader {
     keys: Keys,
     read_at: Option<Instant>,
     unreachable: bool,
+    /// Something may have changed there.
+    changed: Arc<AtomicBool>,
+    /// Changes are told of for as long as this is there.
+    told: Option<Arc<etcd::Bell>>,
 }
 
 impl Scout {
     /// One look. Blocks while nodes take their time; returns how long to wait before the next.
     pub fn look(&mut self, cluster: &Cluster) -> Duration {
+        cluster.bell.rung.store(false, Ordering::Release);
         let plan = cluster.plan();
         let mut settings = plan.settings.clone();
         let mut any = false;
@@ -173,7 +253,7 @@ impl Scout {
             let name = pool.name.clone();
             if let Some(groups) = &mut pool.groups {
                 any = true;
-                self.read(&name, groups);
+                self.read(cluster, &plan.settings.pools[number], groups);
                 self.ask(cluster, &plan, number, &name, groups);
                 let list = groups.list.clone();
                 groups.replace(list);
@@ -183,10 +263,13 @@ impl Scout {
         if !any {
             return AWAY;
         }
-        if settings != plan.settings
-            && let Err(error) = cluster.take_up_groups(&plan, settings)
-        {
-            log::warn!("{error}");
+        if settings != plan.settings {
+            match cluster.take_up_groups(&plan, settings) {
+                Ok(true) => {}
+                // What etcd has said is not in the plan that has come instead.
+                Ok(false) => self.read_again(),
+                Err(error) => log::warn!("{error}"),
+            }
         }
         LOOK
     }
@@ -200,6 +283,7 @@ impl Scout {
         name: &str,
         groups: &mut Groups,
     ) {
+        let settings = &plan.settings.pools[pool];
         for group in &mut groups.list {
             let mut reports = Vec::new();
             let mut asked_at = Vec::new();
@@ -214,7 +298,7 @@ impl Scout {
                     .zip(&group.nodes)
                     .map(|(line, node)| {
                         asked_at.push(cluster.now());
-                        scope.spawn(move || line.ask(node))
+                        scope.spawn(move || line.ask(node, settings))
                     })
                     .collect();
                 reports.extend(asking.into_iter().map(|one| one.join().ok().flatten()));
@@ -232,15 +316,16 @@ impl Scout {
             };
             *known = report.epoch;
             for (node, other) in group.nodes.iter().zip(&reports) {
-                let behind = other.as_ref().and_then(|other| {
-                    report
-                        .behind
-                        .iter()
-                        .find(|(id, _)| *id == other.id)
-                        .map(|(_, behind)| *behind)
-                });
-                if let (Some(target), Some(behind)) = (plan.target(pool, node), behind) {
-                    target.set_fresh(asked_at[at].saturating_sub(behind));
+                let (Some(target), Some(other)) = (plan.target(pool, node), other) else {
+                    continue;
+                };
+                let found = report.behind.iter().find(|(id, _)| *id == other.id);
+                match found {
+                    Some((_, 0)) => target.set_fresh(asked_at[at]),
+                    // A millisecond that has begun counts as a whole one.
+                    Some((_, behind)) => target.set_fresh(asked_at[at].saturating_sub(behind + 1)),
+                    // It does not follow, or is another process than the one that did.
+                    None => target.forget_fresh(),
                 }
             }
             let node = group.nodes[at].clone();
@@ -270,23 +355,48 @@ impl Scout {
     }
 
     /// Reads etcd for one pool, if that is due.
-    fn read(&mut self, pool: &str, groups: &mut Groups) {
+    fn read(&mut self, cluster: &Cluster, pool: &Pool, groups: &mut Groups) {
         let Some(topology) = &groups.etcd else {
             return;
         };
         let reader = self
             .topologies
-            .entry(pool.to_owned())
+            .entry(pool.name.clone())
             .or_insert_with(|| Reader::new(topology));
         if reader.topology != *topology {
             *reader = Reader::new(topology);
         }
+        reader.watch(&cluster.bell);
         let Some(entries) = reader.read() else {
             return;
         };
-        for (group, epoch) in gather(&reader.keys, &entries, groups) {
-            let known = self.epochs.entry((pool.to_owned(), group)).or_default();
+        let (mut found, epochs) = gather(&reader.keys, &entries, &groups.list);
+        if !groups.list.is_empty() {
+            // Keys go to a new group when it takes them.
+            let lines = &mut self.lines;
+            let all = found.len();
+            found.retain(|group| {
+                groups.list.iter().any(|known| known.name == group.name)
+                    || group.nodes.iter().any(|node| {
+                        let line = lines.entry(node.clone()).or_default();
+                        line.ask(node, pool).is_some_and(|report| report.leads)
+                    })
+            });
+            if found.len() < all {
+                reader.changed.store(true, Ordering::Release);
+            }
+        }
+        take_over(found, groups);
+        for (group, epoch) in epochs {
+            let known = self.epochs.entry((pool.name.clone(), group)).or_default();
             *known = epoch.max(*known);
+        }
+    }
+
+    /// With the next look, etcd is read whether or not it says that anything has changed.
+    fn read_again(&self) {
+        for reader in self.topologies.values() {
+            reader.changed.store(true, Ordering::Release);
         }
     }
 }
@@ -300,10 +410,9 @@ fn leader(reports: &[Option<Report>], known: u64) -> Option<usize> {
     leaders.max().map(|(_, at)| at)
 }
 
-/// Puts what etcd holds into the list of groups. A group stays, be all its nodes away: its keys must
-/// not move because it has failed. Returns the epochs of leaders.
-fn gather(keys: &Keys, entries: &[Entry], groups: &mut Groups) -> Vec<(String, u64)> {
-    let list = &groups.list;
+/// The groups that etcd holds, and the epochs of their leaders. One that is in `list` stays, be all its
+/// nodes away: its keys must not move because it has failed.
+fn gather(keys: &Keys, entries: &[Entry], list: &[Group]) -> (Vec<Group>, Vec<(String, u64)>) {
     let mut epochs = Vec::new();
     let mut found: Vec<Group> = Vec::new();
     let group = |found: &mut Vec<Group>, name: &str| -> usize {
@@ -356,16 +465,20 @@ fn gather(keys: &Keys, entries: &[Entry], groups: &mut Groups) -> Vec<(String, u
     }
     found.retain(|group| !group.nodes.is_empty());
     found.sort_by(|a, b| a.name.cmp(&b.name));
+    (found, epochs)
+}
+
+/// From now on these are the groups, if there are any.
+fn take_over(found: Vec<Group>, groups: &mut Groups) {
     if found.is_empty() {
-        return epochs;
+        return;
     }
     for group in &found {
-        if !list.iter().any(|known| known.name == group.name) {
+        if !groups.list.iter().any(|known| known.name == group.name) {
             log::info!("group {} is there", group.name);
         }
     }
     groups.replace(found);
-    epochs
 }
 
 impl Reader {
@@ -383,12 +496,36 @@ impl Reader {
             etcd,
             read_at: None,
             unreachable: false,
+            changed: Arc::default(),
+            told: None,
         }
     }
 
-    /// Nothing if it is too early, or etcd does not answer: then all stays as it is.
+    /// Has changes told of, if they are not.
+    fn watch(&mut self, bell: &Arc<Bell>) {
+        let (None, Some(etcd)) = (&self.told, &self.etcd) else {
+            return;
+        };
+        let (changed, bell) = (self.changed.clone(), bell.clone());
+        let told: Arc<etcd::Bell> = Arc::new(move || {
+            changed.store(true, Ordering::Release);
+            bell.ring();
+        });
+        match etcd
+            .clone()
+            .start_watch(self.keys.all(), Arc::downgrade(&told))
+        {
+            Ok(()) => self.told = Some(told),
+            Err(error) => log::warn!("etcd is not watched: {error}"),
+        }
+    }
+
+    /// Nothing if nothing is said to have changed, or etcd does not answer: then all stays as it is.
     fn read(&mut self) -> Option<Vec<Entry>> {
-        if self.read_at.is_some_and(|at| at.elapsed() < READ) {
+        let every = if self.unreachable { READ_AGAIN } else { READ };
+        let due = self.read_at.is_none_or(|at| at.elapsed() >= every);
+        // What changes from now on may not be in the answer.
+        if !self.changed.swap(false, Ordering::AcqRel) && !due {
             return None;
         }
         let (first, end) = self.keys.all();
@@ -429,7 +566,8 @@ pub fn find(pool: &str, groups: &mut Groups) -> Result<(), String> {
     let body = serde_json::json!({"key": first, "range_end": end});
     match etcd.call("/v3/kv/range", &body) {
         Ok(answer) => {
-            gather(&reader.keys, &Entry::all(&answer), groups);
+            let (found, _) = gather(&reader.keys, &Entry::all(&answer), &groups.list);
+            take_over(found, groups);
             if groups.list.is_empty() {
                 let cluster = &topology.cluster;
                 return Err(told(&format!(

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::groups;
+use super::groups::{self, Bell};
 use super::hotkey::writes::Writes;
 use super::membership;
 use super::proxy::Shown;
@@ -41,6 +41,8 @@ pub struct Cluster {
     pub workers: u32,
     /// When servers were last looked up that are found by name.
     found: AtomicU64,
+    /// Calls for a look at groups.
+    pub bell: Arc<Bell>,
 }
 
 /// One configuration.
@@ -358,6 +360,7 @@ impl Cluster {
             queued: AtomicUsize::new(0),
             workers: u32::try_from(workers).unwrap_or(u32::MAX).max(1),
             found: AtomicU64::new(0),
+            bell: Arc::default(),
         })
     }
 
@@ -431,15 +434,16 @@ impl Cluster {
         self.take_up(settings)
     }
 
-    /// Takes up what has become of groups, unless another plan has come since `plan`.
+    /// Takes up what has become of groups, unless another plan has come since `plan`: then false.
     ///
     /// # Errors
     /// As [`new`](Cluster::new).
-    pub fn take_up_groups(&self, plan: &Arc<Plan>, settings: proxy::Proxy) -> Result<(), String> {
+    pub fn take_up_groups(&self, plan: &Arc<Plan>, settings: proxy::Proxy) -> Result<bool, String> {
         if !Arc::ptr_eq(plan, &self.plan()) {
-            return Ok(());
+            return Ok(false);
         }
-        self.take_up(settings)
+        self.take_up(settings)?;
+        Ok(true)
     }
 
     fn take_up(&self, settings: proxy::Proxy) -> Result<(), String> {

@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::deletes::Deletes;
 use super::health::{Event, Health, State, admits};
 use crate::net::{Outward, Stream, Ways, address};
+use crate::protocol::answer::{HEADER, Shape};
+use crate::protocol::{Dialect, binary};
 use crate::settings::proxy::{self, Address};
 
 /// States as they are mirrored.
@@ -86,6 +88,31 @@ impl Access {
         };
         Ok(Access { tls, credentials })
     }
+
+    /// What a server is shown that asks for credentials, and the shape of its answer.
+    pub fn greeting(&self, dialect: Dialect) -> Option<(Vec<u8>, Shape)> {
+        let (user, password) = self.credentials.as_ref()?;
+        Some(match dialect {
+            Dialect::Text => {
+                let value = format!("{user} {password}");
+                let request = format!("set auth 0 0 {}\r\n{value}\r\n", value.len());
+                (request.into_bytes(), Shape::Line)
+            }
+            Dialect::Binary => {
+                const AUTHENTICATE: u8 = 0x21;
+                const MECHANISM: &[u8] = b"PLAIN";
+                let value = format!("\0{user}\0{password}");
+                let body = MECHANISM.len() + value.len();
+                let mut request = vec![0; HEADER];
+                (request[0], request[1]) = (binary::MAGIC, AUTHENTICATE);
+                request[3] = MECHANISM.len() as u8;
+                request[8..12].copy_from_slice(&(body as u32).to_be_bytes());
+                request.extend_from_slice(MECHANISM);
+                request.extend_from_slice(value.as_bytes());
+                (request, Shape::Binary(AUTHENTICATE))
+            }
+        })
+    }
 }
 
 /// One server.
@@ -104,7 +131,7 @@ pub struct Target {
     resolved: AtomicU64,
     /// How often an address of its name has turned out to be its no more.
     moves: AtomicU64,
-    /// A follower's: what was written before then, it has.
+    /// A follower's: what was written before then, it has; 0 if that is not known of anything.
     fresh_at: AtomicU64,
 }
 
@@ -155,15 +182,20 @@ impl Target {
         self.fresh_at.fetch_max(at, Relaxed);
     }
 
+    /// Perhaps it is another process now, or begins anew: what it has is not known.
+    pub fn forget_fresh(&self) {
+        self.fresh_at.store(0, Relaxed);
+    }
+
     /// How it is entered, for connections to come.
     pub fn set_access(&self, access: Access) {
         *self.access.lock().unwrap_or_else(PoisonError::into_inner) = access;
     }
 
     /// What it is shown before anything else.
-    pub fn credentials(&self) -> Option<(String, String)> {
+    pub fn greeting(&self, dialect: Dialect) -> Option<(Vec<u8>, Shape)> {
         let access = self.access.lock().unwrap_or_else(PoisonError::into_inner);
-        access.credentials.clone()
+        access.greeting(dialect)
     }
 
     /// Whether it may be asked for a key, whose hash is only looked at while it is half open.

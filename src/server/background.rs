@@ -70,16 +70,23 @@ pub fn start_resolver(cluster: Arc<Cluster>, control: Arc<Control>) -> io::Resul
     })
 }
 
-/// Looks at groups of nodes behind a proxy.
+/// Between two looks at groups, however many call.
+const REST: Duration = Duration::from_millis(20);
+
+/// Looks at groups of nodes behind a proxy, as often as need be, and when called.
 ///
 /// # Errors
 /// The system cannot start a thread.
 pub fn start_scout(cluster: Arc<Cluster>, control: Arc<Control>) -> io::Result<JoinHandle<()>> {
     Builder::new().name("scout".to_owned()).spawn(move || {
         let mut scout = Scout::default();
+        let calls = control.clone();
+        cluster.bell.on_ring(move || calls.call());
         loop {
             let wait = scout.look(&cluster);
-            if !control.sleep(wait) {
+            if !control.sleep(REST)
+                || !control.sleep_unless(Instant::now() + wait, || cluster.bell.is_rung())
+            {
                 break;
             }
         }

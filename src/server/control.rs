@@ -72,10 +72,15 @@ impl Control {
 
     /// Sleeps until an instant; false means that the server stops and the thread should end.
     pub fn sleep_until(&self, deadline: Instant) -> bool {
+        self.sleep_unless(deadline, || false)
+    }
+
+    /// The same, or until something is so; whoever makes it so [calls](Control::call) then.
+    pub fn sleep_unless(&self, deadline: Instant, is_so: impl Fn() -> bool) -> bool {
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         while !*ended {
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() || is_so() {
                 return true;
             }
             (ended, _) = self
@@ -85,13 +90,38 @@ impl Control {
         }
         false
     }
+
+    /// Lets those who sleep look whether what they sleep for is so.
+    pub fn call(&self) {
+        // Nobody is between looking and sleeping while this is held.
+        drop(self.ended.lock().unwrap_or_else(PoisonError::into_inner));
+        self.bell.notify_all();
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use mio::{Poll, Token};
 
     use super::*;
+
+    #[test]
+    fn sleepers_are_called() {
+        let poll = Poll::new().unwrap();
+        let control = Control::new(Waker::new(poll.registry(), Token(0)).unwrap());
+        let so = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let sleeper = scope.spawn(|| {
+                let late = Instant::now() + Duration::from_secs(3600);
+                control.sleep_unless(late, || so.load(Ordering::Acquire))
+            });
+            so.store(true, Ordering::Release);
+            control.call();
+            assert!(sleeper.join().unwrap(), "the server goes on");
+        });
+    }
 
     #[test]
     fn the_first_reason_counts_and_sleepers_wake() {

@@ -7,17 +7,17 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::control::Control;
+use crate::cluster::election::VOUCH;
 use crate::cluster::election::directory::{Answer, Directory, Failed, Request};
 use crate::cluster::election::elector::{Effect, Elector, Local};
-use crate::cluster::election::etcd::Etcd;
+use crate::cluster::election::etcd::{Bell, Etcd};
 use crate::cluster::election::wire::{Keys, Me};
-use crate::cluster::election::{RETRY, VOUCH};
 use crate::cluster::replication::SUSPECT;
 use crate::cluster::replication::data::Data;
 use crate::cluster::replication::replicas::Replicas;
@@ -37,6 +37,8 @@ struct Clerk {
     etcd: Etcd,
     replicas: Arc<Replicas>,
     changed: Arc<AtomicBool>,
+    /// Changes at etcd are told of for as long as this is there.
+    _bell: Arc<Bell>,
     told_at: Instant,
 }
 
@@ -68,13 +70,17 @@ pub fn start(
     let elector = Elector::new(me, election.ttl_ms, keep_members, replication.recover_ms);
     let keys = Keys::new(&replication.cluster);
     let changed = Arc::new(AtomicBool::new(false));
-    start_watch(etcd.clone(), keys.all(), &changed)?;
+    let rung = changed.clone();
+    let bell: Arc<Bell> = Arc::new(move || rung.store(true, Ordering::Release));
+    etcd.clone()
+        .start_watch(keys.all(), Arc::downgrade(&bell))?;
     let mut clerk = Clerk {
         elector,
         keys,
         etcd,
         replicas: replicas.clone(),
         changed,
+        _bell: bell,
         told_at: Instant::now(),
     };
     Builder::new()
@@ -110,36 +116,6 @@ fn introduced(
             .unwrap_or_else(|| format!("{host}:{port}")),
         clients,
     }
-}
-
-/// Rings whenever something changes at etcd. It is a bell and nothing more: what has changed is read.
-fn start_watch(
-    mut etcd: Etcd,
-    range: (String, String),
-    changed: &Arc<AtomicBool>,
-) -> io::Result<()> {
-    let bell: Weak<AtomicBool> = Arc::downgrade(changed);
-    // Nobody joins it: it may be listening for a while after the server has ended.
-    Builder::new()
-        .name("watch-etcd".to_owned())
-        .spawn(move || {
-            while bell.strong_count() > 0 {
-                let ring = || match bell.upgrade() {
-                    Some(changed) => {
-                        changed.store(true, Ordering::Release);
-                        true
-                    }
-                    None => false,
-                };
-                if let Err(Failed::Unreachable(why) | Failed::Refused { message: why, .. }) =
-                    etcd.watch(&range, ring)
-                {
-                    log::debug!("no word of changes from etcd: {why}");
-                }
-                std::thread::sleep(Duration::from_millis(RETRY));
-            }
-        })
-        .map(drop)
 }
 
 impl Clerk {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -233,6 +233,8 @@ struct Inner {
     began: Instant,
     /// Requests are left unanswered.
     deaf: AtomicBool,
+    /// How often all watches were ended.
+    ends: AtomicU64,
     over: AtomicBool,
     /// Name, password, and the token they are good for.
     user: Option<(String, String)>,
@@ -258,6 +260,7 @@ impl Gateway {
             changed: Condvar::new(),
             began: Instant::now(),
             deaf: AtomicBool::new(false),
+            ends: AtomicU64::new(0),
             over: AtomicBool::new(false),
             user: user.map(|(name, password)| (name.to_owned(), password.to_owned())),
             token: Mutex::new("first".to_owned()),
@@ -291,6 +294,12 @@ impl Gateway {
     /// Tokens that were given out are not good any more.
     pub fn forget_tokens(&self) {
         self.inner.token.lock().unwrap().push('+');
+    }
+
+    /// Gives up all watches, as etcd does where the revisions are not there any more.
+    pub fn end_watches(&self) {
+        self.inner.ends.fetch_add(1, Ordering::SeqCst);
+        self.inner.changed.notify_all();
     }
 
     pub fn with<T>(&self, look: impl FnOnce(&mut Store) -> T) -> T {
@@ -345,7 +354,8 @@ impl Inner {
                 std::thread::sleep(Duration::from_millis(10));
             }
             if path == "/v3/watch" {
-                return self.watch(&mut stream);
+                let allowed = self.allows(field("authorization"));
+                return self.watch(&mut stream, allowed);
             }
             let (status, answer) = match self.answer(&path, &body, field("authorization")) {
                 Ok(answer) => (200, answer),
@@ -363,6 +373,10 @@ impl Inner {
         }
     }
 
+    fn allows(&self, token: Option<String>) -> bool {
+        self.user.is_none() || token.as_ref() == Some(&*self.token.lock().unwrap())
+    }
+
     fn answer(&self, path: &str, body: &Value, token: Option<String>) -> Result<Value, Refusal> {
         let good = self.token.lock().unwrap().clone();
         if let Some((name, password)) = &self.user {
@@ -372,7 +386,7 @@ impl Inner {
                 }
                 return Ok(json!({"header": {}, "token": good}));
             }
-            if token.as_ref() != Some(&good) {
+            if !self.allows(token) {
                 return Err((401, 16, "etcdserver: invalid auth token"));
             }
         }
@@ -382,7 +396,7 @@ impl Inner {
     }
 
     /// Tells of every change, whatever was asked for.
-    fn watch(&self, stream: &mut TcpStream) -> std::io::Result<()> {
+    fn watch(&self, stream: &mut TcpStream, allowed: bool) -> std::io::Result<()> {
         write!(
             stream,
             "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -392,11 +406,24 @@ impl Inner {
             write!(stream, "{:x}\r\n{text}\r\n", text.len())
         };
         let mut told = self.store.lock().unwrap().revision;
-        tell(json!({"result": {"created": true}}))?;
+        let ends = self.ends.load(Ordering::SeqCst);
+        if allowed {
+            tell(json!({"result": {"created": true}}))?;
+        } else {
+            // As etcd does, which leaves the stream open.
+            let reason = "rpc error: code = PermissionDenied";
+            tell(json!({"result": {
+                "created": true, "canceled": true, "cancel_reason": reason,
+            }}))?;
+        }
         let mut store = self.store.lock().unwrap();
         while !self.over.load(Ordering::SeqCst) {
+            if allowed && self.ends.load(Ordering::SeqCst) > ends {
+                let reason = "etcdserver: mvcc: required revision has been compacted";
+                return tell(json!({"result": {"canceled": true, "cancel_reason": reason}}));
+            }
             store.expire(self.now());
-            if store.revision > told {
+            if allowed && store.revision > told {
                 told = store.revision;
                 tell(json!({"result": {"header": store.header(), "events": [{}]}}))?;
             }

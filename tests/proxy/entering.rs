@@ -10,6 +10,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 
 use crate::common::{self, TestServer};
 use crate::fleet;
+use crate::group;
 
 /// Files of an authority and of one certificate it has signed, for `localhost`.
 struct Files {
@@ -44,7 +45,10 @@ impl Files {
     }
 
     fn secure(&self) -> Settings {
-        let mut settings = common::settings();
+        self.secured(common::settings())
+    }
+
+    fn secured(&self, mut settings: Settings) -> Settings {
         settings.tls.enabled = true;
         settings.tls.chain_cert = Some(self.path("chain"));
         settings.tls.key = Some(self.path("key"));
@@ -123,6 +127,54 @@ fn servers_that_want_credentials() {
         said.starts_with("SERVER_ERROR ") && said.contains("credentials"),
         "{said}"
     );
+}
+
+/// Nodes of a group are asked which leads in the way in which clients' requests go to them.
+#[test]
+fn groups_under_tls_with_credentials() {
+    let files = Files::new();
+    let node = |follow: Option<&TestServer>| {
+        let mut settings = files.secured(group::copying(follow));
+        settings.security.auth_file = Some(files.path("users"));
+        TestServer::start_with(settings)
+    };
+    let leader = node(None);
+    let follower = node(Some(&leader));
+    let with = |password: &str| {
+        let text = format!(
+            "[pools.all]\ntimeout = \"20s\"\nreads = \"any\"\n\
+             tls = {{ ca = {}, server_name = \"localhost\" }}\n\
+             auth = {{ user = \"me\", password_file = {} }}\n\
+             [pools.all.groups]\ng = [\"{}\", \"{}\"]\n",
+            files.text("ca"),
+            files.text(password),
+            // In the wrong order.
+            follower.address(),
+            leader.address()
+        );
+        fleet::proxy_with(larder::settings::proxy::parse(&text).unwrap())
+    };
+    let proxy = with("password");
+    let mut client = proxy.connect();
+    group::write(&mut client, "k", "x");
+    // Its own clients need not be secured: the follower is seen to be asked in what the proxy has sent.
+    let asked = |proxy: &TestServer| -> u64 {
+        let name = format!("all:{}:requests", follower.address());
+        let told = group::stat(&mut proxy.connect(), "servers", &name);
+        told.expect("it is one of the servers").parse().unwrap()
+    };
+    group::eventually("the follower is read", || {
+        let before = asked(&proxy);
+        for _ in 0..20 {
+            assert_eq!(group::read(&mut client, "k").as_deref(), Some("x"));
+        }
+        asked(&proxy) > before
+    });
+    let stranger = with("wrong");
+    let mut client = stranger.connect();
+    client.send("get k\r\n");
+    let said = client.line();
+    assert!(said.starts_with("SERVER_ERROR "), "{said}");
 }
 
 #[test]

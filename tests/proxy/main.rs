@@ -2,6 +2,10 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/gateway.rs"]
+mod gateway;
+#[path = "../common/group.rs"]
+mod group;
 
 mod discovery;
 mod entering;

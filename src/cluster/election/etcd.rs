@@ -2,17 +2,22 @@
 //! etcd's v3 JSON gateway over HTTP: several endpoints, TLS, user and password.
 
 use std::fs;
-use std::io::{BufRead, BufReader, ErrorKind};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::thread::Builder;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Error};
 
+use super::RETRY;
 use super::directory::{Directory, Failed};
 use crate::settings;
+
+/// What is called when something has changed at etcd.
+pub type Bell = dyn Fn() + Send + Sync;
 
 /// Answers are read up to this many bytes.
 const ANSWER_MAX: u64 = 16 << 20;
@@ -121,14 +126,45 @@ impl Etcd {
         let mut line = Vec::new();
         loop {
             line.clear();
-            match lines.read_until(b'\n', &mut line) {
+            match (&mut lines).take(ANSWER_MAX).read_until(b'\n', &mut line) {
                 Ok(0) => return Ok(()),
-                Ok(_) if changed() => {}
-                Ok(_) => return Ok(()),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(lost(&error)),
             }
+            if let Some(why) = given_up(&line) {
+                // Perhaps the token has grown old: the stream stays open all the same.
+                self.token = None;
+                return Err(lost(&why));
+            }
+            if !changed() {
+                return Ok(());
+            }
         }
+    }
+
+    /// Rings whenever something between two keys (encoded) may have changed, on a thread of its own,
+    /// for as long as there is a bell. It is a bell and nothing more: what has changed is read, so that
+    /// nothing is missed between two streams, and compaction of old revisions concerns nobody.
+    ///
+    /// # Errors
+    /// The system cannot start a thread.
+    pub fn start_watch(mut self, range: (String, String), bell: Weak<Bell>) -> io::Result<()> {
+        // Nobody joins it: it may be listening for a while after the bell has gone.
+        Builder::new()
+            .name("watch-etcd".to_owned())
+            .spawn(move || {
+                while bell.strong_count() > 0 {
+                    let ring = || bell.upgrade().map(|ring| ring()).is_some();
+                    if let Err(Failed::Unreachable(why) | Failed::Refused { message: why, .. }) =
+                        self.watch(&range, ring)
+                    {
+                        log::debug!("no word of changes from etcd: {why}");
+                    }
+                    std::thread::sleep(Duration::from_millis(RETRY));
+                }
+            })
+            .map(drop)
     }
 
     fn url(&self, path: &str) -> String {
@@ -226,6 +262,18 @@ fn understood(status: u16, text: &str) -> Result<Value, Failed> {
         _ if status >= 500 && code == 0 => Err(Failed::Unreachable(message)),
         _ => Err(Failed::Refused { code, message }),
     }
+}
+
+/// Why nothing more will come on a stream of changes, if its line says that.
+fn given_up(line: &[u8]) -> Option<String> {
+    let told: Value = serde_json::from_slice(line).ok()?;
+    let words = |value: &Value| value.as_str().map(str::to_owned);
+    if told["error"].is_object() {
+        return words(&told["error"]["message"]).or(Some("an error".to_owned()));
+    }
+    let result = &told["result"];
+    (result["canceled"] == true)
+        .then(|| words(&result["cancel_reason"]).unwrap_or("the watch was ended".to_owned()))
 }
 
 fn is_before_sending(error: &Error) -> bool {
@@ -360,6 +408,56 @@ mod tests {
         })
         .unwrap();
         assert_eq!(calls, 3);
+    }
+
+    #[test]
+    fn a_watch_that_is_ended_or_not_allowed_is_told_of() {
+        let gateway = Gateway::start_for(Some(("larder", "secret")));
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("user");
+        fs::write(&file, "larder:secret\n").unwrap();
+        let mut etcd = to(&[gateway.url()], Some(&file));
+        let range = super::super::wire::range("/x/");
+        let mut calls = 0;
+        let ended = etcd.watch(&range, || {
+            calls += 1;
+            gateway.end_watches();
+            true
+        });
+        let told = format!("{ended:?}");
+        assert!(calls == 1 && told.contains("compacted"), "{calls} {told}");
+        // The token of the last time, which etcd does not know any more, is not asked with for ever.
+        grant(&mut etcd).unwrap();
+        gateway.forget_tokens();
+        assert!(etcd.watch(&range, || true).is_err());
+        assert_eq!(etcd.watch(&range, || false), Ok(()));
+    }
+
+    #[test]
+    fn the_bell_is_rung_until_it_has_gone() {
+        let gateway = Gateway::start();
+        let etcd = to(&[gateway.url()], None);
+        let (rung, rings) = std::sync::mpsc::channel();
+        let bell: Arc<Bell> = Arc::new(move || {
+            let _ = rung.send(());
+        });
+        etcd.start_watch(super::super::wire::range("/x/"), Arc::downgrade(&bell))
+            .unwrap();
+        let patience = Duration::from_secs(30);
+        rings.recv_timeout(patience).expect("it watches");
+        // Whatever has happened meanwhile is told of by the next stream's beginning.
+        gateway.end_watches();
+        rings.recv_timeout(patience).expect("it watches again");
+        let put = json!({"success": [{"request_put": {"key": "YQ=="}}]});
+        gateway.with(|store| store.call("/v3/kv/txn", &put, 0).unwrap());
+        rings.recv_timeout(patience).expect("there is a change");
+        drop(bell);
+        let gone = || gateway.with(|store| store.call("/v3/kv/txn", &put, 0).unwrap());
+        let since = Instant::now();
+        while rings.try_recv() != Err(std::sync::mpsc::TryRecvError::Disconnected) {
+            assert!(since.elapsed() < patience, "nobody holds the bell");
+            gone();
+        }
     }
 
     #[test]

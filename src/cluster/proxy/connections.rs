@@ -10,8 +10,8 @@ use mio::Interest;
 use super::{Deleting, Proxy, Refused, Server, UPLOAD_MAX, token};
 use crate::cluster::health::Event;
 use crate::cluster::upstream::{Fault, Quiet, Ran, Sink, State, Ticket, To, Upstream};
-use crate::protocol::answer::{HEADER, Shape};
-use crate::protocol::{Dialect, base64, binary};
+use crate::protocol::answer::Shape;
+use crate::protocol::{Dialect, base64};
 
 /// How often deadlines are looked at while something is under way.
 const TICK: Duration = Duration::from_millis(20);
@@ -101,9 +101,7 @@ impl Proxy {
         match begun {
             Ok(stream) => {
                 upstream.begin(stream, self.now);
-                if let Some((user, password)) = target.credentials() {
-                    let dialect = upstream.dialect;
-                    let (request, shape) = greeting(dialect, &user, &password);
+                if let Some((request, shape)) = target.greeting(upstream.dialect) {
                     let mut ticket = self.own_ticket(To::Greeting, 0);
                     (ticket.shape, ticket.body) = (shape, true);
                     self.upstreams[number].send(&request, ticket);
@@ -132,6 +130,12 @@ impl Proxy {
             }
             Fault::Closed if upstream.requests() > 0 => target.on(Event::Failed, self.now),
             Fault::Closed | Fault::Retired | Fault::TooMuch => {}
+        }
+        let pool = self.plan.pools.get(self.servers[upstream.server].pool);
+        if pool.is_some_and(|pool| !pool.seats.is_empty()) {
+            // Perhaps another leads from now on, and this one comes back without its items.
+            target.forget_fresh();
+            self.cluster.bell.ring();
         }
         if upstream.requests() > 0 {
             counts.failures.fetch_add(1, Relaxed);
@@ -209,7 +213,11 @@ impl Proxy {
         if !matches!(upstream.state, State::Open) {
             return;
         }
-        match upstream.run(&mut self.input, &mut self.front, self.now) {
+        let ran = upstream.run(&mut self.input, &mut self.front, self.now);
+        if std::mem::take(&mut self.front.misled) {
+            self.cluster.bell.ring();
+        }
+        match ran {
             Ran::Wait => {
                 // Under TLS, what could not be sent may be sent once something has been read.
                 if self.upstreams[number].waiting() > 0 {
@@ -546,30 +554,6 @@ impl Proxy {
             body: false,
             wrote: 0,
             sent: self.now,
-        }
-    }
-}
-
-/// What a server is shown that asks for credentials.
-fn greeting(dialect: Dialect, user: &str, password: &str) -> (Vec<u8>, Shape) {
-    match dialect {
-        Dialect::Text => {
-            let value = format!("{user} {password}");
-            let request = format!("set auth 0 0 {}\r\n{value}\r\n", value.len());
-            (request.into_bytes(), Shape::Line)
-        }
-        Dialect::Binary => {
-            const AUTHENTICATE: u8 = 0x21;
-            const MECHANISM: &[u8] = b"PLAIN";
-            let value = format!("\0{user}\0{password}");
-            let body = MECHANISM.len() + value.len();
-            let mut request = vec![0; HEADER];
-            (request[0], request[1]) = (binary::MAGIC, AUTHENTICATE);
-            request[3] = MECHANISM.len() as u8;
-            request[8..12].copy_from_slice(&(body as u32).to_be_bytes());
-            request.extend_from_slice(MECHANISM);
-            request.extend_from_slice(value.as_bytes());
-            (request, Shape::Binary(AUTHENTICATE))
         }
     }
 }

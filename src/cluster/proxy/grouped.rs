@@ -41,31 +41,31 @@ impl Proxy {
             && let Some(client) = self.front.seats.get_mut(seat)
         {
             client.wrote_at = self.now;
+            client.written = false;
         }
     }
 
     /// The node of a key's group that is asked.
     pub(super) fn node(&mut self, pool: usize, seat: usize, command: Command, key: &[u8]) -> usize {
         self.note_writer(seat, command);
-        let wrote_at = self.front.seats.get(seat).map_or(0, |it| it.wrote_at);
         let reads = self.plan.pools[pool].reads;
         if Commands::WRITES.has(command) || reads == Reads::Leader {
             let leader = self.owner(pool, key);
             return if Commands::WRITES.has(command) || self.servers[leader].target.admits(key) {
                 leader
             } else {
-                self.follower(pool, key).unwrap_or(leader)
+                self.follower(pool, key, 0).unwrap_or(leader)
             };
         }
         let first = self.draw() as usize;
-        let rules = &self.plan.pools[pool];
         let oldest = match reads {
             Reads::Leader => u64::MAX,
-            // Its answer has come within the timeout, or the client has been told otherwise.
-            Reads::OwnWrites if wrote_at > 0 => wrote_at + rules.rules.timeout,
-            Reads::OwnWrites | Reads::Any => 0,
+            Reads::OwnWrites => self.written_by(pool, seat).max(1),
+            // It has had all once.
+            Reads::Any => 1,
             Reads::Bounded(bound) => self.now.saturating_sub(bound).max(1),
         };
+        let rules = &self.plan.pools[pool];
         let seats = &rules.seats[rules.ring.owner(key)];
         let places = &self.places[pool];
         let chosen = (0..seats.len()).find_map(|step| {
@@ -74,19 +74,44 @@ impl Proxy {
             let target = &self.servers[place].target;
             (target.admits(key) && (at == 0 || target.fresh_at() >= oldest)).then_some(place)
         });
+        // Where nobody that has enough can be asked: rather nothing than what is too old.
+        let oldest = if oldest == 1 { 0 } else { oldest };
         chosen
-            .or_else(|| self.follower(pool, key))
+            .or_else(|| self.follower(pool, key, oldest))
             .unwrap_or_else(|| places[seats[0]])
     }
 
-    /// A follower that can be asked, the one that is least behind.
-    fn follower(&self, pool: usize, key: &[u8]) -> Option<usize> {
+    /// When all that a client has written was there; 0 if it has written nothing.
+    fn written_by(&mut self, pool: usize, seat: usize) -> u64 {
+        let timeout = self.plan.pools[pool].rules.timeout;
+        let Some(client) = self.front.seats.get_mut(seat) else {
+            return 0;
+        };
+        if client.wrote_at == 0 || client.written {
+            return client.wrote_at;
+        }
+        // The answers have come within the timeout, or the client has been told otherwise.
+        let late = client.wrote_at + timeout;
+        if !client.slots.is_empty() {
+            return late;
+        }
+        // They have come. A millisecond counts as a whole one.
+        client.wrote_at = late.min(self.cluster.now() + 1);
+        client.written = true;
+        client.wrote_at
+    }
+
+    /// A follower that can be asked and has what was written before then, the one that is least behind.
+    fn follower(&self, pool: usize, key: &[u8], oldest: u64) -> Option<usize> {
         let rules = &self.plan.pools[pool];
         let seats = &rules.seats[rules.ring.owner(key)];
         let places = &self.places[pool];
         let others = seats[1..].iter().map(|seat| places[*seat]);
         others
-            .filter(|place| self.servers[*place].target.admits(key))
+            .filter(|place| {
+                let target = &self.servers[*place].target;
+                target.admits(key) && target.fresh_at() >= oldest
+            })
             .max_by_key(|place| self.servers[*place].target.fresh_at())
     }
 
@@ -103,8 +128,14 @@ impl Proxy {
             ttl: Ttl::AsIs,
             of: None,
         };
+        let oldest = match self.plan.pools[pool].reads {
+            Reads::Leader | Reads::Any => 0,
+            Reads::Bounded(bound) => self.now.saturating_sub(bound).max(1),
+            // Whoever asks may have written.
+            Reads::OwnWrites => u64::MAX,
+        };
         if !Commands::WRITES.has(command)
-            && let Some(place) = self.follower(pool, key)
+            && let Some(place) = self.follower(pool, key, oldest)
         {
             return Some(as_is(place));
         }

@@ -23,7 +23,11 @@ pub struct Member {
     /// The last time it promised to stand by, on this clock.
     pub vouched_at: Option<u64>,
     pub bytes_in_flight: u64,
+    /// What there was at this time it has.
     pub caught_up_at: u64,
+    /// What there was at a later time, which it has yet to say that it has: under load it never has
+    /// all there is.
+    mark: Option<(u64, [u64; PARTITIONS])>,
     /// Whether it should be counted as in sync, if that is not as it is, and an outside agreement
     /// decides.
     wish: Option<bool>,
@@ -36,6 +40,25 @@ impl Member {
         pairs
             .map(|(ours, theirs)| ours.saturating_sub(*theirs))
             .sum()
+    }
+
+    /// Notes how up to date it is. Returns whether it has all there is.
+    fn catch_up(&mut self, positions: &[u64; PARTITIONS], now: u64) -> bool {
+        if self.behind(positions) == 0 {
+            self.caught_up_at = now;
+            self.mark = None;
+            return true;
+        }
+        match &self.mark {
+            Some((_, there)) if self.behind(there) > 0 => {}
+            mark => {
+                if let Some((at, _)) = mark {
+                    self.caught_up_at = *at;
+                }
+                self.mark = Some((now, *positions));
+            }
+        }
+        false
     }
 }
 
@@ -115,6 +138,7 @@ impl Group {
             vouched_at: None,
             bytes_in_flight: 0,
             caught_up_at: now,
+            mark: None,
             wish: None,
         });
         member.flaps.retain(|at| now < at + FLAP_WINDOW);
@@ -124,6 +148,7 @@ impl Group {
         member.connected = true;
         member.ready = false;
         member.acked = [0; PARTITIONS];
+        member.mark = None;
         member.vouched_at = None;
     }
 
@@ -145,10 +170,7 @@ impl Group {
         member.acked = *acked;
         member.ready = ready;
         member.progress_at = progress_at;
-        let caught_up = member.behind(positions) == 0;
-        if caught_up {
-            member.caught_up_at = now;
-        }
+        let caught_up = member.catch_up(positions, now);
         let steady = member.flaps.len() < FLAPS || now >= member.connected_at + FLAP_PROBATION;
         let has_all = committed
             .0
@@ -428,6 +450,31 @@ mod tests {
             group.progress(node, &HERE, true, 0, 0, &HERE);
         }
         group
+    }
+
+    /// Whoever follows a leader that never rests is behind by as much as it is, not since it began.
+    #[test]
+    fn how_old_a_copy_is() {
+        let mut group = with(&[1]);
+        let late = 7;
+        for now in 1..1000_u64 {
+            let positions = [10 + now; PARTITIONS];
+            let acked = [10 + now.saturating_sub(late); PARTITIONS];
+            group.progress(1, &acked, true, now, now, &positions);
+            let member = group.members().next().unwrap();
+            let old = now - member.caught_up_at;
+            assert!(
+                old >= late.min(now) && old <= 2 * late + 1,
+                "{old} at {now}"
+            );
+        }
+        // It is silent.
+        let acked = [10 + 1000 - late; PARTITIONS];
+        for now in 1000..2000 {
+            group.progress(1, &acked, true, 1000, now, &[10 + now; PARTITIONS]);
+        }
+        let member = group.members().next().unwrap();
+        assert!(member.caught_up_at <= 1000 - late);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! TLS towards servers: whose certificates are believed, and what is shown to those who ask.
 
 use std::fmt;
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,7 +10,10 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    StreamOwned,
+};
 
 use super::{certificates, explain};
 
@@ -84,6 +88,18 @@ impl Outward {
             config: Arc::new(config),
             name,
         })
+    }
+}
+
+impl Outward {
+    /// Over a stream that blocks; the handshake comes with the first use.
+    ///
+    /// # Errors
+    /// The configuration does not allow it.
+    pub fn blocking<S: Read + Write>(&self, stream: S) -> io::Result<impl Read + Write + use<S>> {
+        let connection = ClientConnection::new(self.config.clone(), self.name.clone())
+            .map_err(io::Error::other)?;
+        Ok(StreamOwned::new(connection, stream))
     }
 }
 

@@ -167,7 +167,7 @@ pub(super) fn groups(table: &Table<'_>) -> Found<Option<Groups>> {
         value.duration_ms(0..=7 * 86_400_000)
     })?;
     table.set("warm_ttl", &mut groups.warm_ttl, Value::ttl)?;
-    for other in ["replicas", "failover", "eject", "tls", "auth"] {
+    for other in ["replicas", "failover", "eject"] {
         if table.has(other) {
             return Err(table.wrong(format!("`{other}` does not go with groups")));
         }
