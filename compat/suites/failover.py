@@ -14,7 +14,7 @@ SECONDS = 600
 
 
 def run(setting):
-    peers.debian("etcd-server", "etcd-client")
+    peers.debian("etcd-server", "etcd-client", "openssl")
     script = os.path.join(peers.HERE, "failover.py")
     try:
         done = subprocess.run([sys.executable, script, setting.subject], capture_output=True, text=True, timeout=SECONDS, check=False)
