@@ -134,6 +134,9 @@ fn a_new_group_comes_onto_the_ring() {
     for number in 0..100 {
         write(&mut client, &format!("k{number}"), &format!("v{number}"));
     }
+    for number in 0..30 {
+        client.ask(format!("set t{number} 0 500 1\r\nx\r\n"), "STORED\r\n");
+    }
     let second = TestServer::start_with(elected(&gateway, "b", "g2"));
     eventually("the new group gets what is written", || {
         for number in 100..120 {
@@ -155,8 +158,33 @@ fn a_new_group_comes_onto_the_ring() {
     eventually("what was read has moved", || {
         stat(&second, "curr_items").parse::<u32>().unwrap() > 30
     });
+    // What is brought over lives no longer than it would have.
+    let mortal: Vec<String> = (0..30).map(|number| format!("t{number}")).collect();
+    for key in &mortal {
+        assert_eq!(read(&mut client, key).as_deref(), Some("x"));
+    }
+    let mut there = second.connect();
+    eventually("some have moved", || {
+        let mut lives = Vec::new();
+        for key in &mortal {
+            there.send(format!("mg {key} t\r\n"));
+            let line = there.line();
+            lives.extend(
+                line.strip_prefix("HD t")
+                    .map(|life| life.parse::<i32>().unwrap()),
+            );
+        }
+        assert!(
+            lives.iter().all(|life| (1..=500).contains(life)),
+            "{lives:?}"
+        );
+        lives.len() > 5
+    });
+    there.send("mg k0 t\r\n");
+    let line = there.line();
+    assert!(["EN", "HD t-1"].contains(&&*line), "{line}");
     // A delete reaches both places.
-    for key in &keys {
+    for key in keys.iter().chain(&mortal) {
         client.ask(format!("delete {key}\r\n"), "DELETED\r\n");
         assert_eq!(read(&mut client, key), None);
     }

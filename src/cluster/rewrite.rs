@@ -284,9 +284,34 @@ pub fn value_of(dialect: Dialect, answer: &[u8]) -> Option<(u32, &[u8])> {
     Some((flags as u32, rest.get(..length as usize)?))
 }
 
+/// How long a key lives that an answer of `mg KEY t` is about, in seconds; 0 is for ever.
+pub fn life_in(answer: &[u8]) -> Option<u32> {
+    let text = std::str::from_utf8(answer).ok()?;
+    match text.trim_end().strip_prefix("HD t")? {
+        "-1" => Some(0),
+        // The second that it is in counts.
+        seconds => Some(seconds.parse::<u32>().ok()?.max(1)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lives_are_read() {
+        for (answer, life) in [
+            ("HD t-1\r\n", Some(0)),
+            ("HD t300\r\n", Some(300)),
+            ("HD t0\r\n", Some(1)),
+            ("EN\r\n", None),
+            ("HD\r\n", None),
+            ("HD t\r\n", None),
+            ("SERVER_ERROR x\r\n", None),
+        ] {
+            assert_eq!(life_in(answer.as_bytes()), life, "{answer}");
+        }
+    }
 
     fn changed(head: &str, body: &str, key: Option<&str>, ttl: Ttl) -> String {
         let owned = Owned {

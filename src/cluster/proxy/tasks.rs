@@ -13,7 +13,9 @@ use super::hot::Reading;
 use super::{Forward, Proxy, Refused};
 use crate::cluster::front::{Event, nothing, refusal};
 use crate::cluster::rewrite::{self, Change, Owned};
-use crate::cluster::route::{Action, Outcome, Question, Send, Source, Tag, Ttl, Walk, What, World};
+use crate::cluster::route::{
+    Action, Life, Outcome, Question, Send, Source, Tag, Ttl, Walk, What, World,
+};
 use crate::cluster::target::Target;
 use crate::cluster::upstream::{Fault, KeyTicket, Quiet, Sink, Ticket, To};
 use crate::protocol::Dialect;
@@ -452,7 +454,7 @@ impl Proxy {
         let key: Box<[u8]> = walk.key(send.key).into();
         let command = match send.what {
             What::Request => task.command,
-            What::Read => Command::Get,
+            What::Read | What::Life => Command::Get,
             What::Fill { .. } => Command::Add,
             What::Delete => Command::Delete,
         };
@@ -509,9 +511,18 @@ impl Proxy {
                 ticket.shape = Shape::Line;
                 (Dialect::Text, [b"delete ", &key[..], b"\r\n"].concat())
             }
-            What::Fill { of, ttl } => {
-                let mut replies = task.replies.iter();
-                let hit = replies.find(|it| it.tag == of && it.verdict == Verdict::Hit);
+            What::Life => {
+                ticket.shape = Shape::Meta;
+                (Dialect::Text, [b"mg ", &key[..], b" t\r\n"].concat())
+            }
+            What::Fill { of, life } => {
+                let reply_to = |tag: Tag| task.replies.iter().find(|reply| reply.tag == tag);
+                let life = match life {
+                    Life::Seconds(ttl) => Some(ttl),
+                    Life::Of(tag) => reply_to(tag).and_then(|reply| rewrite::life_in(&reply.bytes)),
+                };
+                let ttl = Ttl::Exactly(life.ok_or(unsendable)?).apply(0, self.unix);
+                let hit = reply_to(of).filter(|reply| reply.verdict == Verdict::Hit);
                 let value = hit.and_then(|reply| {
                     let dialect = match reply.bytes.first() {
                         Some(0x81) => Dialect::Binary,

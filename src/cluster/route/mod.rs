@@ -9,7 +9,7 @@
 
 mod walk;
 
-pub use walk::{Action, KeyId, Outcome, Reply, Send, Source, Tag, Ttl, Walk, What, World};
+pub use walk::{Action, KeyId, Life, Outcome, Reply, Send, Source, Tag, Ttl, Walk, What, World};
 
 use crate::cluster::limit::{InFlight, TokenBucket};
 use crate::hash::hashkit;

@@ -101,7 +101,14 @@ impl Told {
                     match send.what {
                         What::Request => {}
                         What::Read => words.push_str(" read"),
-                        What::Fill { of, ttl } => words.push_str(&format!(" fill {of} {ttl}s")),
+                        What::Life => words.push_str(" life"),
+                        What::Fill { of, life } => {
+                            let life = match life {
+                                Life::Seconds(ttl) => format!("{ttl}s"),
+                                Life::Of(tag) => format!("as {tag}"),
+                            };
+                            words.push_str(&format!(" fill {of} {life}"));
+                        }
                         What::Delete => words.push_str(" delete"),
                     }
                     if send.key != 0 {
@@ -316,6 +323,38 @@ fn a_tier_reads_near_first_and_fills_it() {
         assert_eq!(first, "(0:a delete), 1:b");
         assert_eq!(told.outcome(1, Outcome::Done), "(2:a delete), Reply(1)");
     }
+}
+
+/// What is brought over lives as long as it would have where it was.
+#[test]
+fn what_warms_up_keeps_its_life() {
+    let tree = tree("{ warmup = { cold = 'a', warm = 'b' } }");
+    let (mut told, _) = Told::start(&tree, Command::Get, Fixed::default());
+    assert_eq!(told.outcome(0, Outcome::Miss), "1:b");
+    assert_eq!(told.outcome(1, Outcome::Hit), "Reply(1), 2:b life");
+    assert!(told.walk.needs(1) && !told.walk.is_over());
+    assert_eq!(told.outcome(2, Outcome::Done), "(3:a fill 1 as 2)");
+    assert!(told.walk.is_over());
+
+    let (mut told, _) = Told::start(&tree, Command::Get, Fixed::default());
+    told.outcome(0, Outcome::Miss);
+    told.outcome(1, Outcome::Hit);
+    assert_eq!(told.outcome(2, Outcome::Miss), "", "it has just gone");
+    assert!(told.walk.is_over());
+
+    let (mut told, _) = Told::start(&tree, Command::Incr, Fixed::default());
+    assert_eq!(told.outcome(0, Outcome::Miss), "1:b read");
+    assert_eq!(told.outcome(1, Outcome::Hit), "2:b life");
+    assert!(told.walk.needs(0) && told.walk.needs(1));
+    assert_eq!(told.outcome(2, Outcome::Done), "3:a fill 1 as 2");
+    assert_eq!(told.outcome(3, Outcome::Done), "4:a");
+    assert_eq!(told.outcome(4, Outcome::Done), "Reply(4)");
+
+    let (mut told, _) = Told::start(&tree, Command::Incr, Fixed::default());
+    told.outcome(0, Outcome::Miss);
+    told.outcome(1, Outcome::Hit);
+    assert_eq!(told.outcome(2, Outcome::Miss), "Reply(0)");
+    assert!(told.walk.is_over());
 }
 
 #[test]

@@ -1,10 +1,14 @@
 //! One request on its way through routes that need more than a choice.
 #![forbid(unsafe_code)]
 
+// What one place misses is read from another.
+mod fill;
+
 use std::sync::Arc;
 
 use super::{Progress, Question, Tree, choose, has_moved, in_share};
 use crate::settings::proxy::{Command, Failure, Route, RouteId, Wait};
+use fill::FillStage;
 
 /// The longest key there is.
 const KEY_MAX: usize = 250;
@@ -45,10 +49,20 @@ pub enum What {
     Request,
     /// A plain read of the key.
     Read,
-    /// An `add` of the value that came with the reply to `of`, for so many seconds.
-    Fill { of: Tag, ttl: u32 },
+    /// How long the key still lives.
+    Life,
+    /// An `add` of the value that came with the reply to `of`.
+    Fill { of: Tag, life: Life },
     /// A delete of the key.
     Delete,
+}
+
+/// How long what fills a server lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    Seconds(u32),
+    /// What the reply to this, a [`What::Life`], has said.
+    Of(Tag),
 }
 
 /// What becomes of the TTL of a write.
@@ -222,17 +236,6 @@ enum State {
     Over,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum FillStage {
-    First,
-    Second,
-    /// The first is being filled, and gets the client's request after that. What it said before:
-    Filling(Reply),
-    Again,
-    /// A write; the other has to forget the key when it is done.
-    Write,
-}
-
 /// One request on its way. Drop it when the client has gone.
 #[derive(Debug)]
 pub struct Walk {
@@ -315,6 +318,9 @@ impl Walk {
                 replies, answered, ..
             } => !answered && replies.iter().any(is),
             State::Fill(FillStage::Filling(reply)) => is(reply),
+            State::Fill(FillStage::Life { of, before }) => {
+                *of == tag || before.as_ref().is_some_and(is)
+            }
             State::Fill(_) | State::Counted | State::Over => false,
         })
     }
@@ -581,48 +587,6 @@ impl Walk {
         }
     }
 
-    /// `tier`: reads begin at `first`, writes go to `second`. Else (warmup) both begin at `first`.
-    #[allow(clippy::too_many_arguments)] // a route taken apart
-    fn enter_fill(
-        &mut self,
-        id: RouteId,
-        first: RouteId,
-        second: RouteId,
-        tier: bool,
-        context: Context,
-        world: &mut impl World,
-        actions: &mut Vec<Action>,
-    ) {
-        let overwrites = matches!(
-            context.command,
-            Command::Set | Command::Add | Command::Cas | Command::Delete
-        );
-        if context.command.is_read() || !tier && !overwrites {
-            if !context.awaited {
-                return self.enter(first, context, world, actions);
-            }
-            let below = self.frame(id, context, State::Fill(FillStage::First));
-            return self.enter(first, below, world, actions);
-        }
-        let (written, other) = if tier {
-            (second, first)
-        } else {
-            (first, second)
-        };
-        if context.awaited {
-            if tier {
-                // A read that follows before this is answered must not find what was there, nor, when
-                // it has been answered, what such a read has put there meanwhile.
-                self.enter(other, forgetting(alone(context)), world, actions);
-            }
-            let below = self.frame(id, context, State::Fill(FillStage::Write));
-            self.enter(written, below, world, actions);
-        } else {
-            self.enter(written, context, world, actions);
-            self.enter(other, forgetting(context), world, actions);
-        }
-    }
-
     /// A subtree has its reply: its parent goes on, or the client gets it.
     fn leave(
         &mut self,
@@ -713,85 +677,6 @@ impl Walk {
             _ => unreachable!("a frame has the state of its route"),
         }
     }
-
-    fn filling(
-        &mut self,
-        parent: usize,
-        stage: FillStage,
-        reply: Reply,
-        world: &mut impl World,
-        actions: &mut Vec<Action>,
-    ) {
-        let tree = self.tree.clone();
-        let above = self.frames[parent].context;
-        let (first, second, tier, ttl) = match tree.routes[self.frames[parent].route] {
-            Route::Tier { near, far, ttl } => (near, far, true, ttl),
-            Route::Warmup { cold, warm, ttl } => (cold, warm, false, ttl),
-            _ => unreachable!("only these two fill"),
-        };
-        let below = Context {
-            parent: Some(parent as u16),
-            ..above
-        };
-        let read = above.command.is_read();
-        match stage {
-            // A near server that is down costs a longer way, and nothing else.
-            FillStage::First
-                if reply.outcome == Outcome::Miss
-                    || tier && matches!(reply.outcome, Outcome::Failed(_)) =>
-            {
-                // A change needs the value here first: it is read, added, and changed then.
-                let below = if read {
-                    below
-                } else {
-                    Context {
-                        command: Command::Get,
-                        what: What::Read,
-                        ..below
-                    }
-                };
-                self.frames[parent].state = State::Fill(if read {
-                    FillStage::Second
-                } else {
-                    FillStage::Filling(reply)
-                });
-                self.enter(second, below, world, actions);
-            }
-            FillStage::Second => {
-                self.frames[parent].state = State::Over;
-                self.leave(above, reply, world, actions);
-                if let (Outcome::Hit, Source::Reply(of)) = (reply.outcome, reply.source)
-                    && above.command == Command::Get
-                {
-                    self.enter(first, filled(alone(above), of, ttl), world, actions);
-                }
-            }
-            FillStage::Filling(before) => match (reply.outcome, reply.source) {
-                (Outcome::Hit, Source::Reply(of)) => {
-                    self.enter(first, filled(below, of, ttl), world, actions);
-                }
-                // Filled, or somebody else has filled it meanwhile.
-                (Outcome::Done | Outcome::Refused, _) => {
-                    self.frames[parent].state = State::Fill(FillStage::Again);
-                    self.enter(first, below, world, actions);
-                }
-                _ => {
-                    self.frames[parent].state = State::Over;
-                    self.leave(above, before, world, actions);
-                }
-            },
-            FillStage::Write => {
-                self.frames[parent].state = State::Over;
-                let other = if tier { first } else { second };
-                self.enter(other, forgetting(alone(above)), world, actions);
-                self.leave(above, reply, world, actions);
-            }
-            FillStage::First | FillStage::Again => {
-                self.frames[parent].state = State::Over;
-                self.leave(above, reply, world, actions);
-            }
-        }
-    }
 }
 
 impl Drop for Walk {
@@ -811,22 +696,6 @@ fn alone(context: Context) -> Context {
     Context {
         awaited: false,
         parent: None,
-        ..context
-    }
-}
-
-fn forgetting(context: Context) -> Context {
-    Context {
-        command: Command::Delete,
-        what: What::Delete,
-        ..context
-    }
-}
-
-fn filled(context: Context, of: Tag, ttl: u32) -> Context {
-    Context {
-        command: Command::Add,
-        what: What::Fill { of, ttl },
         ..context
     }
 }

@@ -21,8 +21,8 @@ pub struct Groups {
     pub etcd: Option<Topology>,
     /// How long keys are looked for where they were, after a group has come or gone; 0 is never.
     pub warm_ms: u64,
-    /// Seconds: the life of what is brought over then.
-    pub warm_ttl: u32,
+    /// Seconds: the life of what is brought over then; nothing is what it has left.
+    pub warm_ttl: Option<u32>,
 }
 
 /// A leader and its followers.
@@ -136,7 +136,7 @@ pub(super) fn groups(table: &Table<'_>) -> Found<Option<Groups>> {
         reads: Reads::default(),
         etcd: None,
         warm_ms: 600_000,
-        warm_ttl: 3600,
+        warm_ttl: None,
     };
     match (table.get("groups"), table.get("etcd")) {
         (None, None) => {
@@ -166,7 +166,9 @@ pub(super) fn groups(table: &Table<'_>) -> Found<Option<Groups>> {
     table.set("warm", &mut groups.warm_ms, |value| {
         value.duration_ms(0..=7 * 86_400_000)
     })?;
-    table.set("warm_ttl", &mut groups.warm_ttl, Value::ttl)?;
+    table.set("warm_ttl", &mut groups.warm_ttl, |value| {
+        value.ttl().map(Some)
+    })?;
     for other in ["replicas", "failover", "eject"] {
         if table.has(other) {
             return Err(table.wrong(format!("`{other}` does not go with groups")));

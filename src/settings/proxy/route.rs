@@ -46,8 +46,8 @@ pub enum Route {
     Warmup {
         cold: RouteId,
         warm: RouteId,
-        /// Seconds.
-        ttl: u32,
+        /// Seconds; nothing is what the value has left in `warm`, whose servers speak meta then.
+        ttl: Option<u32>,
     },
     /// From one route to another, key by key, over a time. Deletes go to both meanwhile.
     Migrate {

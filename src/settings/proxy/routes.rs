@@ -226,7 +226,7 @@ impl<'doc> Routes<'doc> {
             "warmup" => Ok(Route::Warmup {
                 cold: self.to(table, "cold")?,
                 warm: self.to(table, "warm")?,
-                ttl: table.needed("ttl")?.ttl()?,
+                ttl: table.get("ttl").map(|value| value.ttl()).transpose()?,
             }),
             "migrate" => Ok(Route::Migrate {
                 from: self.to(table, "from")?,
