@@ -24,7 +24,8 @@ pub const VERBOSITY_MAX: u32 = 2;
 /// What a verbosity lets through: 1 what goes wrong, 2 what clients ask, 3 more.
 pub fn log_level(verbosity: u32) -> log::LevelFilter {
     match verbosity {
-        0 => log::LevelFilter::Off,
+        // Silent, as memcached, but where the operator has to do something.
+        0 => log::LevelFilter::Error,
         1 => log::LevelFilter::Info,
         2 => log::LevelFilter::Debug,
         _ => log::LevelFilter::Trace,

@@ -19,7 +19,8 @@ use slab::Slab;
 use super::control::Control;
 use crate::cluster::election::VOUCH;
 use crate::cluster::replication::data::{Data, StoreData};
-use crate::cluster::replication::replicas::{Replicas, State};
+use crate::cluster::replication::diary::Diary;
+use crate::cluster::replication::replicas::{Guest, Replicas, State};
 use crate::cluster::replication::session::{End, Role, Session};
 use crate::cluster::replication::{DIGEST_EVERY, SUSPECT};
 use crate::command::Shared;
@@ -96,6 +97,7 @@ struct Keeper {
     scrub_every: u64,
     tls: Option<PeerTls>,
     pace: Pace,
+    diary: Diary,
     /// The server stops since.
     ending_since: Option<u64>,
     buffer: Vec<u8>,
@@ -150,6 +152,7 @@ pub fn start(
         scrub_every: settings.scrub_seconds * 1000,
         tls: settings.tls.clone(),
         pace: Pace::default(),
+        diary: Diary::default(),
         ending_since: None,
         buffer: vec![0; READ],
     };
@@ -428,7 +431,7 @@ impl Keeper {
             self.end(key, &end, now);
         }
         if reverse_done {
-            log::info!("recovered from a copy");
+            log::info!("replication: recovered from a copy");
             self.replicas.lead(0);
             more = true;
         }
@@ -455,6 +458,7 @@ impl Keeper {
     fn tick(&mut self, now: u64) {
         let mut state = self.replicas.state();
         state.group.tick(now);
+        self.diary.look(&state, now);
         let recovering = state.recovering_until.is_some_and(|until| now >= until);
         let leading = self.replicas.leading();
         if leading && now >= self.marked_at + DIGEST_EVERY {
@@ -470,7 +474,7 @@ impl Keeper {
                 .iter()
                 .any(|(_, line)| line.session.sink().is_some())
         {
-            log::info!("no copy has come: starting empty");
+            log::info!("replication: no follower with items has come: leads empty");
             self.replicas.lead(0);
         }
         if leading && self.scrub_every > 0 && now >= self.scrubbed_at + self.scrub_every {
@@ -518,7 +522,7 @@ fn turn(
         node,
         data,
         group,
-        counts,
+        guests,
         votes,
         ..
     } = state;
@@ -562,8 +566,12 @@ fn turn(
         if !line.joined {
             line.joined = true;
             group.join(peer, now);
-            counts.retain(|(node, _)| *node != peer);
-            counts.push((peer, source.counts));
+            guests.retain(|guest| guest.node != peer);
+            guests.push(Guest {
+                node: peer,
+                address: line.peer,
+                counts: source.counts,
+            });
         }
         let positions = data.journal().positions();
         let acked = source.acked();
@@ -586,8 +594,8 @@ fn turn(
             source.in_sync = in_sync;
             source.beat(data, now, unix_ms, &mut line.out);
         }
-        if let Some((_, told)) = counts.iter_mut().find(|(node, _)| *node == peer) {
-            *told = source.counts;
+        if let Some(guest) = guests.iter_mut().find(|guest| guest.node == peer) {
+            guest.counts = source.counts;
         }
     }
     while line.sent < line.out.len() && !line.blocked {

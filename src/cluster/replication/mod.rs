@@ -17,6 +17,9 @@
 // What is asked of the items.
 pub mod data;
 
+// What has happened, for the log.
+pub mod diary;
+
 // Items for servers that know nothing of copies.
 pub mod export;
 

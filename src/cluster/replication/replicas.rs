@@ -57,6 +57,14 @@ pub struct Replicas {
     bell: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 
+/// A copy that has come.
+pub struct Guest {
+    pub node: u64,
+    pub address: SocketAddr,
+    /// What has been sent there since it came.
+    pub counts: SourceCounts,
+}
+
 /// What is behind the lock.
 pub struct State {
     pub node: Node,
@@ -64,8 +72,8 @@ pub struct State {
     pub data: StoreData,
     /// Counts every change of role: sessions of before are over.
     pub reign: u64,
-    /// Of sources, by the node they send to.
-    pub counts: Vec<(u64, SourceCounts)>,
+    /// Who has come for copies, once each.
+    pub guests: Vec<Guest>,
     /// Whom this node follows, as the user wrote it.
     pub follows: Option<String>,
     pub recovering_until: Option<u64>,
@@ -86,6 +94,10 @@ const PRESSED: f64 = 0.75;
 const VERDICTS_MAX: usize = 100_000;
 
 impl State {
+    pub fn guest(&self, node: u64) -> Option<&Guest> {
+        self.guests.iter().find(|guest| guest.node == node)
+    }
+
     /// Makes prepared mutations so, or not, as the votes are. True if any was decided.
     ///
     /// `alone`: this node may say by itself that a copy is not in sync.
@@ -278,7 +290,7 @@ impl Replicas {
                 group: Group::default(),
                 data,
                 reign: 0,
-                counts: Vec::new(),
+                guests: Vec::new(),
                 follows: settings.follow.clone(),
                 recovering_until: recovering_until.filter(|_| role == Role::Recovering),
                 votes: Votes::default(),
@@ -701,7 +713,9 @@ impl Replicas {
                 _ => now.saturating_sub(member.caught_up_at).max(1),
             };
             line("lag_ms", &behind);
-            if let Some((_, counts)) = state.counts.iter().find(|(node, _)| *node == member.node) {
+            if let Some(guest) = state.guest(member.node) {
+                let counts = &guest.counts;
+                line("address", &guest.address);
                 line("sent_records", &counts.records);
                 line("sent_bytes", &counts.bytes);
                 line("items_walked", &counts.items_walked);
