@@ -71,10 +71,7 @@ impl History {
         }
         let mut history = History::default();
         for _ in 0..count {
-            let epoch = Epoch {
-                number: reader.u64()?,
-                id: reader.u64()?,
-            };
+            let epoch = reader.epoch()?;
             let mut first = [0; PARTITIONS];
             for first in &mut first {
                 *first = reader.u64()?;

@@ -213,9 +213,14 @@ impl<'a> Reader<'a> {
         Some(words)
     }
 
-    fn epoch(&mut self) -> Option<Epoch> {
+    /// What is counted up here: whoever says more does so to make it overflow.
+    fn counted(&mut self) -> Option<u64> {
+        self.u64().filter(|&number| number < 1 << 63)
+    }
+
+    pub fn epoch(&mut self) -> Option<Epoch> {
         Some(Epoch {
-            number: self.u64()?,
+            number: self.counted()?,
             id: self.u64()?,
         })
     }
@@ -313,7 +318,7 @@ fn decode<'a>(frame: &Frame<'a>) -> Option<Message<'a>> {
         Type::Nak => Message::Nak { seq: from.u64()? },
         Type::Heartbeat => Message::Heartbeat(Heartbeat {
             unix_ms: from.u64()?,
-            cas: from.u64()?,
+            cas: from.counted()?,
             records: from.u64()?,
             sent_ms: from.u64()?,
             in_sync: from.flag()?,
@@ -449,6 +454,30 @@ mod tests {
                     let _ = read(&frame);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn an_epoch_that_has_no_next_is_not_believed() {
+        let mut hello = Hello {
+            node: 1,
+            cluster: 2,
+            nonce: [3; 16],
+            epoch: Epoch { number: 4, id: 5 },
+            items: 6,
+            secret: true,
+        };
+        for (number, believed) in [
+            (4, true),
+            ((1 << 63) - 1, true),
+            (1 << 63, false),
+            (u64::MAX, false),
+        ] {
+            hello.epoch.number = number;
+            let mut out = Vec::new();
+            write(&mut out, 9, 0, &Message::Hello(hello));
+            let (frame, _) = frame::parse(&out).unwrap().unwrap();
+            assert_eq!(read(&frame).is_ok(), believed, "{number}");
         }
     }
 

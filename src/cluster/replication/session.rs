@@ -80,7 +80,8 @@ impl Node {
         self.copy.whole = ALL;
         self.role = Role::Leader;
         // No id that a former leader has given out may come again.
-        data.raise_cas(self.copy.cas.max(data.last_cas()) + (1 << 32));
+        let last = self.copy.cas.max(data.last_cas());
+        data.raise_cas(last.saturating_add(1 << 32));
         data.lead();
         // A commit has needed the votes of all who may be promoted: what was prepared may have been
         // acknowledged.
