@@ -43,7 +43,12 @@ const WRITERS: [How; 2] = [
 /// Kills a leader after so many acknowledgements, and lets its follower lead.
 fn fall(level: &str, acks: u64) -> Fall {
     let ack = format!("--repl-ack={level}");
-    let options = [&ack[..], "--repl-ack-policy=fail"];
+    // Whoever is told that it was late ends, and a loaded machine stops processes for long.
+    let options = [
+        &ack[..],
+        "--repl-ack-policy=fail",
+        "--repl-ack-timeout=30000",
+    ];
     let leader = Node::leader(&options);
     // Alone, it would acknowledge nothing at level 1.
     let plain: &[&str] = if level == "2pc" { &options } else { &[] };
