@@ -287,6 +287,14 @@ impl Scout {
         for group in &mut groups.list {
             let mut reports = Vec::new();
             let mut asked_at = Vec::new();
+            let targets: Vec<_> = group
+                .nodes
+                .iter()
+                .map(|node| {
+                    let target = plan.target(pool, node);
+                    target.map(|target| (target.forgotten(), target))
+                })
+                .collect();
             let mut lines: Vec<Line> = group
                 .nodes
                 .iter()
@@ -315,15 +323,17 @@ impl Scout {
                 continue;
             };
             *known = report.epoch;
-            for (node, other) in group.nodes.iter().zip(&reports) {
-                let (Some(target), Some(other)) = (plan.target(pool, node), other) else {
+            for (target, other) in targets.iter().zip(&reports) {
+                let (Some((forgotten, target)), Some(other)) = (target, other) else {
                     continue;
                 };
                 let found = report.behind.iter().find(|(id, _)| *id == other.id);
                 match found {
-                    Some((_, 0)) => target.set_fresh(asked_at[at]),
+                    Some((_, 0)) => target.set_fresh(asked_at[at], *forgotten),
                     // A millisecond that has begun counts as a whole one.
-                    Some((_, behind)) => target.set_fresh(asked_at[at].saturating_sub(behind + 1)),
+                    Some((_, behind)) => {
+                        target.set_fresh(asked_at[at].saturating_sub(behind + 1), *forgotten);
+                    }
                     // It does not follow, or is another process than the one that did.
                     None => target.forget_fresh(),
                 }

@@ -133,6 +133,8 @@ pub struct Target {
     moves: AtomicU64,
     /// A follower's: what was written before then, it has; 0 if that is not known of anything.
     fresh_at: AtomicU64,
+    /// How often that was forgotten.
+    forgotten: AtomicU64,
 }
 
 /// Numbers servers, so that they are not probed at the same moment.
@@ -164,6 +166,7 @@ impl Target {
             resolved: AtomicU64::new(now),
             moves: AtomicU64::new(0),
             fresh_at: AtomicU64::new(0),
+            forgotten: AtomicU64::new(0),
         };
         if let Err(error) = target.resolve() {
             log::warn!("{}: {}", target.place, address::reason(&error));
@@ -177,14 +180,25 @@ impl Target {
         self.fresh_at.load(Relaxed)
     }
 
-    /// Tells that.
-    pub fn set_fresh(&self, at: u64) {
-        self.fresh_at.fetch_max(at, Relaxed);
+    /// Tells that, as it was asked when [`forgotten`](Target::forgotten) was so.
+    pub fn set_fresh(&self, at: u64, forgotten: u64) {
+        if self.forgotten() == forgotten {
+            self.fresh_at.fetch_max(at, AcqRel);
+        }
+        if self.forgotten() != forgotten {
+            self.fresh_at.store(0, Relaxed);
+        }
     }
 
     /// Perhaps it is another process now, or begins anew: what it has is not known.
     pub fn forget_fresh(&self) {
+        self.forgotten.fetch_add(1, AcqRel);
         self.fresh_at.store(0, Relaxed);
+    }
+
+    /// How often what it has was forgotten.
+    pub fn forgotten(&self) -> u64 {
+        self.forgotten.load(Acquire)
     }
 
     /// How it is entered, for connections to come.
@@ -504,6 +518,21 @@ mod tests {
         target.is_now_at(vec![b]);
         assert_eq!(target.moves(), 1);
         assert!(target.is_at(b) && !target.is_at(a));
+    }
+
+    #[test]
+    fn what_is_told_of_the_process_before_does_not_count() {
+        let target = target();
+        target.set_fresh(50, target.forgotten());
+        target.set_fresh(40, target.forgotten());
+        assert_eq!(target.fresh_at(), 50);
+        let before = target.forgotten();
+        target.forget_fresh();
+        assert_eq!(target.fresh_at(), 0);
+        target.set_fresh(60, before);
+        assert_eq!(target.fresh_at(), 0);
+        target.set_fresh(60, target.forgotten());
+        assert_eq!(target.fresh_at(), 60);
     }
 
     #[test]

@@ -61,17 +61,7 @@ impl Proxy {
                 Err(Refused::Busy)
             };
         }
-        let number = match self.servers[place].shared[dialect as usize].get(nth) {
-            Some(&number) => number,
-            None => {
-                for _ in 0..self.servers[place].rules.connections {
-                    let number = self.add_upstream(place, dialect, false);
-                    self.servers[place].shared[dialect as usize].push(number);
-                }
-                let shared = &self.servers[place].shared[dialect as usize];
-                shared[seat % shared.len()]
-            }
-        };
+        let number = self.shared(place, dialect, seat);
         self.connect(number)
     }
 
@@ -131,12 +121,6 @@ impl Proxy {
             Fault::Closed if upstream.requests() > 0 => target.on(Event::Failed, self.now),
             Fault::Closed | Fault::Retired | Fault::TooMuch => {}
         }
-        let pool = self.plan.pools.get(self.servers[upstream.server].pool);
-        if pool.is_some_and(|pool| !pool.seats.is_empty()) {
-            // Perhaps another leads from now on, and this one comes back without its items.
-            target.forget_fresh();
-            self.cluster.bell.ring();
-        }
         if upstream.requests() > 0 {
             counts.failures.fetch_add(1, Relaxed);
             log::info!("{place} {}", fault.text());
@@ -154,6 +138,7 @@ impl Proxy {
             }
             _ => self.now,
         };
+        let server = upstream.server;
         upstream.fail(fault, retry_at, &mut self.front);
         self.cluster.requeue(std::mem::take(&mut upstream.left), 0);
         if upstream.private {
@@ -165,6 +150,45 @@ impl Proxy {
             }
             self.upstreams.remove(number);
         }
+        self.look_again(server);
+    }
+
+    /// A connection to a server has ended, or another has begun: of a group's node it is not known any
+    /// more whether it leads, and what it has.
+    fn look_again(&self, server: usize) {
+        let server = &self.servers[server];
+        let pool = self.plan.pools.get(server.pool);
+        if pool.is_some_and(|pool| !pool.seats.is_empty()) {
+            server.target.forget_fresh();
+            self.cluster.bell.ring();
+        }
+    }
+
+    /// Whether a client's requests can go to a server on a connection that is there; if not, one is
+    /// begun.
+    pub(super) fn is_connected(&mut self, place: usize, dialect: Dialect, seat: usize) -> bool {
+        let number = self.shared(place, dialect, seat);
+        match self.upstreams[number].state {
+            State::Open => true,
+            State::Connecting { .. } => false,
+            State::Closed { .. } => {
+                // Whether it can be had is seen the next time.
+                let _ = self.connect(number);
+                false
+            }
+        }
+    }
+
+    /// The connection that a client shares with others, be it open or not.
+    fn shared(&mut self, place: usize, dialect: Dialect, seat: usize) -> usize {
+        if self.servers[place].shared[dialect as usize].is_empty() {
+            for _ in 0..self.servers[place].rules.connections {
+                let number = self.add_upstream(place, dialect, false);
+                self.servers[place].shared[dialect as usize].push(number);
+            }
+        }
+        let shared = &self.servers[place].shared[dialect as usize];
+        shared[seat % shared.len()]
     }
 
     pub(super) fn mark(&mut self, number: usize) {
@@ -196,7 +220,12 @@ impl Proxy {
                 Ok(false) => return,
                 Err(_) => return self.fail(number, Fault::Refused),
             }
+            let server = upstream.server;
+            self.look_again(server);
         }
+        let Some(upstream) = self.upstreams.get_mut(number) else {
+            return;
+        };
         if writable && !upstream.dirty {
             upstream.dirty = true;
             self.dirty.push(number);

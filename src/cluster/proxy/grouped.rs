@@ -5,6 +5,7 @@
 use super::standing_in::Instead;
 use super::{Forward, Proxy, Refused};
 use crate::cluster::route::Ttl;
+use crate::protocol::Dialect;
 use crate::settings::proxy::{Command, Commands, Reads, RouteId};
 
 impl Proxy {
@@ -19,7 +20,7 @@ impl Proxy {
             self.note_writer(seat, request.command);
             return self.walk(seat, request, route);
         }
-        let place = self.node(pool, seat, request.command, request.key);
+        let place = self.node(pool, seat, request.command, request.dialect, request.key);
         if self.servers[place].target.takes(request.key) {
             return self.send(seat, request, &request.pieces, place);
         }
@@ -46,7 +47,14 @@ impl Proxy {
     }
 
     /// The node of a key's group that is asked.
-    pub(super) fn node(&mut self, pool: usize, seat: usize, command: Command, key: &[u8]) -> usize {
+    pub(super) fn node(
+        &mut self,
+        pool: usize,
+        seat: usize,
+        command: Command,
+        dialect: Dialect,
+        key: &[u8],
+    ) -> usize {
         self.note_writer(seat, command);
         let reads = self.plan.pools[pool].reads;
         if Commands::WRITES.has(command) || reads == Reads::Leader {
@@ -74,11 +82,21 @@ impl Proxy {
             let target = &self.servers[place].target;
             (target.admits(key) && (at == 0 || target.fresh_at() >= oldest)).then_some(place)
         });
-        // Where nobody that has enough can be asked: rather nothing than what is too old.
-        let oldest = if oldest == 1 { 0 } else { oldest };
-        chosen
-            .or_else(|| self.follower(pool, key, oldest))
-            .unwrap_or_else(|| places[seats[0]])
+        let leader = places[seats[0]];
+        let Some(chosen) = chosen else {
+            // Nobody that has enough can be asked: rather nothing than what is too old.
+            let oldest = if oldest == 1 { 0 } else { oldest };
+            return self.follower(pool, key, oldest).unwrap_or(leader);
+        };
+        // Behind a new connection there may be a new process: what that has is asked first.
+        if chosen == leader
+            || self.is_connected(chosen, dialect, seat)
+            || !self.servers[leader].target.admits(key)
+        {
+            chosen
+        } else {
+            leader
+        }
     }
 
     /// When all that a client has written was there; 0 if it has written nothing.

@@ -465,7 +465,7 @@ impl Proxy {
         }
         let mut server = self.owner(pool, key);
         if self.is_grouped(pool) {
-            server = self.node(pool, seat, what, key);
+            server = self.node(pool, seat, what, Dialect::Text, key);
         } else if !self.servers[server].target.admits(key) {
             server = self.stand_in_for(pool, server, key);
         }
