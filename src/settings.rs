@@ -100,7 +100,7 @@ impl Default for Listen {
 }
 
 /// One entry of `-l`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Endpoint {
     /// `None` is every address (`*`).
     pub host: Option<String>,
@@ -111,6 +111,8 @@ pub struct Endpoint {
     pub tls: EndpointTls,
     /// `tag[...]`, 1 to 8 bytes.
     pub tag: Option<String>,
+    /// `ack[...]`: when mutations of its clients are answered, unless their keys say.
+    pub ack: Option<Ack>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -388,11 +390,14 @@ pub enum Ack {
     TwoPhase,
 }
 
-impl Replication {
-    /// All levels that any key may have.
+impl Settings {
+    /// All levels that any mutation may have.
     pub fn levels(&self) -> impl Iterator<Item = Ack> {
-        let prefixes = self.ack_prefixes.iter().map(|(_, level)| *level);
-        std::iter::once(self.ack).chain(prefixes)
+        let prefixes = &self.replication.ack_prefixes;
+        let listeners = self.listen.endpoints.iter().filter_map(|one| one.ack);
+        std::iter::once(self.replication.ack)
+            .chain(prefixes.iter().map(|(_, level)| *level))
+            .chain(listeners)
     }
 }
 

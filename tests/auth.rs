@@ -189,6 +189,7 @@ fn every_listener_asks() {
         protocol,
         tls: EndpointTls::Default,
         tag: None,
+        ack: None,
     };
     let mut settings = files.text();
     settings.listen.endpoints = vec![

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use common::{Client, TestServer, settings};
-use larder::settings::{Ack, Journal, Settings};
+use larder::settings::{Ack, Endpoint, Journal, Settings};
 
 /// How long a test waits for what takes a moment.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -407,7 +407,7 @@ fn noise_on_the_port_of_copies_does_no_harm() {
         b"GET / HTTP/1.1\r\n\r\n",
         &[0xff; 100],
         // A frame of 4 GiB.
-        b"LR\x01\x05\xff\xff\xff\xff\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+        b"LR\x02\x05\xff\xff\xff\xff\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
         // A version that does not exist.
         b"LR\x07\x05\x00\x00\x00\x00\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
         b"",
@@ -467,6 +467,112 @@ fn two_phase_commit_answers_when_all_have_agreed() {
     reader.send("repl promote\r\n");
     assert_eq!(reader.line(), "OK epoch 2");
     assert_eq!(get(&mut reader, "get n\r\n"), "VALUE n 0 2\n11\n");
+}
+
+#[test]
+fn whatever_changes_an_item_is_voted_on() {
+    let mut settings = leading();
+    settings.replication.ack = Ack::TwoPhase;
+    let leader = TestServer::start_with(settings);
+    let follower = TestServer::start_with(following(&leader));
+    let (mut client, mut reader) = (leader.connect(), follower.connect());
+    eventually("it counts as in sync", || {
+        told(&mut reader, "in_sync").as_deref() == Some("1")
+    });
+    let mut committed = 0;
+    let mut voted = |client: &mut Client<TcpStream>, more: u64| {
+        committed += more;
+        assert_eq!(told(client, "committed"), Some(committed.to_string()));
+    };
+    // Values of any length: at hand, in pieces, longer than a partition's log.
+    for length in [10, 5000, 20_000, 400_000, 1_040_000] {
+        let value = "v".repeat(length);
+        client.ask(format!("set k 5 0 {length}\r\n{value}\r\n"), "STORED\r\n");
+        client.ask("append k 0 0 1\r\n+\r\n", "STORED\r\n");
+        client.ask("touch k 1000\r\n", "TOUCHED\r\n");
+        voted(&mut client, 3);
+        caught_up(&mut client, &mut reader);
+        let theirs = get(&mut client, "gets k\r\n");
+        assert_eq!(theirs.lines().nth(1), Some(&format!("{value}+")[..]));
+        assert!(get(&mut reader, "gets k\r\n") == theirs, "{length}");
+    }
+    let long = "w".repeat(100_000);
+    client.ask("set k 0 0 1\r\nx\r\n", "STORED\r\n");
+    client.ask(format!("ms k 100000 MP\r\n{long}\r\n"), "HD\r\n");
+    client.ask(format!("cas k 0 0 100000 1\r\n{long}\r\n"), "EXISTS\r\n");
+    client.ask(format!("add k 0 0 100000\r\n{long}\r\n"), "NOT_STORED\r\n");
+    client.ask(
+        format!("set k 0 0 100000\r\n{long}-too-long\r\n"),
+        "CLIENT_ERROR bad data chunk\r\nERROR\r\n",
+    );
+    voted(&mut client, 2);
+
+    // A key of a get that is given a new expiry is a mutation.
+    client.ask(
+        "set a 0 0 1\r\n1\r\nset b 0 0 1\r\n2\r\n",
+        "STORED\r\nSTORED\r\n",
+    );
+    client.ask(
+        "gat 900 a none b\r\n",
+        "VALUE a 0 1\r\n1\r\nVALUE b 0 1\r\n2\r\nEND\r\n",
+    );
+    client.ask("mg a T800 v\r\n", "VA 1\r\n1\r\n");
+    voted(&mut client, 5);
+    caught_up(&mut client, &mut reader);
+    for (key, least) in [("a", 700), ("b", 800)] {
+        reader.send(format!("mg {key} t\r\n"));
+        let left = reader.line().strip_prefix("HD t").unwrap().parse::<u32>();
+        assert!((least..=900).contains(&left.unwrap()), "{key}");
+    }
+    client.ask("gat 0 none\r\n", "END\r\n");
+    // A flush is not, but waits until all have it.
+    client.ask("flush_all\r\n", "OK\r\n");
+    voted(&mut client, 0);
+    assert_eq!(get(&mut reader, "get a b k\r\n"), "");
+
+    // A lease's token is good for a vote, once.
+    client.send("lease-get l\r\n");
+    let line = client.line();
+    let token = line.split(' ').nth(2).unwrap().to_owned();
+    client.line();
+    client.expect("END\r\n");
+    let set = format!("lease-set l {token} 0 0 1\r\nx\r\n");
+    client.ask(&set, "STORED\r\n");
+    client.ask(&set, "NOT_STORED\r\n");
+    voted(&mut client, 1);
+    assert_eq!(told(&mut client, "aborted").as_deref(), Some("0"));
+}
+
+#[test]
+fn levels_go_by_listeners() {
+    let mut settings = leading();
+    settings.replication.ack_timeout_ms = 100;
+    settings.replication.ack_refuses = true;
+    settings.replication.ack_prefixes = vec![(b"free:".to_vec(), Ack::Async)];
+    let plain = settings.listen.endpoints[0].clone();
+    for ack in [Ack::Copies(1), Ack::TwoPhase] {
+        settings.listen.endpoints.push(Endpoint {
+            ack: Some(ack),
+            ..plain.clone()
+        });
+    }
+    let leader = TestServer::start_with(settings);
+    let addresses = leader.addresses();
+    let [mut plain, mut sure, mut agreed] = [0, 1, 2].map(|at| Client::to(addresses[at]));
+    plain.ask("set k 0 0 1\r\nx\r\n", "STORED\r\n");
+    assert_eq!(told(&mut plain, "committed").as_deref(), Some("0"));
+    agreed.ask("set k 0 0 1\r\ny\r\n", "STORED\r\n");
+    assert_eq!(told(&mut plain, "committed").as_deref(), Some("1"));
+    // A key's level goes before a listener's.
+    sure.ask("set free:k 0 0 1\r\nx\r\n", "STORED\r\n");
+    agreed.ask("set free:k 0 0 1\r\nx\r\n", "STORED\r\n");
+    assert_eq!(told(&mut plain, "committed").as_deref(), Some("1"));
+    // There is no copy.
+    sure.ask(
+        "set k 0 0 1\r\nx\r\n",
+        "SERVER_ERROR not enough copies in time, outcome unknown\r\n",
+    );
+    sure.expect_end();
 }
 
 #[test]

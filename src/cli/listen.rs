@@ -1,11 +1,11 @@
 #![forbid(unsafe_code)]
 //! What `-l` may say:
-//! `[notls:|btls:|mtls:][proto[ascii|binary|negotiating]:][tag[NAME]:|tag_NAME_:]HOST[:PORT]`,
+//! `[notls:|btls:|mtls:][proto[ascii|binary|negotiating]:][tag[NAME]:|tag_NAME_:][ack[LEVEL]:]HOST[:PORT]`,
 //! several of them parted by commas or semicolons. A host is a name, an address, an IPv6 address in
 //! brackets (or bare, without a port), or `*`.
 
-use super::Exit;
-use crate::settings::{Endpoint, EndpointTls, Protocol};
+use super::{Exit, replication};
+use crate::settings::{Ack, Endpoint, EndpointTls, Protocol};
 
 /// `EX_OSERR`: what memcached says of listeners that cannot be.
 const OSERR: u8 = 71;
@@ -40,6 +40,7 @@ fn endpoint(entry: &str, context: Context, warnings: &mut Vec<String>) -> Result
     let (tls, rest) = tls(entry, context)?;
     let (protocol, rest) = protocol(rest, context, warnings)?;
     let (tag, rest) = tag(rest)?;
+    let (ack, rest) = ack(rest)?;
     let (host, port) = host(rest)?;
     Ok(Endpoint {
         host,
@@ -47,6 +48,7 @@ fn endpoint(entry: &str, context: Context, warnings: &mut Vec<String>) -> Result
         protocol,
         tls,
         tag,
+        ack,
     })
 }
 
@@ -152,6 +154,20 @@ fn tag(entry: &str) -> Result<(Option<String>, &str), Exit> {
     ))
 }
 
+/// Ours alone: when mutations of those who come in here are answered.
+fn ack(entry: &str) -> Result<(Option<Ack>, &str), Exit> {
+    let Some(rest) = entry.strip_prefix("ack[") else {
+        return Ok((None, entry));
+    };
+    let Some((name, rest)) = rest.split_once(']') else {
+        return Err(refused(format!(
+            "Invalid level in socket config: \"{entry}\""
+        )));
+    };
+    let ack = replication::level("listen", name)?;
+    Ok((Some(ack), rest.strip_prefix(':').unwrap_or(rest)))
+}
+
 fn host(entry: &str) -> Result<(Option<String>, Option<u16>), Exit> {
     let (host, port) = if let Some(rest) = entry.strip_prefix('[') {
         let Some((host, rest)) = rest.split_once(']') else {
@@ -222,6 +238,10 @@ mod tests {
         assert_eq!(endpoint.protocol, Some(Protocol::Ascii));
         assert_eq!(endpoint.tag.as_deref(), Some("db"));
         assert_eq!(one("tag_b_:h").tag.as_deref(), Some("b"));
+        assert_eq!(one("tag[b]:ack[2pc]:h").ack, Some(Ack::TwoPhase));
+        assert_eq!(one("ack[2]:h").ack, Some(Ack::Copies(2)));
+        assert!(parse("ack[9]:h", OPEN, &mut Vec::new()).is_err());
+        assert!(parse("ack[2pc:h", OPEN, &mut Vec::new()).is_err());
         assert_eq!(one("proto[bin]:h").protocol, Some(Protocol::Binary));
     }
 

@@ -93,7 +93,7 @@ const ROWS: &[Row] = rows! {
         Ok(())
     };
     Some('l'), "listen" Some("addr"), "where to listen, several parted by commas (default: everywhere):\n\
-        [notls:|btls:|mtls:][proto[ascii|binary|negotiating]:][tag[name]:]host[:port]", |draft, text| {
+        [notls:|btls:|mtls:][proto[ascii|binary|negotiating]:][tag[name]:][ack[level]:]host[:port]", |draft, text| {
         let interfaces = &mut draft.settings.listen.interfaces;
         match interfaces {
             Some(list) if list.split([',', ';']).any(|entry| entry == text) => {}

@@ -40,7 +40,7 @@ fn tls(settings: &mut Settings) -> &mut PeerTls {
 }
 
 /// A level of acknowledgement.
-fn level(option: &str, text: &str) -> Result<Ack, Exit> {
+pub(super) fn level(option: &str, text: &str) -> Result<Ack, Exit> {
     match text.parse::<u8>() {
         _ if text == "async" => Ok(Ack::Async),
         _ if text == "2pc" => Ok(Ack::TwoPhase),
@@ -276,7 +276,17 @@ pub(super) const ROWS: &[Row] = &[
 /// Checks what the options mean together, and turns the log on if it is needed.
 pub(super) fn finish(settings: &mut Settings, ring_bytes: Option<usize>) -> Result<(), Exit> {
     let replication = &settings.replication;
+    let levels = settings
+        .listen
+        .endpoints
+        .iter()
+        .any(|one| one.ack.is_some());
     if replication.listen.is_none() && replication.follow.is_none() {
+        if levels {
+            return Err(wrong(
+                "a listener has a level only with replication: add --repl-listen or --follow",
+            ));
+        }
         return Ok(());
     }
     if !settings.store.cas {
@@ -289,7 +299,7 @@ pub(super) fn finish(settings: &mut Settings, ring_bytes: Option<usize>) -> Resu
             "-e cannot be used with replication: a restarted node gets its items from a copy",
         ));
     }
-    if settings.listen.udp_port != 0 && replication.levels().any(|level| level != Ack::Async) {
+    if settings.listen.udp_port != 0 && settings.levels().any(|level| level != Ack::Async) {
         return Err(wrong(
             "datagrams are not held back for copies: -U cannot be used with --repl-ack",
         ));

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use crate::admin::{View, Watchers};
 use crate::clock::Clock;
@@ -78,14 +79,11 @@ impl Shared {
             Some(data) => {
                 let id = getrandom::u64()
                     .map_err(|error| format!("no random number for the node's id: {error}"))?;
-                Some(Arc::new(Replicas::new(&settings.replication, data, id)))
+                Some(Arc::new(Replicas::new(&settings, data, id)))
             }
             None => None,
         };
-        let agrees = settings
-            .replication
-            .levels()
-            .any(|level| level == Ack::TwoPhase);
+        let agrees = settings.levels().any(|level| level == Ack::TwoPhase);
         let agreement = match &replicas {
             Some(_) if agrees => {
                 let mut scratch = Settings::default();
@@ -230,6 +228,14 @@ impl<'a> Context<'a> {
         }
     }
 
+    /// Whether reads have to go to another node, too: what is agreed upon is not to be read here when it
+    /// may have been changed elsewhere.
+    #[inline]
+    pub fn refuses_reads(&self) -> bool {
+        let replicas = self.shared.replicas.as_ref();
+        self.shared.agreement.is_some() && replicas.is_some_and(|replicas| replicas.fenced())
+    }
+
     /// Whether mutations are refused until copies have kept up.
     #[inline]
     pub fn busy(&self) -> bool {
@@ -293,9 +299,12 @@ pub struct Session {
     pub(super) sasl_started: bool,
     /// There is nobody to send more than one reply to: what streams is refused.
     pub(super) single: bool,
-    /// The highest level of the keys that were changed since this was asked; nothing if all keys have
-    /// the same.
+    /// The level of where the client has come in, if that has one.
+    pub(super) listener: Option<Level>,
+    /// The highest level of the keys that were changed since this was asked.
     level: Option<Level>,
+    /// Since when a mutation of its waits for another one of the key.
+    pub(super) queued_since: Option<Instant>,
 }
 
 impl Session {
@@ -306,8 +315,15 @@ impl Session {
             locked: security.sasl || security.auth_file.is_some(),
             sasl_started: false,
             single: false,
+            listener: None,
             level: None,
+            queued_since: None,
         }
+    }
+
+    /// Its changes have this level, unless their keys have one.
+    pub fn with_level(self, listener: Option<Level>) -> Session {
+        Session { listener, ..self }
     }
 
     /// For one datagram, which has one reply.
@@ -320,12 +336,12 @@ impl Session {
 
     /// A key of this level is about to be changed.
     #[inline]
-    pub(super) fn raise(&mut self, level: Option<Level>) {
-        self.level = self.level.max(level);
+    pub(super) fn raise(&mut self, level: Level) {
+        self.level = self.level.max(Some(level));
     }
 
-    /// How far copies must have come with what was changed since the last time this was asked;
-    /// nothing if that is the same for all keys.
+    /// How far copies must have come with what was changed since the last time this was asked; nothing
+    /// if it was not the client's doing.
     pub fn take_level(&mut self) -> Option<Level> {
         self.level.take()
     }

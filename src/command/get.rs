@@ -48,6 +48,10 @@ impl<'a> LookUp<'a> {
         self.hash
     }
 
+    pub fn key(&self) -> &'a [u8] {
+        self.key
+    }
+
     /// Asks for the memory of the items it will be compared with; the table has had time to arrive.
     #[inline]
     pub fn prefetch(&mut self, store: &'a Store) {

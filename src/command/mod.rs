@@ -31,13 +31,18 @@ mod set;
 mod stats;
 mod touch;
 
+use std::time::Instant;
+
 use crate::admin::Subscription;
+use crate::cluster::replication::PREPARED_MAX;
 use crate::cluster::replication::group::Level;
 use crate::protocol::base64;
 use crate::protocol::request::{Key, Op, Refusal, Request, Style};
 use crate::protocol::words::words;
 use crate::store::Refused;
+use crate::store::journal::record;
 
+pub use agree::QUEUE;
 pub use context::{Context, Session, Shared, log_level};
 pub use dump::Dump;
 use get::LookUp;
@@ -69,10 +74,24 @@ pub enum Next {
     Watch(Subscription),
     /// Send what waits and what the dump appends, step by step; then go on.
     Dump(Box<Dump>),
-    /// The reply waits for the verdict on this ticket, and so does everything behind it.
-    Vote(u64),
+    /// The reply waits for a verdict, and so does everything behind it.
+    Vote(Ballot),
+    /// Another mutation of the key, by its [`place`](crate::store::journal::place), is under way: run
+    /// it again when that is over, or has taken too long.
+    Queue { place: u64, since: Instant },
     /// Hang up and stop the server.
     Shutdown { graceful: bool },
+}
+
+/// A mutation that copies vote on.
+#[derive(Debug, Clone, Copy)]
+pub struct Ballot {
+    /// By which the verdict is asked for.
+    pub ticket: u64,
+    /// Its reply stands behind this.
+    pub mark: Mark,
+    /// The reply if it is not to be.
+    pub refusal: Refusal,
 }
 
 /// Bytes that follow a request's line or header and belong to it: its value and the terminator.
@@ -112,40 +131,85 @@ fn key_of<'a>(op: &Op<'a>) -> Option<Key<'a>> {
     }
 }
 
-/// What a mutation comes to before it is tried here: it is refused, or agreed upon. `None`: go on.
+/// What a request comes to before it is tried here: it is refused, or agreed upon. `None`: go on.
 #[cold]
 fn ask_copies(
     cx: &Context<'_>,
     session: &mut Session,
     request: &Request<'_>,
+    hash: u64,
     value: &[u8],
     replies: &mut Replies,
 ) -> Option<Next> {
-    if cx.follows() {
+    let changes = changes_items(&request.op);
+    if if changes {
+        cx.follows()
+    } else {
+        cx.refuses_reads() && key_of(&request.op).is_some()
+    } {
         reply::not_leading(&request.style, replies);
         return Some(Next::Done);
+    }
+    if !changes {
+        return None;
     }
     if cx.busy() {
         reply::refusal(&reply::busy_later(&request.style), replies);
         return Some(Next::Done);
     }
-    if raise(cx, session, &request.op) {
-        agree::agree(cx, session, request, value, replies)
+    let mut room = None;
+    let key = key_of(&request.op);
+    let key = key.as_ref().map(|key| plain(key, &mut room));
+    if raise(cx, session, key) {
+        agree::agree(cx, session, request, hash, value, replies)
     } else {
         None
     }
 }
 
-/// Notes how far copies must have come with what this changes. Whether they must agree to it first.
+/// Notes how far copies must have come with a change of this key, or of all. Whether they must agree to
+/// it first, which says that by itself.
 #[inline]
-fn raise(cx: &Context<'_>, session: &mut Session, op: &Op<'_>) -> bool {
+fn raise(cx: &Context<'_>, session: &mut Session, key: Option<&[u8]>) -> bool {
     let Some(replicas) = &cx.shared.replicas else {
         return false;
     };
-    let mut room = None;
-    let own = key_of(op).and_then(|key| replicas.level_of(plain(&key, &mut room)));
-    session.raise(own);
-    cx.shared.agreement.is_some() && own.unwrap_or(replicas.level()) == Level::TwoPhase
+    let level = match key {
+        Some(key) => replicas.level_of(key, session.listener),
+        None => replicas.highest_level(session.listener),
+    };
+    if level == Level::TwoPhase && key.is_some() {
+        return true;
+    }
+    session.raise(level);
+    false
+}
+
+/// Reads keys and gives them a new expiry: as [`get::many`], where copies may have to know. Returns also
+/// what has to be done before the next key.
+pub fn touch_many(
+    cx: &Context<'_>,
+    session: &mut Session,
+    batch: &[LookUp<'_>],
+    read: Read,
+    limit: usize,
+    replies: &mut Replies,
+) -> (usize, Next) {
+    for (at, lookup) in batch.iter().enumerate() {
+        let (key, hash) = (lookup.key(), lookup.hash());
+        let agreed = if raise(cx, session, Some(key)) {
+            agree::agree_to_touch(cx, session, key, hash, read, replies)
+        } else {
+            get::one(cx, key, hash, read, replies);
+            Some(Next::Done)
+        };
+        match agreed {
+            Some(next @ Next::Queue { .. }) => return (at, next),
+            Some(Next::Done) | None if replies.waiting() < limit => {}
+            next => return (at + 1, next.unwrap_or(Next::Done)),
+        }
+    }
+    (batch.len(), Next::Done)
 }
 
 /// Where the bytes of a base64 key go.
@@ -209,8 +273,7 @@ pub fn execute(
         return next;
     }
     if cx.shared.replicas.is_some()
-        && changes_items(&request.op)
-        && let Some(next) = ask_copies(cx, session, request, value, replies)
+        && let Some(next) = ask_copies(cx, session, request, hash, value, replies)
     {
         return next;
     }
@@ -281,16 +344,16 @@ pub fn begin(
             then: reply::busy_later(&request.style),
         };
     }
-    if raise(cx, session, &request.op) {
-        // Longer values than those at hand are not agreed upon.
-        return Next::Skip {
-            bytes: body_length(request) as u64,
-            then: Refusal::Line("SERVER_ERROR object too large for two-phase commit"),
-        };
-    }
     let mut room = None;
     let key = plain(&op.key, &mut room);
-    set::begin(cx, op, &request.style, key, hash)
+    let agrees = raise(cx, session, Some(key));
+    if agrees && op.length + key.len() + record::HEADER > PREPARED_MAX {
+        return Next::Skip {
+            bytes: body_length(request) as u64,
+            then: reply::too_long_later(&request.style),
+        };
+    }
+    set::begin(cx, op, &request.style, key, hash, agrees)
 }
 
 /// What a text request is answered with that has to go to the leader.
@@ -310,9 +373,16 @@ fn changes_items(op: &Op<'_>) -> bool {
     }
 }
 
-/// Ends a store whose value has arrived; `terminator` is what came behind it.
-pub fn finish(cx: &Context<'_>, pending: Pending, terminator: &[u8], replies: &mut Replies) {
-    set::finish(cx, pending, terminator, replies);
+/// Ends a store whose value has arrived; `terminator` is what came behind it. One that has to wait is
+/// given back, for another attempt.
+pub fn finish(
+    cx: &Context<'_>,
+    session: &mut Session,
+    pending: Box<Pending>,
+    terminator: &[u8],
+    replies: &mut Replies,
+) -> (Next, Option<Box<Pending>>) {
+    set::finish(cx, session, pending, terminator, replies)
 }
 
 /// Lets go a value for whose rest there is no memory: the bytes still to be skipped, and the answer.
@@ -554,7 +624,7 @@ mod tests {
             rest = &rest[n..];
         }
         let mut replies = Replies::default();
-        finish(&cx, *pending, b"\r\n", &mut replies);
+        finish(&cx, &mut session, pending, b"\r\n", &mut replies);
         assert_eq!(replies.bytes(), b"STORED\r\n");
         replies.clear();
         let read = Read {

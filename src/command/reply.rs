@@ -58,6 +58,38 @@ pub fn busy_later(style: &Style<'_>) -> Refusal {
     refused(style, "SERVER_ERROR 307 busy", STATUS_NOT_NOW, "Busy")
 }
 
+/// What a mutation is answered with whose value is too long to be voted on.
+pub fn too_long_later(style: &Style<'_>) -> Refusal {
+    refused(
+        style,
+        "SERVER_ERROR object too large for two-phase commit",
+        STATUS_TOO_LARGE,
+        "Too large for two-phase commit",
+    )
+}
+
+/// What a mutation is answered with that copies could not agree upon: it may still come to be, if this
+/// node fails now.
+pub fn aborted_later(style: &Style<'_>) -> Refusal {
+    refused(
+        style,
+        "SERVER_ERROR repl aborted, outcome unknown",
+        STATUS_NOT_NOW,
+        "Aborted, outcome unknown",
+    )
+}
+
+/// What a mutation is answered with that too few copies could vote on: nothing has been done, see
+/// `--repl-min-isr`.
+pub fn too_few_later(style: &Style<'_>) -> Refusal {
+    refused(
+        style,
+        "SERVER_ERROR not enough copies in sync",
+        STATUS_NOT_NOW,
+        "Not enough copies in sync",
+    )
+}
+
 /// A refusal as `style` has it: a line, a packet, or nothing.
 #[cold]
 pub fn refused(style: &Style<'_>, line: &'static str, status: u16, text: &'static str) -> Refusal {

@@ -8,9 +8,9 @@ use crate::observe::events::{DETAIL, LEASES, MUTATIONS};
 use crate::protocol::request::{self, Refusal, Style};
 use crate::store::{self, Put, Refused, Stored, Upload};
 
-use super::context::Context;
+use super::context::{Context, Session};
 use super::replies::Replies;
-use super::{Next, reply};
+use super::{Next, agree, reply};
 
 const TOO_LARGE: &str = "SERVER_ERROR object too large for cache";
 const NO_MEMORY: &str = "SERVER_ERROR out of memory storing object";
@@ -110,6 +110,8 @@ pub struct Pending {
     plan: Plan,
     key: Box<[u8]>,
     style: Kept,
+    /// Copies vote on it when it is whole.
+    agrees: bool,
 }
 
 impl Pending {
@@ -117,10 +119,32 @@ impl Pending {
     pub fn terminator(&self) -> usize {
         terminator_length(&self.style.style())
     }
+
+    pub(super) fn key(&self) -> &[u8] {
+        &self.key
+    }
+
+    pub(super) fn hash(&self) -> u64 {
+        self.plan.hash
+    }
+
+    pub(super) fn lease(&self) -> Option<u64> {
+        self.plan.lease
+    }
+
+    pub(super) fn kept(&self) -> Kept {
+        self.style.clone()
+    }
+
+    /// Whether it does the same whatever the key holds.
+    pub(super) fn is_blind(&self) -> bool {
+        self.plan.mode == store::Mode::Set && self.plan.cas.is_none() && !self.plan.invalidate
+    }
 }
 
 /// A style that has outlived its line.
-enum Kept {
+#[derive(Clone)]
+pub(super) enum Kept {
     Text {
         noreply: bool,
     },
@@ -155,7 +179,7 @@ impl Kept {
         }
     }
 
-    fn style(&self) -> Style<'_> {
+    pub(super) fn style(&self) -> Style<'_> {
         match *self {
             Kept::Text { noreply } => Style::Text { noreply },
             Kept::Meta { ref flags, quiet } => Style::Meta { flags, quiet },
@@ -206,8 +230,11 @@ pub fn begin(
     style: &Style<'_>,
     key: &[u8],
     hash: u64,
+    agrees: bool,
 ) -> Next {
-    let plan = Plan::new(cx, op, style, hash);
+    let mut plan = Plan::new(cx, op, style, hash);
+    // What is agreed upon does not go without a vote either.
+    plan.clears &= !agrees;
     count_prefix(cx, style, key);
     match cx.store().begin(cx.caller(), &plan.put(key), op.length) {
         Ok(upload) => Next::Value(Box::new(Pending {
@@ -215,6 +242,7 @@ pub fn begin(
             plan,
             key: key.into(),
             style: Kept::new(style),
+            agrees,
         })),
         Err(why) => Next::Skip {
             bytes: (op.length + terminator_length(style)) as u64,
@@ -231,6 +259,7 @@ pub fn give_up(cx: &Context<'_>, pending: Pending, why: Refused) -> (u64, Refusa
         plan,
         key,
         style,
+        ..
     } = pending;
     let style = style.style();
     let rest = upload.missing() + terminator_length(&style);
@@ -253,23 +282,68 @@ pub fn give_up(cx: &Context<'_>, pending: Pending, why: Refused) -> (u64, Refusa
     (rest as u64, refusal)
 }
 
-/// Links a value that has arrived; `terminator` is what followed it.
-pub fn finish(cx: &Context<'_>, pending: Pending, terminator: &[u8], replies: &mut Replies) {
+/// Links a value that has arrived; `terminator` is what followed it. One that has to wait for its turn
+/// is given back.
+pub fn finish(
+    cx: &Context<'_>,
+    session: &mut Session,
+    pending: Box<Pending>,
+    terminator: &[u8],
+    replies: &mut Replies,
+) -> (Next, Option<Box<Pending>>) {
+    let style = pending.style.style();
+    if !terminated(&style, terminator) {
+        bad_chunk(cx, &pending.plan, &style, &pending.key, replies);
+        return (Next::Done, None);
+    }
+    if cx.follows() {
+        reply::not_leading(&style, replies);
+        return (Next::Done, None);
+    }
+    if pending.agrees {
+        return agree::agree_to_upload(cx, session, pending, replies);
+    }
     let Pending {
         upload,
         plan,
         key,
         style,
-    } = pending;
-    let style = style.style();
-    if !terminated(&style, terminator) {
-        return bad_chunk(cx, &plan, &style, &key, replies);
-    }
+        ..
+    } = *pending;
     cx.tell_lookup(&key, plan.hash);
     let stored = keep(cx, &plan, || {
         cx.store().finish(cx.caller(), &plan.put(&key), upload)
     });
-    settle(cx, &plan, &style, &key, stored, replies);
+    settle(cx, &plan, &style.style(), &key, stored, replies);
+    (Next::Done, None)
+}
+
+/// Puts a value that has arrived into another store, `inner`'s, where its key has this hash. `holds`: its
+/// lease does.
+pub(super) fn try_upload(
+    cx: &Context<'_>,
+    inner: &Context<'_>,
+    pending: Pending,
+    hash: u64,
+    holds: bool,
+    replies: &mut Replies,
+) {
+    let Pending {
+        upload,
+        plan,
+        key,
+        style,
+        ..
+    } = pending;
+    cx.tell_lookup(&key, plan.hash);
+    let value = cx.store().withdraw(cx.caller(), upload);
+    let plan = Plan { hash, ..plan };
+    let stored = if holds {
+        inner.store().put(inner.caller(), &plan.put(&key), &value)
+    } else {
+        Stored::NotStored
+    };
+    settle(inner, &plan, &style.style(), &key, stored, replies);
 }
 
 /// Stores, if the lease allows it; without one, whoever holds the key's lease loses it.

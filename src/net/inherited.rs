@@ -56,6 +56,7 @@ pub fn take(protocol: Protocol) -> Result<Option<Sockets>, ListenError> {
                 protocol,
                 tls: EndpointTls::Default,
                 tag: None,
+                ack: None,
             });
         }
     }

@@ -21,7 +21,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::address::{reason, resolve};
 use super::inherited;
 use super::stream::{Stream, show};
-use crate::settings::{Endpoint, EndpointTls, Listen, Protocol};
+use crate::settings::{Ack, Endpoint, EndpointTls, Listen, Protocol};
 
 /// The largest send buffer asked for a UDP socket, in bytes.
 const SEND_BUFFER_MAX: usize = 256 << 20;
@@ -111,6 +111,7 @@ pub struct Listener {
     pub protocol: Protocol,
     pub tls: EndpointTls,
     pub tag: Option<Arc<str>>,
+    pub ack: Option<Ack>,
 }
 
 /// A UDP socket and what its requests are to be.
@@ -226,6 +227,7 @@ pub fn bind(listen: &Listen) -> Result<Sockets, ListenError> {
             protocol: listen.protocol,
             tls: EndpointTls::Plain,
             tag: None,
+            ack: None,
         });
         return Ok(sockets);
     }
@@ -235,6 +237,7 @@ pub fn bind(listen: &Listen) -> Result<Sockets, ListenError> {
         protocol: None,
         tls: EndpointTls::Default,
         tag: None,
+        ack: None,
     }];
     let endpoints: &[Endpoint] = if listen.endpoints.is_empty() {
         &everywhere
@@ -306,6 +309,7 @@ fn bind_tcp(
             protocol: endpoint.protocol.unwrap_or(listen.protocol),
             tls: endpoint.tls,
             tag: endpoint.tag.as_deref().map(Into::into),
+            ack: endpoint.ack,
         });
     }
     bound_some(listeners.len() > before, last)
@@ -480,6 +484,7 @@ mod tests {
                 protocol: Some(Protocol::Ascii),
                 tls: EndpointTls::Default,
                 tag: None,
+                ack: None,
             }],
             ..Listen::default()
         }

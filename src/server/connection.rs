@@ -14,13 +14,15 @@
 
 use std::sync::Arc;
 
-use super::conversation::{Conversation, Ran, Served, Turn};
+use super::conversation::{Conversation, Ran, Served, Turn, Wait};
 use crate::admin::Subscription;
-use crate::cluster::replication::replicas::{Hold, Reach};
-use crate::command::{Context, Flushed, Replies};
+use crate::cluster::replication::group::Level;
+use crate::cluster::replication::replicas::{Awaited, Hold, Reach};
+use crate::command::{self, Context, Flushed, Mark, Replies};
 use crate::net::{News, Progress, Stream};
 use crate::observe::board::{Activity, Row};
 use crate::observe::events::{self, Reason};
+use crate::protocol::request::Refusal;
 use crate::store::copies;
 
 /// Replies are sent when this many bytes have gathered, or when the input is drained.
@@ -62,7 +64,7 @@ pub struct Connection {
     /// What the socket has not taken yet; while there is some, nothing is read.
     waiting: Option<Box<Replies>>,
     /// Replies to mutations that copies do not have yet; while there are some, nothing is read.
-    held: Option<(Hold, Box<Replies>)>,
+    held: Option<Holding>,
     /// What `stats conns` shows of it.
     row: Arc<Row>,
     /// The poll has been asked to tell when it takes more.
@@ -71,6 +73,14 @@ pub struct Connection {
     hung_up: bool,
     /// It is in the worker's list of those that have more to do.
     pub queued: bool,
+}
+
+/// Replies that are held back.
+struct Holding {
+    hold: Hold,
+    replies: Box<Replies>,
+    /// The last reply begins here, and is this if copies do not agree.
+    otherwise: Option<(Mark, Refusal)>,
 }
 
 /// Bytes of memory that a connection keeps from one turn to the next.
@@ -191,15 +201,26 @@ impl Connection {
 
     /// Whether copies have what was held back, which is sent then. `None`: go on.
     fn release(&mut self, turn: &mut Turn<'_>) -> Option<Outcome> {
-        let (hold, mut replies) = self.held.take()?;
+        let mut holding = self.held.take()?;
         let replicas = turn.context.shared.replicas.as_ref()?;
-        match replicas.held(&hold) {
-            Reach::Waiting => {
-                self.held = Some((hold, replies));
-                return Some(Outcome::Held);
+        let reach = replicas.held(&mut holding.hold);
+        if reach == Reach::Waiting {
+            self.held = Some(holding);
+            return Some(Outcome::Held);
+        }
+        let Holding {
+            mut replies,
+            otherwise,
+            ..
+        } = holding;
+        match (reach, otherwise) {
+            (Reach::Waiting | Reach::Reached, _) => {}
+            (Reach::Aborted, Some((mark, refusal))) => {
+                replies.rewind(mark);
+                command::refuse(&refusal, &mut replies);
+                self.conversation.failed();
             }
-            Reach::Reached => {}
-            Reach::Refused => {
+            (Reach::Refused | Reach::Aborted, _) => {
                 // Which of the replies would have been wrong cannot be told apart: one error for all.
                 replies.clear();
                 replies.line(LATE);
@@ -218,29 +239,41 @@ impl Connection {
 
     /// What the replies so far wait for, if anything has been changed and that is to be known
     /// elsewhere first.
-    fn hold(&mut self, turn: &Turn<'_>) -> Option<Hold> {
+    fn hold(&mut self, turn: &mut Turn<'_>) -> Option<Holding> {
         let replicas = turn.context.shared.replicas.as_ref()?;
-        if let Some(ticket) = self.conversation.take_vote() {
-            return Some(Hold::for_verdict(ticket));
-        }
+        let logged = (replicas.holds() || replicas.paces()) && copies::take_logged();
         let level = self.conversation.take_level();
-        if !replicas.holds() && !replicas.paces() || !copies::take_logged() {
-            return None;
+        let mut otherwise = None;
+        let first = match self.conversation.take_wait() {
+            Some(Wait::Verdict(ballot)) => {
+                otherwise = Some((ballot.mark, ballot.refusal));
+                Some(Awaited::Verdict(ballot.ticket))
+            }
+            Some(Wait::Turn { place, since }) => Some(Awaited::Turn {
+                place,
+                until: since + command::QUEUE,
+            }),
+            None if logged => replicas.pace(),
+            None => None,
+        };
+        let mut hold = Hold::new(first);
+        if logged
+            && replicas.holds()
+            && !turn.replies.is_empty()
+            && let Some(level) = level.filter(|level| *level != Level::Async)
+        {
+            hold = hold.and_copies(turn.context.store().journal()?, level);
         }
-        if let Some(hold) = replicas.pace() {
-            return Some(hold);
-        }
-        if !replicas.holds() || turn.replies.is_empty() {
-            return None;
-        }
-        let level = level.unwrap_or(replicas.level());
-        let hold = replicas.hold(turn.context.store().journal()?, level);
-        replicas.waits(&hold).then_some(hold)
+        (first.is_some() || replicas.waits(&hold)).then(|| Holding {
+            hold,
+            replies: Box::new(turn.replies.take_rest()),
+            otherwise,
+        })
     }
 
     /// What it waits for, if it waits for copies.
     pub fn holding(&self) -> Option<&Hold> {
-        self.held.as_ref().map(|(hold, _)| hold)
+        self.held.as_ref().map(|holding| &holding.hold)
     }
 
     fn serve(&mut self, turn: &mut Turn<'_>, served: &mut Served) -> Outcome {
@@ -266,8 +299,8 @@ impl Connection {
                 }
             }
             work += turn.replies.waiting();
-            if let Some(hold) = self.hold(turn) {
-                self.held = Some((hold, Box::new(turn.replies.take_rest())));
+            if let Some(holding) = self.hold(turn) {
+                self.held = Some(holding);
                 return Outcome::Held;
             }
             match self.send(turn.replies, &turn.context) {

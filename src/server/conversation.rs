@@ -5,6 +5,8 @@
 //! are built in the worker's [`Replies`]. Values longer than [`WHOLE_MAX`](command::WHOLE_MAX) need not pass through a
 //! buffer at all: [`spare`](Conversation::spare) says where to read them to.
 
+use std::time::Instant;
+
 use super::control::{Control, Stop};
 use super::plan::{Plan, Step, Then};
 use super::trace;
@@ -12,7 +14,7 @@ use crate::admin::Subscription;
 use crate::cluster::replication::group::Level;
 use crate::command::auth::{self, Admission};
 use crate::command::{
-    self, Context, Dump, Mark, Next, Pending, Read as Keys, Replies, Session, get,
+    self, Ballot, Context, Dump, Mark, Next, Pending, Read as Keys, Replies, Session, get,
 };
 use crate::net::Input;
 use crate::observe::board::Activity;
@@ -68,8 +70,8 @@ pub struct Conversation {
     active: u32,
     /// Why it will have ended.
     reason: Reason,
-    /// The replies so far wait for the verdict on this ticket.
-    vote: Option<u64>,
+    /// What the replies so far wait for, and the next request.
+    wait: Option<Wait>,
     /// Bytes of a long line, or a long key, that were looked at and have no end.
     seen: usize,
 }
@@ -92,6 +94,15 @@ enum State {
     Watch(Subscription),
     /// To nobody: what waits is sent, then the connection ends.
     Closing,
+}
+
+/// What is waited for before anything more is run.
+#[derive(Debug, Clone, Copy)]
+pub enum Wait {
+    /// The verdict on a mutation.
+    Verdict(Ballot),
+    /// Its turn: another mutation of the key is under way.
+    Turn { place: u64, since: Instant },
 }
 
 /// What running the input has come to.
@@ -128,17 +139,25 @@ impl Conversation {
             session,
             active: now,
             reason: Reason::Error,
-            vote: None,
+            wait: None,
             seen: 0,
         }
     }
 
-    /// The ticket that the replies so far wait for.
-    pub fn take_vote(&mut self) -> Option<u64> {
-        self.vote.take()
+    /// What the replies so far, and the next request, wait for.
+    pub fn take_wait(&mut self) -> Option<Wait> {
+        self.wait.take()
     }
 
-    /// How far copies must have come with what was changed; nothing if that is the same for all keys.
+    /// A request was answered with an error. If others of its replies are still to come, nobody could
+    /// tell what belongs to what.
+    pub fn failed(&mut self) {
+        if matches!(self.state, State::Keys { .. }) {
+            self.end(Reason::Error);
+        }
+    }
+
+    /// How far copies must have come with what was changed; nothing if nothing was.
     pub fn take_level(&mut self) -> Option<Level> {
         self.session.take_level()
     }
@@ -277,13 +296,21 @@ impl Conversation {
                     let Some(terminator) = turn.input.unread().get(..length) else {
                         return Ran::Starved;
                     };
-                    if let State::Value(pending) =
-                        std::mem::replace(&mut self.state, State::Commands)
-                    {
-                        command::finish(&turn.context, *pending, terminator, turn.replies);
+                    let State::Value(pending) = std::mem::replace(&mut self.state, State::Commands)
+                    else {
+                        continue;
+                    };
+                    let session = &mut self.session;
+                    let (next, again) =
+                        command::finish(&turn.context, session, pending, terminator, turn.replies);
+                    match again {
+                        Some(pending) => self.state = State::Value(pending),
+                        None => turn.input.take(length),
                     }
-                    turn.input.take(length);
                     self.active = turn.context.now;
+                    if let Some(ran) = self.follow(next, turn.control) {
+                        return ran;
+                    }
                 }
                 State::Skip { bytes, reply } => {
                     let here = usize::try_from(*bytes).map_or(input.len(), |n| n.min(input.len()));
@@ -408,7 +435,15 @@ impl Conversation {
                     }
                     let batch = &plan.lookups[lookups.clone()];
                     let limit = turn.limits.replies;
-                    let read = get::many(context, batch, *how, limit, turn.replies);
+                    let read = if how.touch.is_some() && context.shared.replicas.is_some() {
+                        let session = &mut self.session;
+                        let read;
+                        (read, next) =
+                            command::touch_many(context, session, batch, *how, limit, turn.replies);
+                        read
+                    } else {
+                        get::many(context, batch, *how, limit, turn.replies)
+                    };
                     served.keys += read;
                     keys = match then {
                         _ if read < batch.len() => {
@@ -446,6 +481,10 @@ impl Conversation {
                         }
                         None => command::begin(context, session, request, *hash, turn.replies),
                     };
+                    if let Next::Queue { .. } = next {
+                        // It is run again.
+                        end = begin;
+                    }
                 }
                 Step::Refused { reply, .. } if self.session.is_locked() => {
                     // What is answered in binary; text is admitted elsewhere.
@@ -528,8 +567,12 @@ impl Conversation {
                 None
             }
             Next::Flush => Some(Ran::Enough),
-            Next::Vote(ticket) => {
-                self.vote = Some(ticket);
+            Next::Vote(ballot) => {
+                self.wait = Some(Wait::Verdict(ballot));
+                Some(Ran::Enough)
+            }
+            Next::Queue { place, since } => {
+                self.wait = Some(Wait::Turn { place, since });
                 Some(Ran::Enough)
             }
             Next::Dump(dump) => {

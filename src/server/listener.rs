@@ -12,7 +12,7 @@ use socket2::SockRef;
 use super::control::Control;
 use crate::net::{Acceptor, Listener, Stream};
 use crate::observe::{Admission, ThreadCounters};
-use crate::settings::{EndpointTls, Protocol};
+use crate::settings::{Ack, EndpointTls, Protocol};
 
 /// How long accepting rests before the limit is looked at again.
 const REST: Duration = Duration::from_millis(10);
@@ -30,6 +30,8 @@ pub struct Arrival {
     pub tls: EndpointTls,
     /// The listener's tag.
     pub tag: Option<Arc<str>>,
+    /// When its mutations are answered.
+    pub ack: Option<Ack>,
 }
 
 /// Where a worker finds its new connections.
@@ -210,6 +212,7 @@ impl Listening {
                 listener: self.names[index].clone(),
                 protocol: listener.protocol,
                 tag: listener.tag.clone(),
+                ack: listener.ack,
                 tls: listener.tls,
             });
             woken[to] = true;

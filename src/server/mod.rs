@@ -71,7 +71,7 @@ use crate::command::Shared;
 use crate::command::auth::Credentials;
 use crate::net::{Datagrams, Keyring, listen};
 use crate::observe::board::Activity;
-use crate::settings::{Endpoint, EndpointTls, Settings};
+use crate::settings::{Endpoint, Settings};
 use crate::store::Store;
 
 /// The exit code for what the system refuses (EX_OSERR).
@@ -339,13 +339,7 @@ fn add_listeners(settings: &mut Settings) {
     let endpoints = &mut settings.listen.endpoints;
     if !own.is_empty() && endpoints.is_empty() {
         // No endpoint means all addresses; one more must not change that.
-        endpoints.push(Endpoint {
-            host: None,
-            port: None,
-            protocol: None,
-            tls: EndpointTls::Default,
-            tag: None,
-        });
+        endpoints.push(Endpoint::default());
     }
     endpoints.extend(own.iter().map(|listener| listener.endpoint.clone()));
 }

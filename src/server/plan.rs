@@ -85,11 +85,13 @@ impl<'i> Plan<'i> {
             None => Some(0),
         };
         let rules = context.shared.rules;
+        let refuses_reads = context.refuses_reads();
         while let Some(at) = next {
             if self.steps.is_full() || self.lookups.is_full() {
                 break;
             }
             if dialect == Dialect::Text
+                && !refuses_reads
                 && let Some((key, taken)) = text::usual_get(&input[at..])
             {
                 let lookups = self.lookups.len()..self.lookups.len() + 1;
@@ -116,8 +118,8 @@ impl<'i> Plan<'i> {
                             ..
                         },
                     taken,
-                } if touch.is_some() && context.follows() => {
-                    // A change of expiry is for the leader.
+                } if refuses_reads || touch.is_some() && context.follows() => {
+                    // A change of expiry is for the leader, and what may be old for nobody.
                     let rest = &input[at + taken..];
                     let end = rest.iter().position(|byte| *byte == b'\n');
                     self.starved |= end.is_none();

@@ -460,6 +460,9 @@ impl Keeper {
         state.group.tick(now);
         self.diary.look(&state, now);
         let recovering = state.recovering_until.is_some_and(|until| now >= until);
+        if state.node.role == Role::Follower && state.node.copy.in_sync {
+            self.replicas.follows_again();
+        }
         let leading = self.replicas.leading();
         if leading && now >= self.marked_at + DIGEST_EVERY {
             self.marked_at = now;

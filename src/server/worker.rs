@@ -15,6 +15,7 @@ use super::conversation::{Conversation, Limits, Turn};
 use super::datagram::{self, Door};
 use super::listener::{Arrival, Inbox};
 use super::reception::{Reception, caller};
+use crate::cluster::replication::replicas::level_of;
 use crate::command::{Context, Replies, Session, Shared};
 use crate::net::{self, Datagrams, Input};
 use crate::observe::ThreadCounters;
@@ -217,12 +218,13 @@ impl Worker {
 
     fn welcome(&mut self, desk: &mut Desk, arrival: Arrival, now: u32) {
         let protocol = arrival.protocol;
+        let level = arrival.ack.map(level_of);
         let entry = desk.connections.vacant_entry();
         let admitted = self.reception().admit(arrival, Token(entry.key()), now);
         let Some((stream, row)) = admitted else {
             return;
         };
-        let session = Session::new(&self.shared);
+        let session = Session::new(&self.shared).with_level(level);
         let conversation = Conversation::new(protocol, session, now);
         entry.insert(Connection::new(stream, conversation, row));
     }

@@ -726,6 +726,19 @@ impl Store {
             .ok_or(Refused::NoMemory)
     }
 
+    /// The bytes of an upload that have all arrived and that will not be linked.
+    pub fn withdraw(&self, cx: Cx<'_>, mut upload: Upload) -> Vec<u8> {
+        upload.tree = None;
+        let mut value = Vec::new();
+        if let Some(slot) = upload.into_slot(cx, &self.inner) {
+            let item = slot.item();
+            value.reserve_exact(item.length());
+            item.pieces(|piece| value.extend_from_slice(piece));
+            self.inner.give(slot);
+        }
+        value
+    }
+
     /// Links an upload whose bytes have all arrived.
     pub fn finish(&self, cx: Cx<'_>, put: &Put<'_>, upload: Upload) -> Stored {
         assert_eq!(upload.missing(), 0, "an upload is linked when it is whole");

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use larder::server::control::{Control, Stop};
 use larder::server::{Failure, Server};
-use larder::settings::{Endpoint, EndpointTls, Settings};
+use larder::settings::{Endpoint, Settings};
 
 /// How long a client waits for an answer before the test fails; far more than it takes.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -34,10 +34,7 @@ pub fn settings() -> Settings {
     settings.listen.interfaces = Some("127.0.0.1".to_owned());
     settings.listen.endpoints = vec![Endpoint {
         host: Some("127.0.0.1".to_owned()),
-        port: None,
-        protocol: None,
-        tls: EndpointTls::Default,
-        tag: None,
+        ..Endpoint::default()
     }];
     settings.server.threads = 2;
     settings

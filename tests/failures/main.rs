@@ -15,4 +15,5 @@ mod mixed;
 mod network;
 mod nodes;
 mod syncing;
+mod votes;
 mod writers;

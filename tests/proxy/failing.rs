@@ -24,6 +24,7 @@ fn at(address: SocketAddr) -> TestServer {
         protocol: None,
         tls: EndpointTls::Default,
         tag: None,
+        ack: None,
     }];
     TestServer::start_with(settings)
 }

@@ -16,7 +16,7 @@ pub const HEADER: usize = 24;
 pub const PAYLOAD_MAX: usize = 1 << 20;
 
 const MAGIC: u16 = 0x524c;
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// One frame, as it lies in the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,8 +13,8 @@ use super::group::{Group, Level, Verdict, Votes};
 use super::session::{Node, Role};
 use super::sink;
 use super::source::SourceCounts;
-use crate::settings::{self, Ack, Backpressure};
-use crate::store::journal::{ALL, Journal, Kind, PARTITIONS, Record, Role as LogRole};
+use crate::settings::{Ack, Backpressure, Settings};
+use crate::store::journal::{ALL, Journal, Kind, PARTITIONS, Role as LogRole};
 
 /// One node's.
 pub struct Replicas {
@@ -26,6 +26,8 @@ pub struct Replicas {
     /// clock.
     lease_until: AtomicU64,
     vouched_until: AtomicU64,
+    /// It does not lead any more, and no other leader has counted on it since.
+    fallen: AtomicBool,
     /// An operator has told this node to stand for leader, whatever it lacks.
     forced: AtomicBool,
     /// No copy is kept from here any more: the server stops.
@@ -105,11 +107,7 @@ impl State {
         let due = self.votes.decide(&mut self.group, alone, now);
         for &(ticket, number, seq, verdict) in &due {
             let log = self.data.journal();
-            let prepared = log
-                .prepared(number)
-                .into_iter()
-                .find(|bytes| Record::parse(bytes).is_ok_and(|(record, _)| record.seq == seq));
-            if let Some(bytes) = prepared {
+            if let Some(bytes) = log.prepared_at(number, seq) {
                 if verdict == Verdict::Commit {
                     sink::commit(&self.data, &bytes, 0, false);
                     log.resolve(number, &bytes, Kind::Commit);
@@ -128,9 +126,19 @@ impl State {
         }
         !due.is_empty()
     }
+
+    /// Whether copies have what a hold asks for.
+    fn reached(&self, hold: &Hold) -> bool {
+        hold.level == Level::Async
+            || (0..PARTITIONS).all(|number| {
+                self.group
+                    .reached(hold.level, number, hold.positions[number])
+            })
+    }
 }
 
-fn level_of(ack: Ack) -> Level {
+/// A level as options have it.
+pub fn level_of(ack: Ack) -> Level {
     match ack {
         Ack::Async => Level::Async,
         Ack::Copies(copies) => Level::Copies(copies),
@@ -138,33 +146,41 @@ fn level_of(ack: Ack) -> Level {
     }
 }
 
-/// What a mutation waits for.
+/// What a mutation waits for: first for this, then until copies have what has been logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hold {
+    first: Option<Awaited>,
     level: Level,
     positions: [u64; PARTITIONS],
     since: Instant,
-    what: Awaited,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Awaited {
-    /// Copies have everything up to the positions.
-    Copies,
+pub enum Awaited {
     /// The verdict on this ticket.
     Verdict(u64),
+    /// No mutation of the key at this place is under way any more, or this is over.
+    Turn { place: u64, until: Instant },
     /// No copy in sync is about to fall off the log.
     Room,
 }
 
 impl Hold {
-    /// Waits for the verdict on a ticket.
-    pub fn for_verdict(ticket: u64) -> Hold {
+    pub fn new(first: Option<Awaited>) -> Hold {
         Hold {
-            level: Level::TwoPhase,
+            first,
+            level: Level::Async,
             positions: [0; PARTITIONS],
             since: Instant::now(),
-            what: Awaited::Verdict(ticket),
+        }
+    }
+
+    /// Holds what has been logged so far, too, until that has got as far as a level asks.
+    pub fn and_copies(self, journal: &Journal, level: Level) -> Hold {
+        Hold {
+            level,
+            positions: journal.positions(),
+            ..self
         }
     }
 }
@@ -176,6 +192,8 @@ pub enum Reach {
     Reached,
     /// Too late, and that is to be told.
     Refused,
+    /// Copies could not agree.
+    Aborted,
 }
 
 /// What goes to a server that is no copy, and how far that is.
@@ -248,7 +266,9 @@ pub enum NotPromoted {
 
 impl Replicas {
     /// Nothing if the store keeps no log. `id`: chosen at random for this process.
-    pub fn new(settings: &settings::Replication, data: StoreData, id: u64) -> Replicas {
+    pub fn new(settings: &Settings, data: StoreData, id: u64) -> Replicas {
+        let holds = settings.levels().any(|level| level != Ack::Async);
+        let settings = &settings.replication;
         let elected = settings.election.is_some();
         let role = if settings.follow.is_some() || elected {
             Role::Follower
@@ -271,12 +291,13 @@ impl Replicas {
             elected,
             lease_until: AtomicU64::new(0),
             vouched_until: AtomicU64::new(0),
+            fallen: AtomicBool::new(false),
             forced: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             level,
             min_isr: settings.min_isr,
             prefixes,
-            holds: settings.levels().any(|level| level != Ack::Async),
+            holds,
             ack_timeout: Duration::from_millis(settings.ack_timeout_ms),
             refuses: settings.ack_refuses,
             backpressure: settings.backpressure,
@@ -331,6 +352,23 @@ impl Replicas {
         let until = self.lease_until.load(Relaxed);
         let until = until.max(self.vouched_until.load(Relaxed));
         until.saturating_sub(self.now())
+    }
+
+    /// This node has led, and what it holds may have been changed elsewhere since: its lease is over, and
+    /// no other leader counts on it yet.
+    #[inline]
+    pub fn fenced(&self) -> bool {
+        self.elected
+            && if self.leading.load(Relaxed) {
+                self.allowed_for() == 0
+            } else {
+                self.fallen.load(Relaxed)
+            }
+    }
+
+    /// Another leader counts on this node.
+    pub fn follows_again(&self) {
+        self.fallen.store(false, Relaxed);
     }
 
     /// Whether a service outside decides who leads.
@@ -424,17 +462,12 @@ impl Replicas {
 
     /// Whoever has just mutated has to wait, if this gives what for.
     #[inline]
-    pub fn pace(&self) -> Option<Hold> {
+    pub fn pace(&self) -> Option<Awaited> {
         if !self.paces() || !self.pressed.load(Relaxed) {
             return None;
         }
         self.pressed_back.fetch_add(1, Relaxed);
-        Some(Hold {
-            level: Level::Async,
-            positions: [0; PARTITIONS],
-            since: Instant::now(),
-            what: Awaited::Room,
-        })
+        Some(Awaited::Room)
     }
 
     /// Begins to lead, in this epoch or the next one (0).
@@ -457,13 +490,17 @@ impl Replicas {
         state.reign += 1;
         state.recovering_until = None;
         self.leading.store(true, Relaxed);
+        self.fallen.store(false, Relaxed);
         drop(guard);
         self.ring();
     }
 
     /// Takes no more mutations, and copies another, or nobody for now.
     pub fn follow(&self, leader: Option<String>) {
-        // First: nothing is taken that would not be sent.
+        // First: nothing is taken that would not be sent, and nothing read that may be old.
+        if self.leading.load(Relaxed) {
+            self.fallen.store(true, Relaxed);
+        }
         self.leading.store(false, Relaxed);
         let mut guard = self.state();
         let state = &mut *guard;
@@ -525,81 +562,66 @@ impl Replicas {
         self.holds
     }
 
-    /// The level of a key; nothing if all keys have the same.
+    /// The level of a key: its own, or that of the `listener` where its client has come in, or that of
+    /// all others.
     #[inline]
-    pub fn level_of(&self, key: &[u8]) -> Option<Level> {
-        if self.prefixes.is_empty() {
-            return None;
-        }
+    pub fn level_of(&self, key: &[u8], listener: Option<Level>) -> Level {
         let own = self
             .prefixes
             .iter()
             .find(|(prefix, _)| key.starts_with(prefix));
-        Some(own.map_or(self.level, |(_, level)| *level))
+        own.map_or_else(|| listener.unwrap_or(self.level), |(_, level)| *level)
     }
 
-    /// The level of keys that have none of their own.
-    #[inline]
-    pub fn level(&self) -> Level {
-        self.level
-    }
-
-    /// Holds what has been logged so far, until that has got as far as a level asks.
-    pub fn hold(&self, journal: &Journal, level: Level) -> Hold {
-        Hold {
-            level,
-            positions: journal.positions(),
-            since: Instant::now(),
-            what: Awaited::Copies,
-        }
+    /// The highest level that a key may have.
+    pub fn highest_level(&self, listener: Option<Level>) -> Level {
+        let own = self.prefixes.iter().map(|(_, level)| *level);
+        own.fold(listener.unwrap_or(self.level), Level::max)
     }
 
     /// Whether a hold still waits. Unlike [`held`](Replicas::held), this can be asked again.
     pub fn waits(&self, hold: &Hold) -> bool {
-        let state = self.state();
-        match hold.what {
-            Awaited::Verdict(ticket) => return self.leading() && state.votes.waits(ticket),
-            Awaited::Room => return self.pressed.load(Relaxed),
-            Awaited::Copies => {}
+        if !self.leading() {
+            return false;
         }
-        let late = hold.since.elapsed() >= self.ack_timeout;
-        let reached = (0..PARTITIONS).all(|number| {
-            state
-                .group
-                .reached(hold.level, number, hold.positions[number])
-        });
-        self.leading() && !late && !reached
+        let state = self.state();
+        match hold.first {
+            Some(Awaited::Verdict(ticket)) => state.votes.waits(ticket),
+            Some(Awaited::Turn { place, until }) => {
+                state.votes.busy(place) && Instant::now() < until
+            }
+            Some(Awaited::Room) => self.pressed.load(Relaxed),
+            None => hold.since.elapsed() < self.ack_timeout && !state.reached(hold),
+        }
     }
 
     /// What has become of a hold; a verdict is told once.
-    pub fn held(&self, hold: &Hold) -> Reach {
+    pub fn held(&self, hold: &mut Hold) -> Reach {
+        let leads = self.leading();
         let mut state = self.state();
-        match hold.what {
-            Awaited::Verdict(ticket) => {
-                return match state.verdicts.remove(&ticket) {
-                    Some(Verdict::Commit) => Reach::Reached,
-                    Some(Verdict::Abort) => Reach::Refused,
-                    None if self.leading() && state.votes.waits(ticket) => Reach::Waiting,
-                    None => Reach::Refused,
-                };
+        match hold.first {
+            Some(Awaited::Verdict(ticket)) => match state.verdicts.remove(&ticket) {
+                Some(Verdict::Commit) => {}
+                None if leads && state.votes.waits(ticket) => return Reach::Waiting,
+                Some(Verdict::Abort) | None => return Reach::Aborted,
+            },
+            Some(Awaited::Turn { place, until }) => {
+                if leads && state.votes.busy(place) && Instant::now() < until {
+                    return Reach::Waiting;
+                }
             }
-            Awaited::Room if self.pressed.load(Relaxed) => return Reach::Waiting,
-            Awaited::Room => return Reach::Reached,
-            Awaited::Copies => {}
+            Some(Awaited::Room) if leads && self.pressed.load(Relaxed) => return Reach::Waiting,
+            Some(Awaited::Room) | None => {}
         }
-        let reached = (0..PARTITIONS).all(|number| {
-            state
-                .group
-                .reached(hold.level, number, hold.positions[number])
-        });
-        if reached {
+        hold.first = None;
+        if state.reached(hold) {
             return Reach::Reached;
         }
-        if self.leading() && hold.since.elapsed() < self.ack_timeout {
+        if leads && hold.since.elapsed() < self.ack_timeout {
             return Reach::Waiting;
         }
         self.late.fetch_add(1, Relaxed);
-        if self.refuses || !self.leading() {
+        if self.refuses || !leads {
             Reach::Refused
         } else {
             Reach::Reached

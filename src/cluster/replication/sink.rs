@@ -183,6 +183,8 @@ enum Walk {
 pub struct Sink<D: Data> {
     epoch: u64,
     upload: Option<(Vec<u8>, D::Upload)>,
+    /// A long value that is being prepared: its sequence, and what has come of it.
+    preparing: Option<(u64, Vec<u8>)>,
     taken: u64,
     told: u64,
     /// Partitions whose position has changed since the last acknowledgement.
@@ -231,6 +233,7 @@ impl<D: Data> Sink<D> {
         Sink {
             epoch,
             upload: None,
+            preparing: None,
             taken: 0,
             told: 0,
             moved: u64::MAX,
@@ -426,13 +429,9 @@ impl<D: Data> Sink<D> {
                 self.digest(data, copy, number, record, out);
                 return Ok(());
             }
-            Kind::Prepare | Kind::PrepareDelete => {
-                if log.prepared_bytes(number) + record.length() > PREPARED_MAX {
-                    message::write(out, self.epoch, number, &Message::Nak { seq: record.seq });
-                    copy.counts.no_room += 1;
-                } else {
-                    log.prepare(number, record);
-                }
+            Kind::Prepare | Kind::PrepareDelete => self.prepare(data, copy, number, record, out),
+            Kind::PreparePart => {
+                whole = self.prepare_part(data, copy, number, record, out)?;
             }
             Kind::Commit => match log.take_prepared(number, record.argument) {
                 Some(bytes) => commit(data, &bytes, skew, dead),
@@ -449,27 +448,80 @@ impl<D: Data> Sink<D> {
                 return Ok(());
             }
             // Those are applied in runs; and what is not in the log is sent in parts.
-            Kind::Put | Kind::Meta | Kind::Delete | Kind::PutLater => {
+            Kind::Put | Kind::Meta | Kind::Delete | Kind::PutLater | Kind::PrepareLater => {
                 return Err(Broken::Malformed);
             }
         }
         copy.counts.items += u64::from(!logged);
         if logged && whole {
             copy.counts.records += 1;
-            let kept = if record.kind == Kind::Part {
-                Record {
-                    kind: Kind::PutLater,
-                    argument: record.argument >> 32,
-                    value: &[],
-                    ..*record
-                }
-            } else {
-                *record
+            let later = |kind| Record {
+                kind,
+                argument: record.argument >> 32,
+                value: &[],
+                ..*record
+            };
+            let kept = match record.kind {
+                Kind::Part => later(Kind::PutLater),
+                Kind::PreparePart => later(Kind::PrepareLater),
+                _ => *record,
             };
             log.replay(number, slice::from_ref(&kept));
             self.moved |= 1 << number;
         }
         Ok(())
+    }
+
+    /// Keeps what is prepared, if there is room.
+    fn prepare(
+        &mut self,
+        data: &D,
+        copy: &mut Copy,
+        number: usize,
+        record: &Record<'_>,
+        out: &mut Vec<u8>,
+    ) {
+        let log = data.journal();
+        if log.prepared_bytes(number) + record.length() > PREPARED_MAX {
+            message::write(out, self.epoch, number, &Message::Nak { seq: record.seq });
+            copy.counts.no_room += 1;
+        } else {
+            log.prepare(number, record);
+        }
+    }
+
+    /// A stretch of a long value that is prepared. True if it was the last one.
+    fn prepare_part(
+        &mut self,
+        data: &D,
+        copy: &mut Copy,
+        number: usize,
+        record: &Record<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<bool, Broken> {
+        let total = (record.argument >> 32) as usize;
+        let offset = record.argument as u32 as usize;
+        let mut value = match self.preparing.take() {
+            _ if offset == 0 => Vec::new(),
+            Some((seq, value)) if seq == record.seq && value.len() == offset => value,
+            _ => return Err(Broken::Malformed),
+        };
+        if total > PREPARED_MAX || offset + record.value.len() > total || record.value.is_empty() {
+            return Err(Broken::Malformed);
+        }
+        value.extend_from_slice(record.value);
+        if value.len() < total {
+            self.preparing = Some((record.seq, value));
+            return Ok(false);
+        }
+        let prepared = Record {
+            kind: Kind::Prepare,
+            argument: total as u64,
+            value: &value,
+            ..*record
+        };
+        self.prepare(data, copy, number, &prepared, out);
+        Ok(true)
     }
 
     /// A stretch of a long value. True if it was the last one.

@@ -6,12 +6,15 @@
 //! the rest: nothing older can overtake anything newer.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
 
 use super::data::{Data, Long, Opened};
 use super::frame::{self, Broken};
 use super::message::{self, Heartbeat, LEAF_WORDS, Leaves, Message, Mode, Positions, Tier, Type};
 use super::{HEARTBEAT, SCRUB_BYTES_PER_SECOND, WINDOW, history::Epoch, history::History};
-use crate::store::journal::{self, Cursor, Kind, LEAVES, Lost, PARTITIONS, Record, Row, partition};
+use crate::store::journal::{
+    self, Cursor, INLINE_MAX, Kind, LEAVES, Lost, PARTITIONS, Record, Row, partition,
+};
 
 /// Bytes of records in one frame, about.
 const BATCH: usize = 64 << 10;
@@ -55,9 +58,32 @@ struct Sending<L> {
     /// Its record, without the value.
     record: Vec<u8>,
     kind: Type,
-    long: L,
+    value: Value<L>,
     offset: usize,
     partition: usize,
+}
+
+enum Value<L> {
+    /// Of an item.
+    Held(L),
+    /// Of a prepared mutation: its record, and where in that it begins.
+    Prepared(Arc<[u8]>, usize),
+}
+
+impl<L: Long> Long for Value<L> {
+    fn length(&self) -> usize {
+        match self {
+            Value::Held(long) => long.length(),
+            Value::Prepared(bytes, start) => bytes.len() - start,
+        }
+    }
+
+    fn slice(&self, offset: usize) -> &[u8] {
+        match self {
+            Value::Held(long) => long.slice(offset),
+            Value::Prepared(bytes, start) => &bytes[start + offset..],
+        }
+    }
 }
 
 /// What has been done so far.
@@ -449,8 +475,23 @@ impl<D: Data> Source<D> {
         // The value has to be fetched.
         let bytes = out[start + frame::HEADER..].to_vec();
         out.truncate(start);
-        if let Ok((record, _)) = Record::parse(&bytes) {
+        let Ok((record, _)) = Record::parse(&bytes) else {
+            return Ok(true);
+        };
+        if record.kind != Kind::PrepareLater {
             self.send_later(data, number, (record.seq, record.cas), record.key, now, out);
+        } else if let Some(prepared) = data.journal().prepared_at(number, record.seq) {
+            let start = journal::record::HEADER + record.key.len();
+            self.sending = Some(Sending {
+                record: bytes,
+                kind: Type::Batch,
+                value: Value::Prepared(prepared, start),
+                offset: 0,
+                partition: number,
+            });
+        } else {
+            // It has been decided meanwhile. A CAS that nothing has: the copy is ahead of its place.
+            self.send_later(data, number, (record.seq, 0), record.key, now, out);
         }
         Ok(true)
     }
@@ -522,10 +563,27 @@ impl<D: Data> Source<D> {
             self.sending = Some(Sending {
                 record,
                 kind,
-                long,
+                value: Value::Held(long),
                 offset: 0,
                 partition,
             });
+        }
+    }
+
+    /// Sends a prepared mutation whose value is long, in pieces, outside of the log.
+    fn send_long_prepare(&mut self, number: usize, prepared: &[u8], now: u64, out: &mut Vec<u8>) {
+        let Ok((record, _)) = Record::parse(prepared) else {
+            return;
+        };
+        let total = record.value.len() as u64;
+        for (at, value) in record.value.chunks(PIECE).enumerate() {
+            let part = Record {
+                kind: Kind::PreparePart,
+                argument: total << 32 | (at * PIECE) as u64,
+                value,
+                ..record
+            };
+            self.send_record(Type::Chunk, number, &part, now, out);
         }
     }
 
@@ -536,10 +594,10 @@ impl<D: Data> Source<D> {
         let Ok((record, _)) = Record::parse(&sending.record) else {
             return;
         };
-        let total = sending.long.length();
+        let total = sending.value.length();
         let mut piece = Vec::with_capacity(PIECE.min(total - sending.offset));
         while piece.len() < PIECE {
-            let slice = sending.long.slice(sending.offset + piece.len());
+            let slice = sending.value.slice(sending.offset + piece.len());
             if slice.is_empty() {
                 break;
             }
@@ -547,7 +605,10 @@ impl<D: Data> Source<D> {
             piece.extend_from_slice(&slice[..take]);
         }
         let part = Record {
-            kind: Kind::Part,
+            kind: match sending.value {
+                Value::Held(_) => Kind::Part,
+                Value::Prepared(..) => Kind::PreparePart,
+            },
             argument: (total as u64) << 32 | sending.offset as u64,
             value: &piece,
             ..record
@@ -662,7 +723,11 @@ impl<D: Data> Source<D> {
             if let Ok((record, _)) = Record::parse(&bytes)
                 && record.seq < before
             {
-                self.send_record(Type::Chunk, number, &record, now, out);
+                if record.value.len() > INLINE_MAX {
+                    self.send_long_prepare(number, &bytes, now, out);
+                } else {
+                    self.send_record(Type::Chunk, number, &record, now, out);
+                }
             }
         }
     }

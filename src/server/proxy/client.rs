@@ -760,7 +760,8 @@ impl Client {
             | Next::Keys(_)
             | Next::Value(_)
             | Next::Dump(_)
-            | Next::Vote(_) => {}
+            | Next::Vote(_)
+            | Next::Queue { .. } => {}
         }
         None
     }

@@ -392,6 +392,7 @@ fn listener<'doc>(
         protocol: None,
         tls: EndpointTls::Default,
         tag: None,
+        ack: None,
     };
     let address = table.needed("address")?;
     let text = address.text()?;

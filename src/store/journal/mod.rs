@@ -15,7 +15,7 @@ pub mod record;
 mod ring;
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use record::{Kind, Malformed, Record};
 use ring::Ring;
@@ -126,15 +126,16 @@ struct Log {
     lossy: Option<Box<[u64; LEAVES / 64]>>,
     frozen: Option<Frozen>,
     since_digest: u32,
-    /// What has been prepared and neither committed nor aborted.
+    /// What has been prepared and neither committed nor aborted, and its bytes.
     prepared: Vec<Prepared>,
+    prepared_bytes: usize,
 }
 
 struct Prepared {
     seq: u64,
     cas: u64,
-    /// Its record.
-    bytes: Vec<u8>,
+    /// Its record, with the whole value.
+    bytes: Arc<[u8]>,
 }
 
 /// All partitions.
@@ -178,6 +179,7 @@ impl Journal {
                 frozen: None,
                 since_digest: 0,
                 prepared: Vec::new(),
+                prepared_bytes: 0,
             }),
         });
         Journal {
@@ -281,23 +283,29 @@ impl Journal {
         self.log(partition).prepare(record);
     }
 
-    /// The records that have been prepared and not decided.
-    pub fn prepared(&self, partition: usize) -> Vec<Vec<u8>> {
+    /// The records that have been prepared and not decided, with their values.
+    pub fn prepared(&self, partition: usize) -> Vec<Arc<[u8]>> {
         let log = self.log(partition);
         log.prepared.iter().map(|one| one.bytes.clone()).collect()
     }
 
+    /// The one of these that was prepared at a sequence.
+    pub fn prepared_at(&self, partition: usize, seq: u64) -> Option<Arc<[u8]>> {
+        let log = self.log(partition);
+        let one = log.prepared.iter().find(|one| one.seq == seq)?;
+        Some(one.bytes.clone())
+    }
+
     /// Bytes of such records.
     pub fn prepared_bytes(&self, partition: usize) -> usize {
-        let log = self.log(partition);
-        log.prepared.iter().map(|one| one.bytes.len()).sum()
+        self.log(partition).prepared_bytes
     }
 
     /// The record that was prepared at a sequence, which is decided now.
-    pub fn take_prepared(&self, partition: usize, seq: u64) -> Option<Vec<u8>> {
+    pub fn take_prepared(&self, partition: usize, seq: u64) -> Option<Arc<[u8]>> {
         let mut log = self.log(partition);
         let at = log.prepared.iter().position(|one| one.seq == seq)?;
-        Some(log.prepared.swap_remove(at).bytes)
+        Some(log.take_prepared(at).bytes)
     }
 
     /// Logs that what was prepared by this record is so, or is not to be, unless that has been logged.
@@ -310,7 +318,7 @@ impl Journal {
         let Some(at) = log.prepared.iter().position(|one| one.seq == record.seq) else {
             return;
         };
-        log.prepared.swap_remove(at);
+        log.take_prepared(at);
         let resolution = Record {
             cas: record.cas,
             argument: record.seq,
@@ -419,6 +427,7 @@ impl Journal {
         partition.seq.store(seq, Relaxed);
         log.frozen = None;
         log.prepared.clear();
+        log.prepared_bytes = 0;
         if let Some(ring) = &mut log.ring {
             ring.restart(seq + 1);
         }
@@ -622,7 +631,7 @@ impl Log {
         if let Some(ring) = &mut self.ring {
             ring.push(&Record {
                 seq: self.seq,
-                ..*record
+                ..record.for_ring()
             });
         }
         self.seq
@@ -634,11 +643,18 @@ impl Log {
         }
         let mut bytes = Vec::with_capacity(record.length());
         record.encode(&mut bytes);
+        self.prepared_bytes += bytes.len();
         self.prepared.push(Prepared {
             seq: record.seq,
             cas: record.cas,
-            bytes,
+            bytes: bytes.into(),
         });
+    }
+
+    fn take_prepared(&mut self, at: usize) -> Prepared {
+        let one = self.prepared.swap_remove(at);
+        self.prepared_bytes -= one.bytes.len();
+        one
     }
 
     /// A mutation that had been prepared needs no second copy of its value in the log.
@@ -653,7 +669,7 @@ impl Log {
             None => *record,
             Some(at) => Record {
                 kind: Kind::Commit,
-                argument: self.prepared.swap_remove(at).seq,
+                argument: self.take_prepared(at).seq,
                 value: &[],
                 ..*record
             },
@@ -668,7 +684,7 @@ impl Log {
         }
         self.seq = record.seq;
         if let Some(ring) = &mut self.ring {
-            ring.push(record);
+            ring.push(&record.for_ring());
         }
     }
 

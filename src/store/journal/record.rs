@@ -8,6 +8,8 @@
 //! 16 sequence u64                  24 cas u64   32 argument u64
 //! ```
 
+use super::INLINE_MAX;
+
 /// Bytes before the key.
 pub const HEADER: usize = 40;
 
@@ -49,9 +51,18 @@ pub enum Kind {
     Superseded = 12,
     /// Not in the log: the key's value must have this digest (argument).
     Check = 13,
+    /// As [`Prepare`](Kind::Prepare), of a value that is too long for the log; its length is the argument.
+    PrepareLater = 14,
+    /// A stretch of it; the argument is total length << 32 | offset.
+    PreparePart = 15,
 }
 
 impl Kind {
+    /// Its value is too long for the log.
+    pub fn is_later(self) -> bool {
+        matches!(self, Kind::PutLater | Kind::PrepareLater)
+    }
+
     fn from_byte(byte: u8) -> Option<Kind> {
         Some(match byte {
             1 => Kind::Put,
@@ -67,6 +78,8 @@ impl Kind {
             11 => Kind::Abort,
             12 => Kind::Superseded,
             13 => Kind::Check,
+            14 => Kind::PrepareLater,
+            15 => Kind::PreparePart,
             _ => return None,
         })
     }
@@ -105,6 +118,20 @@ impl<'a> Record<'a> {
             argument: 0,
             key,
             value: &[],
+        }
+    }
+
+    /// As the log keeps it: without a value that is prepared and too long.
+    pub fn for_ring(&self) -> Record<'a> {
+        if self.kind == Kind::Prepare && self.value.len() > INLINE_MAX {
+            Record {
+                kind: Kind::PrepareLater,
+                argument: self.value.len() as u64,
+                value: &[],
+                ..*self
+            }
+        } else {
+            *self
         }
     }
 

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use super::record::{HEADER, Kind, Record};
+use super::record::{HEADER, Record};
 use crate::store::raw::{self, Share};
 
 /// Bytes of a stretch, about.
@@ -41,7 +41,7 @@ pub struct Ring {
 struct Mark {
     seq: u64,
     at: u64,
-    /// It is a [`Kind::PutLater`], and the next mark is that of the record behind it.
+    /// Its value is elsewhere ([`Kind::is_later`]), and the next mark is that of the record behind it.
     later: bool,
 }
 
@@ -69,7 +69,7 @@ pub struct Lost;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Read {
     pub records: usize,
-    /// It is one record, whose value has to be fetched ([`Kind::PutLater`]). No other reading has any.
+    /// It is one record, whose value has to be fetched ([`Kind::is_later`]). No other reading has any.
     pub later: bool,
 }
 
@@ -137,7 +137,7 @@ impl Ring {
         if self.start == self.end {
             self.first = record.seq;
         }
-        let later = record.kind == Kind::PutLater;
+        let later = record.kind.is_later();
         let stretch = STRETCH.min(self.bytes.len() as u64 / 32);
         let marked = self.marks.back();
         if later || marked.is_none_or(|mark| mark.later || self.end - mark.at >= stretch) {
