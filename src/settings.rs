@@ -301,6 +301,8 @@ pub struct Replication {
     pub recover_ms: u64,
     /// `--repl-scrub`: how often values are compared, seconds; 0 is never.
     pub scrub_seconds: u64,
+    /// `--follower-writes=forward`: mutations that come to a follower go to its leader.
+    pub forwards: bool,
     /// `--etcd`: who leads is decided there.
     pub election: Option<Election>,
 }
@@ -350,6 +352,7 @@ impl Default for Replication {
             backpressure: Backpressure::Off,
             recover_ms: 10_000,
             scrub_seconds: 0,
+            forwards: false,
             election: None,
         }
     }

@@ -5,6 +5,7 @@ mod common;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use common::binary::Packet;
 use common::{Client, TestServer, settings};
 use larder::settings::{Ack, Endpoint, Journal, Settings};
 
@@ -156,6 +157,98 @@ fn mutations_go_to_the_leader() {
     client.ask(format!("set k 0 0 100000\r\n{long}\r\n"), refusal);
     client.ask("get k\r\n", "END\r\n");
     client.ask("mg k v\r\n", "EN\r\n");
+}
+
+#[test]
+fn writes_to_a_follower_can_go_to_its_leader() {
+    let leader = TestServer::start_with(leading());
+    let mut forwarding = following(&leader);
+    forwarding.replication.forwards = true;
+    let follower = TestServer::start_with(forwarding);
+    let (mut client, mut theirs) = (follower.connect(), leader.connect());
+    let address = leader.address().to_string();
+    eventually("it knows where its leader is", || {
+        told(&mut client, "leader_clients").as_deref() == Some(&address)
+    });
+    let long = "y".repeat(300_000);
+    let error = "CLIENT_ERROR cannot increment or decrement non-numeric value\r\n";
+    // In order, whoever answers; as quiet as was asked for; whatever values look like.
+    for (request, reply) in [
+        ("set k 7 0 3\r\none\r\n", "STORED\r\n"),
+        (
+            "add k 0 0 1\r\nx\r\nget none\r\nset n 0 0 1\r\n1\r\nincr n 41\r\nversion\r\ndelete n\r\n",
+            "NOT_STORED\r\nEND\r\nSTORED\r\n42\r\nVERSION 1.6.45\r\nDELETED\r\n",
+        ),
+        (
+            "set q 0 0 1 noreply\r\nx\r\ndelete q noreply\r\ndelete q\r\n",
+            "NOT_FOUND\r\n",
+        ),
+        (
+            "ms m 2 q\r\nhi\r\nma m q\r\nmn\r\n",
+            &format!("{error}MN\r\n"),
+        ),
+        ("set v 0 0 8\r\n\r\nMN\r\n\r\n\r\n", "STORED\r\n"),
+        (
+            "gat 900 v none k\r\nmg v T800 v\r\n",
+            "VALUE v 0 8\r\n\r\nMN\r\n\r\n\r\nVALUE k 7 3\r\none\r\nEND\r\nVA 8\r\n\r\nMN\r\n\r\n\r\n",
+        ),
+        (
+            &format!("set long 0 0 300000\r\n{long}\r\ntouch long 0\r\n"),
+            "STORED\r\nTOUCHED\r\n",
+        ),
+        (
+            "set bad 0 0 1\r\nxyzset bad 0 0 1\r\nx\r\n",
+            "CLIENT_ERROR bad data chunk\r\nSTORED\r\n",
+        ),
+    ] {
+        client.ask(request, reply);
+    }
+    caught_up(&mut theirs, &mut client);
+    for key in ["k", "n", "q", "m", "v", "long", "bad"] {
+        let request = format!("gets {key}\r\n");
+        assert_eq!(get(&mut client, &request), get(&mut theirs, &request));
+    }
+    let mut binary = follower.connect();
+    let mut delta = [0; 20];
+    delta[7] = 2;
+    let packet = |opcode, extras, key, value| Packet {
+        opcode,
+        extras,
+        key,
+        value,
+        opaque: u32::from_be_bytes(*b"fwd:"),
+        cas: 0,
+    };
+    // Quiet, then aloud, then one that is answered here, then aloud again.
+    binary.send(packet(0x11, &[0; 8], b"b", b"5").bytes());
+    binary.send(packet(0x05, &delta, b"b", b"").bytes());
+    binary.send(packet(0x0a, b"", b"", b"").bytes());
+    binary.send(packet(0x04, b"", b"none", b"").bytes());
+    for (opcode, status) in [(0x05, 0), (0x0a, 0), (0x04, 1)] {
+        let answer = binary.answer();
+        assert_eq!((answer.opcode, answer.status), (opcode, status));
+    }
+    client.ask("flush_all\r\n", "OK\r\n");
+    assert_eq!(get(&mut theirs, "get k\r\n"), "");
+
+    // What has been forwarded goes no further.
+    let mut forwarded = follower.connect();
+    forwarded.ask("repl forwarded\r\n", "OK\r\n");
+    forwarded.ask(
+        "set k 0 0 1\r\nx\r\nget k\r\n",
+        "SERVER_ERROR not leader\r\nEND\r\n",
+    );
+    // Nor does anything when there is no leader.
+    drop((theirs, leader));
+    eventually("it misses its leader", || {
+        told(&mut client, "leader_clients").is_none()
+    });
+    client.ask(
+        "set k 0 0 1\r\nx\r\nset k 0 0 1 noreply\r\nx\r\nincr k 1\r\nget k\r\n",
+        "SERVER_ERROR not leader\r\nSERVER_ERROR not leader\r\nEND\r\n",
+    );
+    client.ask("repl promote --force\r\n", "OK epoch 2\r\n");
+    client.ask("set k 0 0 1\r\nx\r\n", "STORED\r\n");
 }
 
 #[test]

@@ -263,6 +263,24 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         short: None,
+        long: "follower-writes",
+        value: Some("name"),
+        help: "mutations that come to a follower: refuse (SERVER_ERROR not leader; the default)\nor forward to its leader",
+        apply: |draft, text| {
+            draft.settings.replication.forwards = match text {
+                "refuse" => false,
+                "forward" => true,
+                _ => {
+                    return Err(wrong(format!(
+                        "--follower-writes is refuse or forward, not {text}"
+                    )));
+                }
+            };
+            Ok(())
+        },
+    },
+    Row {
+        short: None,
         long: "repl-scrub",
         value: Some("seconds"),
         help: "compare all values with the followers' so often (default 0: never)",
@@ -302,6 +320,12 @@ pub(super) fn finish(settings: &mut Settings, ring_bytes: Option<usize>) -> Resu
     if settings.listen.udp_port != 0 && settings.levels().any(|level| level != Ack::Async) {
         return Err(wrong(
             "datagrams are not held back for copies: -U cannot be used with --repl-ack",
+        ));
+    }
+    let guarded = settings.security.sasl || settings.security.auth_file.is_some();
+    if replication.forwards && (guarded || settings.tls.enabled) {
+        return Err(wrong(
+            "a leader that asks for credentials or TLS takes nothing from followers: --follower-writes=forward cannot be used with -S, -Y or -Z",
         ));
     }
     if settings.proxy.is_some() {
@@ -388,6 +412,10 @@ mod tests {
                 cert: "cert".into(),
                 ..PeerTls::default()
             });
+        });
+        refused(|settings| {
+            settings.replication.forwards = true;
+            settings.tls.enabled = true;
         });
         refused(|settings| settings.store.cas = false);
         refused(|settings| settings.store.memory_file = Some("f".into()));

@@ -299,6 +299,8 @@ pub struct Session {
     pub(super) sasl_started: bool,
     /// There is nobody to send more than one reply to: what streams is refused.
     pub(super) single: bool,
+    /// What it says has come to another node first.
+    pub(super) forwarded: bool,
     /// The level of where the client has come in, if that has one.
     pub(super) listener: Option<Level>,
     /// The highest level of the keys that were changed since this was asked.
@@ -315,6 +317,7 @@ impl Session {
             locked: security.sasl || security.auth_file.is_some(),
             sasl_started: false,
             single: false,
+            forwarded: false,
             listener: None,
             level: None,
             queued_since: None,
@@ -332,6 +335,16 @@ impl Session {
             single: true,
             ..Session::new(shared)
         }
+    }
+
+    /// Whether its mutations go to the leader.
+    #[inline]
+    pub fn forwards(&self, cx: &Context<'_>) -> bool {
+        cx.shared.settings.replication.forwards
+            && !self.forwarded
+            && !self.single
+            && !self.locked
+            && cx.follows()
     }
 
     /// A key of this level is about to be changed.

@@ -48,7 +48,7 @@ pub use dump::Dump;
 use get::LookUp;
 pub use get::{BATCH, Read};
 pub use replies::{Flushed, Mark, Replies};
-pub use set::Pending;
+pub use set::{Pending, ill_terminated as ill_ended};
 pub use stats::emitted;
 
 /// Longer values are not waited for: [`begin`] takes memory for them at once.
@@ -76,6 +76,8 @@ pub enum Next {
     Dump(Box<Dump>),
     /// The reply waits for a verdict, and so does everything behind it.
     Vote(Ballot),
+    /// What follows may be of another dialect.
+    Renegotiate,
     /// Another mutation of the key, by its [`place`](crate::store::journal::place), is under way: run
     /// it again when that is over, or has taken too long.
     Queue { place: u64, since: Instant },
@@ -356,13 +358,27 @@ pub fn begin(
     set::begin(cx, op, &request.style, key, hash, agrees)
 }
 
-/// What a text request is answered with that has to go to the leader.
-pub fn not_leading() -> Refusal {
-    reply::not_leading_later(&Style::Text { noreply: false })
+/// What a request that goes to another node is answered with if its value does not end where it should.
+pub fn ill_terminated(request: &Request<'_>, value: &[u8]) -> Option<Refusal> {
+    match &request.op {
+        Op::Store(op) => set::ill_terminated(&request.style, value.get(op.length..)?),
+        _ => None,
+    }
+}
+
+/// Whether the value of a request that goes to another node may have its length; the answer if not.
+pub fn too_large_to_forward(cx: &Context<'_>, request: &Request<'_>) -> Option<Refusal> {
+    let most = cx.shared.settings.store.item_size_max;
+    (body_length(request) > most + 2).then(|| reply::too_large_later(&request.style))
+}
+
+/// What a request is answered with that has to go to the leader.
+pub fn not_leading(style: &Style<'_>) -> Refusal {
+    reply::not_leading_later(style)
 }
 
 /// Whether an operation is for the leader only.
-fn changes_items(op: &Op<'_>) -> bool {
+pub fn changes_items(op: &Op<'_>) -> bool {
     match op {
         Op::Get { touch, .. } => touch.is_some(),
         Op::Fetch(op) => op.touch.is_some() || op.vivify.is_some(),

@@ -9,6 +9,11 @@ use super::context::Context;
 use super::replies::Replies;
 use super::{reply, words};
 
+/// Whether this is what a follower says before it sends what its clients have sent it.
+pub fn is_forwarding(said: &[u8]) -> bool {
+    said.trim_ascii() == b"forwarded"
+}
+
 pub fn repl(cx: &Context<'_>, said: &[u8], style: &Style<'_>, replies: &mut Replies) {
     let Some(replicas) = &cx.shared.replicas else {
         let off = b"SERVER_ERROR replication is off: start with --repl-listen or --follow";

@@ -58,6 +58,16 @@ pub fn busy_later(style: &Style<'_>) -> Refusal {
     refused(style, "SERVER_ERROR 307 busy", STATUS_NOT_NOW, "Busy")
 }
 
+/// What a mutation is answered with whose value is too long for any node.
+pub fn too_large_later(style: &Style<'_>) -> Refusal {
+    refused(
+        style,
+        "SERVER_ERROR object too large for cache",
+        STATUS_TOO_LARGE,
+        "Too large.",
+    )
+}
+
 /// What a mutation is answered with whose value is too long to be voted on.
 pub fn too_long_later(style: &Style<'_>) -> Refusal {
     refused(

@@ -15,7 +15,7 @@ use super::{Next, agree, reply};
 const TOO_LARGE: &str = "SERVER_ERROR object too large for cache";
 const NO_MEMORY: &str = "SERVER_ERROR out of memory storing object";
 const NO_MEMORY_LATE: &str = "SERVER_ERROR Out of memory during read";
-const BAD_CHUNK: &[u8] = b"CLIENT_ERROR bad data chunk";
+const BAD_CHUNK: &str = "CLIENT_ERROR bad data chunk";
 
 /// Everything about a store but the key and the value.
 #[derive(Debug, Clone, Copy)]
@@ -372,6 +372,15 @@ fn terminated(style: &Style<'_>, terminator: &[u8]) -> bool {
     matches!(style, Style::Binary { .. }) || terminator == b"\r\n"
 }
 
+/// What a value is answered with whose terminator is none.
+pub fn ill_terminated(style: &Style<'_>, terminator: &[u8]) -> Option<Refusal> {
+    match style {
+        _ if terminated(style, terminator) => None,
+        Style::Text { noreply: true } => Some(Refusal::Silent),
+        _ => Some(Refusal::Line(BAD_CHUNK)),
+    }
+}
+
 fn bad_chunk(cx: &Context<'_>, plan: &Plan, style: &Style<'_>, key: &[u8], replies: &mut Replies) {
     count_set(cx, class_of(cx, plan, key));
     if matches!(style, Style::Meta { .. }) && plan.new_cas.is_none() {
@@ -379,7 +388,7 @@ fn bad_chunk(cx: &Context<'_>, plan: &Plan, style: &Style<'_>, key: &[u8], repli
         cx.store().use_up_cas();
     }
     if !matches!(style, Style::Text { noreply: true }) {
-        replies.line(BAD_CHUNK);
+        replies.line(BAD_CHUNK.as_bytes());
     }
 }
 

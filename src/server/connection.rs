@@ -15,6 +15,7 @@
 use std::sync::Arc;
 
 use super::conversation::{Conversation, Ran, Served, Turn, Wait};
+use super::forward::{Answered, Outgoing, Slot};
 use crate::admin::Subscription;
 use crate::cluster::replication::group::Level;
 use crate::cluster::replication::replicas::{Awaited, Hold, Reach};
@@ -22,6 +23,7 @@ use crate::command::{self, Context, Flushed, Mark, Replies};
 use crate::net::{News, Progress, Stream};
 use crate::observe::board::{Activity, Row};
 use crate::observe::events::{self, Reason};
+use crate::protocol::Dialect;
 use crate::protocol::request::Refusal;
 use crate::store::copies;
 
@@ -42,6 +44,9 @@ const HANDSHAKE_STEP: usize = TURN_MAX / 8;
 /// What a client hears whose mutations have not reached enough copies in time; they may or may not
 /// last.
 const LATE: &[u8] = b"SERVER_ERROR not enough copies in time, outcome unknown";
+
+/// What a client hears whose mutations the leader has not answered.
+const GONE: &[u8] = b"SERVER_ERROR the leader has gone, outcome unknown";
 
 /// What the worker is to do with the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +70,8 @@ pub struct Connection {
     waiting: Option<Box<Replies>>,
     /// Replies to mutations that copies do not have yet; while there are some, nothing is read.
     held: Option<Holding>,
+    /// Mutations that the leader has not answered yet; until it has, nothing is read.
+    away: Option<Box<Away>>,
     /// What `stats conns` shows of it.
     row: Arc<Row>,
     /// The poll has been asked to tell when it takes more.
@@ -81,6 +88,14 @@ struct Holding {
     replies: Box<Replies>,
     /// The last reply begins here, and is this if copies do not agree.
     otherwise: Option<(Mark, Refusal)>,
+}
+
+/// Mutations that are on their way to the leader.
+struct Away {
+    outgoing: Outgoing,
+    slot: Arc<Slot>,
+    /// What was answered before.
+    replies: Box<Replies>,
 }
 
 /// Bytes of memory that a connection keeps from one turn to the next.
@@ -113,6 +128,7 @@ impl Connection {
             kept: Vec::new(),
             waiting: None,
             held: None,
+            away: None,
             row,
             watched_for_writing: false,
             hung_up: false,
@@ -146,7 +162,7 @@ impl Connection {
     #[inline]
     pub fn held(&self) -> Held {
         Held {
-            input: self.kept.capacity(),
+            input: self.kept.capacity() + self.conversation.leaving(),
             replies: self.waiting.as_ref().map_or(0, |waiting| waiting.size()),
         }
     }
@@ -174,6 +190,9 @@ impl Connection {
             }
         }
         if let Some(outcome) = self.release(turn) {
+            return outcome;
+        }
+        if let Some(outcome) = self.come_back(turn) {
             return outcome;
         }
         self.row.set(Activity::Parse);
@@ -234,6 +253,52 @@ impl Connection {
                 Some(Outcome::Wait)
             }
             Flushed::Closed => Some(Outcome::Close(Reason::Normal)),
+        }
+    }
+
+    /// Whether the leader has answered what was forwarded; then that is sent. `None`: go on.
+    fn come_back(&mut self, turn: &mut Turn<'_>) -> Option<Outcome> {
+        let mut away = self.away.take()?;
+        let replies = &mut away.replies;
+        match away.slot.take() {
+            None => {
+                self.away = Some(away);
+                return Some(Outcome::Held);
+            }
+            Some(Answered::All(answer)) => replies.push(&answer),
+            Some(Answered::Unsent) => {
+                for refusal in &away.outgoing.refusals {
+                    command::refuse(refusal, replies);
+                }
+            }
+            Some(Answered::Cut(answer)) => {
+                replies.push(&answer);
+                if answer.is_empty() && away.outgoing.dialect == Dialect::Text {
+                    replies.line(GONE);
+                }
+                self.conversation.end(Reason::Error);
+            }
+        }
+        match self.send(&mut away.replies, &turn.context) {
+            Flushed::All => None,
+            Flushed::Blocked => {
+                self.waiting = Some(away.replies);
+                Some(Outcome::Wait)
+            }
+            Flushed::Closed => Some(Outcome::Close(Reason::Normal)),
+        }
+    }
+
+    /// What has to be sent to the leader, and where the answer is waited for.
+    pub fn away(&mut self) -> Option<(&mut Outgoing, &Arc<Slot>)> {
+        let away = self.away.as_mut()?;
+        Some((&mut away.outgoing, &away.slot))
+    }
+
+    /// It could not be sent, for too much waits already.
+    pub fn turn_back(&mut self) {
+        if let Some(away) = &self.away {
+            away.slot.fill(Answered::Unsent);
         }
     }
 
@@ -301,6 +366,14 @@ impl Connection {
             work += turn.replies.waiting();
             if let Some(holding) = self.hold(turn) {
                 self.held = Some(holding);
+                return Outcome::Held;
+            }
+            if let Some(outgoing) = self.conversation.take_outgoing() {
+                self.away = Some(Box::new(Away {
+                    outgoing,
+                    slot: Arc::default(),
+                    replies: Box::new(turn.replies.take_rest()),
+                }));
                 return Outcome::Held;
             }
             match self.send(turn.replies, &turn.context) {

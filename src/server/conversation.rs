@@ -8,6 +8,7 @@
 use std::time::Instant;
 
 use super::control::{Control, Stop};
+use super::forward::Outgoing;
 use super::plan::{Plan, Step, Then};
 use super::trace;
 use crate::admin::Subscription;
@@ -20,7 +21,7 @@ use crate::net::Input;
 use crate::observe::board::Activity;
 use crate::observe::events::Reason;
 use crate::protocol::Dialect;
-use crate::protocol::request::Refusal;
+use crate::protocol::request::{Refusal, Style};
 use crate::protocol::text;
 use crate::settings::Protocol;
 use crate::store::{Refused, Upload};
@@ -72,6 +73,8 @@ pub struct Conversation {
     reason: Reason,
     /// What the replies so far wait for, and the next request.
     wait: Option<Wait>,
+    /// What is for the leader.
+    outgoing: Option<Outgoing>,
     /// Bytes of a long line, or a long key, that were looked at and have no end.
     seen: usize,
 }
@@ -84,6 +87,8 @@ enum State {
     Keys { how: Keys, mark: Option<Mark> },
     /// To a value that is read straight into its item, or to its terminator.
     Value(Box<Pending>),
+    /// To a value that goes to the leader, of which so much is missing.
+    Leaving { outgoing: Outgoing, missing: usize },
     /// To the rest of a refused request; the reply follows when that many bytes have passed.
     Skip { bytes: u64, reply: Refusal },
     /// To the rest of a line that has been answered already.
@@ -140,8 +145,22 @@ impl Conversation {
             active: now,
             reason: Reason::Error,
             wait: None,
+            outgoing: None,
             seen: 0,
         }
+    }
+
+    /// Bytes of a value on its way to the leader.
+    pub fn leaving(&self) -> usize {
+        match &self.state {
+            State::Leaving { outgoing, .. } => outgoing.bytes.capacity(),
+            _ => 0,
+        }
+    }
+
+    /// What goes to the leader, before anything more is run.
+    pub fn take_outgoing(&mut self) -> Option<Outgoing> {
+        self.outgoing.take()
     }
 
     /// What the replies so far, and the next request, wait for.
@@ -201,7 +220,7 @@ impl Conversation {
             // A line that is whole waits for its value.
             State::Commands if line_ends(kept) => Activity::ReadValue,
             State::Commands | State::Keys { .. } | State::SkipLine => Activity::Read,
-            State::Value(_) => Activity::ReadValue,
+            State::Value(_) | State::Leaving { .. } => Activity::ReadValue,
             State::Skip { .. } => Activity::Swallow,
             State::Dump(_) => Activity::WriteMany,
             State::Watch(_) => Activity::Watch,
@@ -312,6 +331,28 @@ impl Conversation {
                         return ran;
                     }
                 }
+                State::Leaving { outgoing, missing } => {
+                    let here = input.len().min(*missing);
+                    outgoing.bytes.extend_from_slice(&input[..here]);
+                    *missing -= here;
+                    turn.input.take(here);
+                    if *missing > 0 {
+                        return Ran::Starved;
+                    }
+                    self.active = turn.context.now;
+                    let State::Leaving { outgoing, .. } =
+                        std::mem::replace(&mut self.state, State::Commands)
+                    else {
+                        continue;
+                    };
+                    match outgoing.ill_terminated() {
+                        Some(refusal) => command::refuse(&refusal, turn.replies),
+                        None => {
+                            self.outgoing = Some(outgoing);
+                            return Ran::Enough;
+                        }
+                    }
+                }
                 State::Skip { bytes, reply } => {
                     let here = usize::try_from(*bytes).map_or(input.len(), |n| n.min(input.len()));
                     *bytes -= here as u64;
@@ -406,13 +447,16 @@ impl Conversation {
             return self.admit(turn);
         }
         let mut plan = Plan::empty();
-        plan.fill(context, dialect, keys, input);
+        let forwards = self.session.forwards(context);
+        let mut outgoing: Option<Outgoing> = None;
+        plan.fill(context, dialect, keys, forwards, input);
         plan.prefetch(context);
         let mut end = 0;
         let mut next = Next::Done;
         let mut enough = false;
         let mut broken = false;
         let mut skip = None;
+        let mut leaving = None;
         for (step, step_end) in &plan.steps {
             let begin = std::mem::replace(&mut end, *step_end);
             let replied = turn.replies.bytes().len();
@@ -421,6 +465,30 @@ impl Conversation {
             }
             if !matches!(step, Step::Keys { first: false, .. }) {
                 served.requests += 1;
+            }
+            let refusal = match step {
+                Step::Request {
+                    request,
+                    value: Some(value),
+                    ..
+                } if forwards
+                    && command::changes_items(&request.op)
+                    && command::ill_terminated(request, value).is_none() =>
+                {
+                    Some(command::not_leading(&request.style))
+                }
+                Step::Line => Some(command::not_leading(&Style::Text { noreply: false })),
+                _ => None,
+            };
+            if let Some(refusal) = refusal {
+                let outgoing = outgoing.get_or_insert_with(|| Outgoing::new(dialect));
+                outgoing.add(&input[begin..end], refusal);
+                continue;
+            }
+            if outgoing.is_some() {
+                // It has to wait for the answer.
+                end = begin;
+                break;
             }
             match step {
                 Step::Keys {
@@ -476,8 +544,34 @@ impl Conversation {
                 } => {
                     let session = &mut self.session;
                     next = match value {
+                        Some(value) if forwards && command::changes_items(&request.op) => {
+                            // What would leave the leader in doubt about where the next one begins.
+                            if let Some(refusal) = command::ill_terminated(request, value) {
+                                command::refuse(&refusal, turn.replies);
+                            }
+                            Next::Done
+                        }
                         Some(value) => {
                             command::execute(context, session, request, *hash, value, turn.replies)
+                        }
+                        None if forwards && command::changes_items(&request.op) => {
+                            let bytes = command::body_length(request);
+                            match command::too_large_to_forward(context, request) {
+                                Some(then) => Next::Skip {
+                                    bytes: bytes as u64,
+                                    then,
+                                },
+                                None => {
+                                    let mut outgoing = Outgoing::new(dialect);
+                                    let refusal = command::not_leading(&request.style);
+                                    outgoing.add(&input[begin..end], refusal);
+                                    leaving = Some(State::Leaving {
+                                        outgoing,
+                                        missing: bytes,
+                                    });
+                                    Next::Done
+                                }
+                            }
                         }
                         None => command::begin(context, session, request, *hash, turn.replies),
                     };
@@ -508,6 +602,7 @@ impl Conversation {
                         reply: *reply,
                     });
                 }
+                Step::Line => {}
                 Step::HangUp => broken = true,
             }
             if traced {
@@ -515,7 +610,7 @@ impl Conversation {
                 trace::reply(context.connection, dialect, replies);
             }
             enough = turn.replies.waiting() >= turn.limits.replies;
-            if enough || broken || !matches!(next, Next::Done) {
+            if enough || broken || leaving.is_some() || !matches!(next, Next::Done) {
                 break;
             }
         }
@@ -526,12 +621,16 @@ impl Conversation {
         }
         turn.input.take(end);
         self.active = context.now;
-        self.state = match (skip, keys) {
+        self.state = match (skip.or(leaving), keys) {
             (Some(skip), _) => skip,
             (None, Some(how)) => State::Keys { how, mark },
             (None, None) => State::Commands,
         };
         let ran = self.follow(next, turn.control);
+        if outgoing.is_some() {
+            self.outgoing = outgoing;
+            return Some(Ran::Enough);
+        }
         if broken {
             self.end(Reason::Error);
             Some(Ran::Close)
@@ -567,6 +666,10 @@ impl Conversation {
                 None
             }
             Next::Flush => Some(Ran::Enough),
+            Next::Renegotiate => {
+                self.dialect = None;
+                Some(Ran::Enough)
+            }
             Next::Vote(ballot) => {
                 self.wait = Some(Wait::Verdict(ballot));
                 Some(Ran::Enough)

@@ -21,6 +21,9 @@ pub mod conversation;
 // What lies ahead in a client's input.
 mod plan;
 
+// Mutations on their way from a follower to its leader.
+mod forward;
+
 // One client's socket.
 mod connection;
 
@@ -63,6 +66,7 @@ use mio::{Poll, Waker};
 use budget::Budget;
 use control::{Control, Stop};
 use conversation::Limits;
+use forward::Forward;
 use listener::{Inbox, Listening, Rules};
 use worker::Worker;
 
@@ -169,6 +173,21 @@ impl Server {
             }
             None => None,
         };
+        let (mut forward, mut carriers) = (None, Vec::new());
+        if let Some(replicas) = &shared.replicas {
+            let clients = sockets
+                .listeners
+                .iter()
+                .find_map(|listener| listener.acceptor.local_address());
+            let advertised = settings.replication.election.as_ref();
+            let advertised = advertised.and_then(|election| election.advertise.clone());
+            let here = || clients.map_or_else(String::new, |at| format!(":{}", at.port()));
+            replicas.state().node.clients = advertised.unwrap_or_else(here);
+            if settings.replication.forwards {
+                let started = Forward::start(settings.server.threads, replicas, &control)?;
+                (forward, carriers) = (Some(started.0), started.1);
+            }
+        }
         let mut inboxes = Vec::new();
         let mut workers = Vec::new();
         for number in 0..settings.server.threads.max(1) {
@@ -176,20 +195,21 @@ impl Server {
                 Some(cluster) => start_proxy(number, &shared, &control, cluster)?,
                 None => {
                     let datagrams = share(&sockets.datagrams, number, settings)?;
-                    start_worker(number, &shared, &control, datagrams)?
+                    start_worker(number, &shared, &control, datagrams, forward.clone())?
                 }
             };
             inboxes.push(inbox);
             workers.push(worker);
         }
         let mut copies = None;
-        let mut others = vec![
+        let mut others = carriers;
+        others.extend([
             background::start_clock(shared.clock.clone(), control.clone())?,
             background::start_watch(&shared, control.clone())?,
             background::start_steps("maintainer", &shared, control.clone(), Store::maintain)?,
             background::start_steps("crawler", &shared, control.clone(), Store::crawl_step)?,
             background::start_steps("scrubber", &shared, control.clone(), Store::scrub_step)?,
-        ];
+        ]);
         if let Some(cluster) = &cluster {
             others.push(background::start_resolver(
                 cluster.clone(),
@@ -361,6 +381,7 @@ fn start_worker(
     shared: &Arc<Shared>,
     control: &Arc<Control>,
     datagrams: Vec<Datagrams>,
+    forward: Option<Arc<Forward>>,
 ) -> io::Result<(Arc<Inbox>, JoinHandle<()>)> {
     let poll = Poll::new()?;
     let inbox = Arc::new(Inbox::new(Waker::new(poll.registry(), worker::WAKE)?));
@@ -386,6 +407,8 @@ fn start_worker(
             limit => (limit / server.threads.max(1)).max(worker::longest_command(shared.rules)),
         },
         datagrams,
+        forward,
+        number,
     };
     let thread = run_worker(number, control, move || worker.run())?;
     Ok((inbox, thread))

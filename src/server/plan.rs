@@ -8,9 +8,11 @@ use arrayvec::ArrayVec;
 
 use crate::command::get::LookUp;
 use crate::command::{self, BATCH, Context, Read as Keys, WHOLE_MAX};
-use crate::protocol::request::{Op, Parsed, Refusal, Request};
+use crate::protocol::request::{Op, Parsed, Refusal, Request, Style};
 use crate::protocol::text::{self, NextKey};
 use crate::protocol::{self, Dialect};
+
+const TEXT: Style<'static> = Style::Text { noreply: false };
 
 /// A part of the input that has been understood.
 pub enum Step<'i> {
@@ -39,6 +41,8 @@ pub enum Step<'i> {
         skip: u64,
         close: bool,
     },
+    /// A whole line for the leader.
+    Line,
     HangUp,
 }
 
@@ -72,12 +76,14 @@ impl<'i> Plan<'i> {
         }
     }
 
-    /// Understands the input as far as it goes. `keys`: it begins amid a get's.
+    /// Understands the input as far as it goes. `keys`: it begins amid a get's. `forwards`: mutations go
+    /// to the leader.
     pub fn fill(
         &mut self,
         context: &Context<'i>,
         dialect: Dialect,
         keys: Option<Keys>,
+        forwards: bool,
         input: &'i [u8],
     ) {
         let mut next = match keys {
@@ -125,10 +131,14 @@ impl<'i> Plan<'i> {
                     self.starved |= end.is_none();
                     end.map(|end| {
                         let at = at + taken + end + 1;
-                        let step = Step::Refused {
-                            reply: command::not_leading(),
-                            skip: 0,
-                            close: false,
+                        let step = if forwards {
+                            Step::Line
+                        } else {
+                            Step::Refused {
+                                reply: command::not_leading(&TEXT),
+                                skip: 0,
+                                close: false,
+                            }
                         };
                         self.steps.push((step, at));
                         at

@@ -98,6 +98,10 @@ struct Keeper {
     tls: Option<PeerTls>,
     pace: Pace,
     diary: Diary,
+    /// Mutations of clients go to the leader.
+    forwards: bool,
+    /// Where it has said that clients reach it, and where it was dialled.
+    leader_said: Option<(String, SocketAddr)>,
     /// The server stops since.
     ending_since: Option<u64>,
     buffer: Vec<u8>,
@@ -153,6 +157,8 @@ pub fn start(
         tls: settings.tls.clone(),
         pace: Pace::default(),
         diary: Diary::default(),
+        forwards: settings.forwards,
+        leader_said: None,
         ending_since: None,
         buffer: vec![0; READ],
     };
@@ -430,6 +436,9 @@ impl Keeper {
         for (key, end) in ended {
             self.end(key, &end, now);
         }
+        if self.forwards {
+            self.find_leader();
+        }
         if reverse_done {
             log::info!("replication: recovered from a copy");
             self.replicas.lead(0);
@@ -452,6 +461,37 @@ impl Keeper {
         let records = self.replicas.state().data.journal().records();
         self.pace.note(now, records);
         more
+    }
+
+    /// Looks where clients reach the leader, for those who write here.
+    fn find_leader(&mut self) {
+        let following = self
+            .lines
+            .iter()
+            .find(|(_, line)| line.dialer && line.session.sink().is_some());
+        let said = match following {
+            Some((_, line)) => {
+                let state = self.replicas.state();
+                let said = state.node.copy.source_clients.clone();
+                Some((said, line.peer))
+            }
+            None => None,
+        };
+        if said == self.leader_said {
+            return;
+        }
+        let address = said.as_ref().and_then(|(said, peer)| {
+            let here = said.strip_prefix(':').map(str::parse);
+            match here {
+                Some(port) => Some(SocketAddr::new(peer.ip(), port.ok()?)),
+                None if said.is_empty() => None,
+                None => resolve(said)
+                    .map_err(|error| log::warn!("where clients reach the leader: {error}"))
+                    .ok(),
+            }
+        });
+        self.replicas.set_leader_clients(address);
+        self.leader_said = said;
     }
 
     /// What has to be done now and then.

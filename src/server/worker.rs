@@ -13,6 +13,7 @@ use super::connection::{Connection, Held, Outcome, SEND_AT};
 use super::control::Control;
 use super::conversation::{Conversation, Limits, Turn};
 use super::datagram::{self, Door};
+use super::forward::Forward;
 use super::listener::{Arrival, Inbox};
 use super::reception::{Reception, caller};
 use crate::cluster::replication::replicas::level_of;
@@ -52,6 +53,10 @@ pub struct Worker {
     pub buffer_limit: usize,
     /// Its share of the UDP sockets.
     pub datagrams: Vec<Datagrams>,
+    /// The way to the leader, for mutations that come to a follower.
+    pub forward: Option<Arc<Forward>>,
+    /// Which of the workers it is.
+    pub number: usize,
 }
 
 /// The part that changes while it runs.
@@ -266,6 +271,16 @@ impl Worker {
             replicas.on_progress(Box::new(caller(&self.inbox, key)));
             // It may have been reached before it was waited for.
             if !replicas.waits(hold) {
+                connection.queued = true;
+                desk.ready.push_back(key);
+            }
+        }
+        if let (Some((outgoing, slot)), Some(forward)) = (connection.away(), &self.forward)
+            && !outgoing.bytes.is_empty()
+        {
+            let then = Box::new(caller(&self.inbox, key));
+            if !forward.send(self.number, outgoing, slot, then) {
+                connection.turn_back();
                 connection.queued = true;
                 desk.ready.push_back(key);
             }

@@ -269,3 +269,35 @@ fn a_long_way_is_no_failure() {
     expect_equal(&leader, &follower, STEADY);
     assert_eq!(faults.accepted(), dialled, "the connection has held");
 }
+
+/// A follower's clients write through it. When the leader hangs, they hear of it and wait no longer.
+#[test]
+fn a_leader_that_hangs_holds_up_no_client_of_a_follower() {
+    let leader = Node::leader(&[]);
+    let follower = Node::follower(leader.copies, &["--follower-writes=forward"]);
+    let mut client = follower.connect();
+    in_sync(&mut client);
+    client.ask("set k 0 0 1\r\nx\r\n", "STORED\r\n");
+    let mut other = leader.connect();
+    other.ask("get k\r\n", "VALUE k 0 1\r\nx\r\nEND\r\n");
+    leader.program.signal("STOP");
+    client.send("set k 0 0 1\r\ny\r\n");
+    let gone = "SERVER_ERROR the leader has gone, outcome unknown";
+    assert_eq!(client.line(), gone);
+    client.expect_end();
+    // Once the follower has noticed, nothing is sent any more.
+    let mut client = follower.connect();
+    eventually("it is known that there is no leader", || {
+        let mut asked = follower.connect();
+        asked.send("set k 0 0 1\r\nz\r\n");
+        asked.line() == "SERVER_ERROR not leader"
+    });
+    client.ask("get none\r\n", "END\r\n");
+    leader.program.signal("CONT");
+    eventually("it goes on", || {
+        let mut asked = follower.connect();
+        asked.send("set k 0 0 1\r\nz\r\n");
+        asked.line() == "STORED"
+    });
+    other.ask("get k\r\n", "VALUE k 0 1\r\nz\r\nEND\r\n");
+}

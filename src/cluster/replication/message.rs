@@ -48,6 +48,8 @@ pub enum Type {
     Fetch = 17,
     /// The speaker will not go on with this connection.
     GoAway = 18,
+    /// Source to copy: where clients reach it.
+    Clients = 19,
 }
 
 impl Type {
@@ -72,6 +74,7 @@ impl Type {
             Ahead,
             Fetch,
             GoAway,
+            Clients,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)
@@ -177,6 +180,8 @@ pub enum Message<'a> {
         epoch: Epoch,
         reason: &'a str,
     },
+    /// `host:port`, or `:port` on the host that the copy has dialled.
+    Clients(&'a str),
 }
 
 /// Takes values off a payload.
@@ -348,6 +353,7 @@ fn decode<'a>(frame: &Frame<'a>) -> Option<Message<'a>> {
             epoch: from.epoch()?,
             reason: std::str::from_utf8(from.0).ok()?,
         },
+        Type::Clients => Message::Clients(std::str::from_utf8(frame.payload).ok()?),
     })
 }
 
@@ -372,6 +378,7 @@ pub fn write(out: &mut Vec<u8>, epoch: u64, partition: usize, message: &Message<
         Message::Ahead(_) => (Type::Ahead, 0),
         Message::Fetch(_) => (Type::Fetch, 0),
         Message::GoAway { .. } => (Type::GoAway, 0),
+        Message::Clients(_) => (Type::Clients, 0),
     };
     frame::write(out, kind, epoch, partition, count, |out| {
         encode(out, message)
@@ -421,6 +428,7 @@ fn encode(out: &mut Vec<u8>, message: &Message<'_>) {
             digests.iter().for_each(|digest| put_u64(out, *digest));
         }
         Message::ListEnd => {}
+        Message::Clients(address) => out.extend_from_slice(address.as_bytes()),
         Message::Synced(partitions) => put_u64(out, *partitions),
         Message::Ahead(until) => put_u64(out, *until),
         Message::GoAway { epoch, reason } => {

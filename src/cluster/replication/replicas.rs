@@ -49,6 +49,8 @@ pub struct Replicas {
     pub pressed_back: AtomicU64,
     /// Where copies connect to.
     listens: OnceLock<SocketAddr>,
+    /// Where clients reach the leader.
+    leader_clients: Mutex<Option<SocketAddr>>,
     export: Mutex<Exporting>,
     started: Instant,
     state: Mutex<State>,
@@ -304,6 +306,7 @@ impl Replicas {
             pressed: AtomicBool::new(false),
             pressed_back: AtomicU64::new(0),
             listens: OnceLock::new(),
+            leader_clients: Mutex::default(),
             export: Mutex::default(),
             started: Instant::now(),
             state: Mutex::new(State {
@@ -423,6 +426,21 @@ impl Replicas {
     /// What goes to a server that is no copy.
     pub fn export(&self) -> MutexGuard<'_, Exporting> {
         self.export.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where clients reach the leader, if that is connected.
+    pub fn leader_clients(&self) -> Option<SocketAddr> {
+        *self
+            .leader_clients
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set_leader_clients(&self, address: Option<SocketAddr>) {
+        *self
+            .leader_clients
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = address;
     }
 
     /// Tells where copies connect to, once.
@@ -692,6 +710,9 @@ impl Replicas {
                 line("follows", follows);
             }
             line("leader", &format_args!("{:016x}", node.leader));
+            if let Some(address) = self.leader_clients() {
+                line("leader_clients", &address);
+            }
             line("whole_partitions", &copy.whole.count_ones());
             line("in_sync", &u8::from(copy.in_sync));
             line("clock_skew_ms", &copy.skew_ms);

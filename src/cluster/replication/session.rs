@@ -47,6 +47,8 @@ pub struct Node {
     pub seen: u64,
     /// Whom it followed last.
     pub leader: u64,
+    /// Where clients reach it, `host:port`, or `:port` on the host that copies dial.
+    pub clients: String,
 }
 
 impl Node {
@@ -59,6 +61,7 @@ impl Node {
             copy: Copy::default(),
             seen: 0,
             leader: 0,
+            clients: String::new(),
         }
     }
 
@@ -392,13 +395,14 @@ impl<D: Data> Session<D> {
                         ));
                     }
                 }
-                let (source, mode) = Source::new(data, &node.copy.history, &positions, now);
+                let (mut source, mode) = Source::new(data, &node.copy.history, &positions, now);
                 message::write(
                     out,
                     mode.history.epoch().number,
                     0,
                     &Message::Mode(Box::new(mode)),
                 );
+                source.tell_clients(&node.clients, now, out);
                 self.state = State::Source(Box::new(source));
                 Ok(())
             }

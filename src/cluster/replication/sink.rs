@@ -41,6 +41,8 @@ pub struct Copy {
     /// By how much the source's clock is ahead, milliseconds.
     pub skew_ms: i64,
     pub source_records: u64,
+    /// Where clients reach the source; empty if that was not said.
+    pub source_clients: String,
     /// When a source was last heard, and when it was last promised to stand by.
     pub heard_at: u64,
     pub vouched_at: u64,
@@ -72,6 +74,7 @@ impl Default for Copy {
             cas: 0,
             skew_ms: 0,
             source_records: 0,
+            source_clients: String::new(),
             heard_at: 0,
             vouched_at: 0,
             abstains: false,
@@ -311,6 +314,7 @@ impl<D: Data> Sink<D> {
                 }
             }
             Message::Synced(partitions) => self.synced = Some(partitions),
+            Message::Clients(address) => copy.source_clients = address.to_owned(),
             Message::Ahead(until) => copy.ahead[number] = copy.ahead[number].max(until),
             _ => return Err(Broken::Malformed),
         }
@@ -718,5 +722,6 @@ pub fn is_for_sink(kind: Type) -> bool {
             | Type::Drop
             | Type::Synced
             | Type::Ahead
+            | Type::Clients
     )
 }

@@ -414,6 +414,11 @@ impl<D: Data> Source<D> {
         Ok(false)
     }
 
+    /// Says where clients reach this node.
+    pub fn tell_clients(&mut self, address: &str, now: u64, out: &mut Vec<u8>) {
+        self.say(now, 0, &Message::Clients(address), out);
+    }
+
     /// A heartbeat at once: what it says has changed.
     pub fn beat(&mut self, data: &D, now: u64, unix_ms: u64, out: &mut Vec<u8>) {
         let beat = Heartbeat {

@@ -761,7 +761,8 @@ impl Client {
             | Next::Value(_)
             | Next::Dump(_)
             | Next::Vote(_)
-            | Next::Queue { .. } => {}
+            | Next::Queue { .. }
+            | Next::Renegotiate => {}
         }
         None
     }
