@@ -68,13 +68,16 @@ impl Inbox {
         std::mem::take(&mut *self.arrivals.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A connection is to have a turn; the worker is not woken yet. One that is gone by then, or
-    /// another in its place, takes no harm.
-    pub fn call(&self, connection: usize) {
+    /// A connection is to have a turn. One that is gone by then, or another in its place, takes no harm.
+    /// True: the worker has to be woken; it has not been for others.
+    #[must_use]
+    pub fn call(&self, connection: usize) -> bool {
         let mut called = self.called.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = called.is_empty();
         if !called.contains(&connection) {
             called.push(connection);
         }
+        first
     }
 
     /// Those called since the last time.

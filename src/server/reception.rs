@@ -96,8 +96,9 @@ impl Reception<'_> {
 pub fn caller(inbox: &Arc<Inbox>, connection: usize) -> impl Fn() + Send + Sync + use<> {
     let inbox = inbox.clone();
     move || {
-        inbox.call(connection);
-        if let Err(error) = inbox.wake() {
+        if inbox.call(connection)
+            && let Err(error) = inbox.wake()
+        {
             log::warn!("cannot wake a worker: {error}");
         }
     }

@@ -84,6 +84,16 @@ impl Pace {
     }
 }
 
+/// What a turn for everybody has come to.
+struct Round {
+    /// There is more to do at once.
+    more: bool,
+    /// Commits were logged that have not been sent.
+    decided: bool,
+    /// Records that are known of, those included.
+    records: u64,
+}
+
 struct Keeper {
     replicas: Arc<Replicas>,
     poll: Poll,
@@ -250,8 +260,8 @@ impl Keeper {
                 }
             }
             self.dial();
-            let more = self.round();
-            timeout = if more {
+            let turn = self.round();
+            timeout = if turn.more {
                 Duration::ZERO
             } else if self.pace.busy && !self.replicas.awaited() {
                 if self.replicas.leading() && !self.lines.iter().any(|(_, line)| line.blocked) {
@@ -262,9 +272,15 @@ impl Keeper {
                     NAP
                 }
             } else {
-                // From here on the bell is rung; what came before is looked at once more.
+                // From here on the bell is rung. What came before is looked at once more, unless it is
+                // this thread's own; commits go with what follows them, if that comes soon.
                 reader.sleep();
-                if self.round() { Duration::ZERO } else { TICK }
+                let missed = self.replicas.leading() && reader.records() != turn.records;
+                match (missed, turn.decided) {
+                    (true, _) => Duration::ZERO,
+                    (false, true) => NAP,
+                    (false, false) => self.tick_length(),
+                }
             };
         }
     }
@@ -410,8 +426,18 @@ impl Keeper {
         });
     }
 
-    /// One turn for everybody. Whether there is more to do.
-    fn round(&mut self) -> bool {
+    /// How long nothing is looked at if nothing happens. Whoever waits may have waited long enough.
+    fn tick_length(&self) -> Duration {
+        if self.replicas.awaited() {
+            TICK / 5
+        } else {
+            TICK
+        }
+    }
+
+    /// One turn for everybody.
+    fn round(&mut self) -> Round {
+        let mut records = self.replicas.state().data.journal().records();
         let now = self.replicas.now();
         let unix_ms = Replicas::unix_ms();
         let mut more = false;
@@ -447,20 +473,27 @@ impl Keeper {
         self.replicas
             .count_vouchers(&self.replicas.state().group, VOUCH);
         let alone = !self.replicas.elected();
-        if self.replicas.leading() && self.replicas.state().decide(alone, now) {
-            // The commits are in the log now, and go to the copies.
-            more = true;
+        let decided = if self.replicas.leading() {
+            self.replicas.state().decide(alone, now)
+        } else {
+            0
+        };
+        if decided > 0 {
+            records += decided;
             progressed = true;
         }
         self.tick(now);
         self.replicas.weigh();
-        if progressed || now >= self.called_at + TICK.as_millis() as u64 {
+        if progressed || now >= self.called_at + self.tick_length().as_millis() as u64 {
             self.called_at = now;
             self.replicas.progress();
         }
-        let records = self.replicas.state().data.journal().records();
         self.pace.note(now, records);
-        more
+        Round {
+            more,
+            decided: decided > 0,
+            records,
+        }
     }
 
     /// Looks where clients reach the leader, for those who write here.

@@ -102,10 +102,11 @@ impl State {
         self.guests.iter().find(|guest| guest.node == node)
     }
 
-    /// Makes prepared mutations so, or not, as the votes are. True if any was decided.
+    /// Makes prepared mutations so, or not, as the votes are. Returns how many were decided, which is
+    /// how many records that has logged but for those of deletions.
     ///
     /// `alone`: this node may say by itself that a copy is not in sync.
-    pub fn decide(&mut self, alone: bool, now: u64) -> bool {
+    pub fn decide(&mut self, alone: bool, now: u64) -> u64 {
         let due = self.votes.decide(&mut self.group, alone, now);
         for &(ticket, number, seq, verdict) in &due {
             let log = self.data.journal();
@@ -126,7 +127,7 @@ impl State {
                 self.verdicts.pop_first();
             }
         }
-        !due.is_empty()
+        due.len() as u64
     }
 
     /// Whether copies have what a hold asks for.

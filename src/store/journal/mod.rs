@@ -576,6 +576,11 @@ impl Reader<'_> {
         }
     }
 
+    /// Records appended so far.
+    pub fn records(&self) -> u64 {
+        self.journal.records()
+    }
+
     /// The bell is not wanted any more.
     pub fn rise(&self) {
         self.journal.asleep.fetch_and(!(1 << self.number), Relaxed);
