@@ -81,6 +81,7 @@ fn search(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::dice::Dice;
 
     fn op(began: u64, ended: u64, action: Action) -> Operation {
         Operation {
@@ -141,5 +142,120 @@ mod tests {
             op(2, 5, Count(2)),
             op(2, 5, Count(2)),
         ]));
+    }
+
+    /// The same by trying every order, and for each operation of unknown outcome whether it happened.
+    fn tried(left: &[Operation], state: Option<u64>) -> bool {
+        if left.iter().all(|one| one.ended.is_none()) {
+            return true;
+        }
+        (0..left.len()).any(|at| {
+            let one = left[at];
+            let first = left
+                .iter()
+                .all(|other| other.ended.is_none_or(|ended| one.began <= ended));
+            let rest: Vec<Operation> = [&left[..at], &left[at + 1..]].concat();
+            let never = one.ended.is_none() && tried(&rest, state);
+            never || first && step(state, &one).is_some_and(|next| tried(&rest, next))
+        })
+    }
+
+    #[test]
+    fn it_finds_what_trying_everything_finds() {
+        let mut dice = Dice::new(11);
+        let (mut good, mut bad) = (0, 0);
+        for _ in 0..4000 {
+            let count = 2 + dice.roll(4);
+            let operations: Vec<Operation> = (0..count)
+                .map(|_| {
+                    let began = dice.roll(12);
+                    let value = dice.roll(4).checked_sub(1);
+                    Operation {
+                        began,
+                        ended: (dice.roll(5) > 0).then(|| began + dice.roll(6)),
+                        action: match dice.roll(3) {
+                            0 => Action::Read(value),
+                            1 => Action::Write(value),
+                            _ => Action::Count(1 + dice.roll(3)),
+                        },
+                    }
+                })
+                .collect();
+            let holds = check(&operations);
+            assert_eq!(holds, tried(&operations, None), "{operations:?}");
+            *if holds { &mut good } else { &mut bad } += 1;
+        }
+        assert!(good > 500 && bad > 500, "{good} {bad}");
+    }
+
+    /// Clients of one register that does everything at once, at some moment of each operation.
+    fn happened(dice: &mut Dice) -> Vec<Operation> {
+        let mut state: Option<u64> = None;
+        (1..=30u64)
+            .map(|number| {
+                let at = number * 10;
+                let known = dice.roll(8) > 0;
+                let (began, ended) = (at - dice.roll(10), at + dice.roll(25));
+                let action = match (dice.roll(3), state) {
+                    (0, _) if known => Action::Read(state),
+                    (1, Some(count)) => Action::Count(count + 1),
+                    _ => Action::Write(Some(number << 20)),
+                };
+                let ended = known.then_some(ended);
+                if known || dice.roll(2) == 0 {
+                    state = match action {
+                        Action::Read(seen) => seen,
+                        Action::Write(value) => value,
+                        Action::Count(to) => Some(to),
+                    };
+                }
+                Operation {
+                    began,
+                    ended,
+                    action,
+                }
+            })
+            .collect()
+    }
+
+    /// Errors as broken copies would make them, planted in histories that have happened.
+    #[test]
+    fn planted_errors_are_found() {
+        let mut dice = Dice::new(5);
+        for _ in 0..200 {
+            let sound = happened(&mut dice);
+            assert!(check(&sound), "{sound:?}");
+            let until = 1000;
+            let ask = |at, action| op(until + at, until + at + 1, action);
+            // What was acknowledged is gone; what was never written is there; what was seen is not any
+            // more; two have counted to the same number; a deletion is forgotten.
+            let wrong: [&[Operation]; 5] = [
+                &[
+                    ask(0, Action::Write(Some(7))),
+                    ask(2, Action::Write(Some(8))),
+                    ask(4, Action::Read(Some(7))),
+                ],
+                &[ask(0, Action::Read(Some(3)))],
+                &[
+                    unknown(until, Action::Write(Some(7))),
+                    ask(2, Action::Read(Some(7))),
+                    ask(4, Action::Read(None)),
+                ],
+                &[
+                    ask(0, Action::Write(Some(7))),
+                    op(until + 2, until + 9, Action::Count(8)),
+                    op(until + 3, until + 8, Action::Count(8)),
+                ],
+                &[
+                    ask(0, Action::Write(Some(7))),
+                    ask(2, Action::Write(None)),
+                    ask(4, Action::Count(8)),
+                ],
+            ];
+            for planted in wrong {
+                let history = [&sound[..], planted].concat();
+                assert!(!check(&history), "{history:?}");
+            }
+        }
     }
 }

@@ -7,6 +7,7 @@
 //! former leader has stopped.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use super::data::Data;
 use super::group::{Group, Verdict, Votes};
@@ -96,6 +97,8 @@ struct Faults {
     two_phase: bool,
     /// Records are lost or doubled in the log, values rot.
     damage: bool,
+    /// Nobody's vote is waited for.
+    careless: bool,
 }
 
 const SECRET: &[u8] = b"simulated";
@@ -405,7 +408,13 @@ impl World {
             return;
         }
         node.group.tick(self.now);
-        let verdicts = node.votes.decide(&mut node.group, true, self.now);
+        let mut nobody = Group::default();
+        let voters = if self.faults.careless {
+            &mut nobody
+        } else {
+            &mut node.group
+        };
+        let verdicts = node.votes.decide(voters, true, self.now);
         for (ticket, number, seq, verdict) in verdicts {
             let data = &self.nodes[leader].data;
             let prepared = data.journal.prepared(number);
@@ -514,7 +523,7 @@ impl World {
         let key = self.keys[number].clone();
         let value_of = |bytes: Vec<u8>| {
             let mut eight = [0; 8];
-            eight.copy_from_slice(&bytes);
+            eight.copy_from_slice(&bytes[..8]);
             u64::from_le_bytes(eight)
         };
         let at = place(&key);
@@ -539,7 +548,13 @@ impl World {
             _ => Action::Write(Some(ticket << 20)),
         };
         let value = match action {
-            Action::Write(Some(value)) | Action::Count(value) => Some(value.to_le_bytes()),
+            Action::Write(Some(value)) | Action::Count(value) => {
+                let mut bytes = value.to_le_bytes().to_vec();
+                if self.faults.long_values && self.dice.once_in(8) {
+                    bytes.resize(5000 + self.dice.roll(100_000) as usize, 7);
+                }
+                Some(bytes)
+            }
             _ => None,
         };
         let record = Record {
@@ -634,12 +649,30 @@ impl World {
     }
 }
 
-fn run(seed: u64, nodes: usize, steps: usize, faults: Faults) -> World {
+/// Tells the seed of what has gone wrong, whatever it is.
+struct Told(u64);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("seed {}", self.0);
+        }
+    }
+}
+
+/// One history, to its end.
+fn lived(seed: u64, nodes: usize, steps: usize, faults: Faults) -> World {
     let mut world = World::new(seed, nodes, faults);
     for _ in 0..steps {
         world.step();
     }
     world.settle(seed);
+    world
+}
+
+fn run(seed: u64, nodes: usize, steps: usize, faults: Faults) -> World {
+    let _told = Told(seed);
+    let world = lived(seed, nodes, steps, faults);
     for (key, history) in world.histories.iter().enumerate() {
         assert!(
             linearizable::check(history),
@@ -661,65 +694,96 @@ const MIXED: Faults = Faults {
     long_values: true,
     two_phase: false,
     damage: false,
+    careless: false,
 };
 
-/// How many seeds; more on request.
-fn seeds(few: u64) -> std::ops::Range<u64> {
-    let most = std::env::var("LARDER_SEEDS")
-        .ok()
-        .and_then(|n| n.parse().ok());
-    1..most.unwrap_or(few) + 1
+const AGREED: Faults = Faults {
+    crashes: true,
+    two_phase: true,
+    ..MIXED
+};
+
+/// How long one test goes on beyond the least that it does.
+const BUDGET: Duration = Duration::from_millis(1500);
+
+/// Runs a history for each seed: at least so many, and as many as there is time for; `LARDER_SEEDS` says
+/// how many instead. Most are short, so that there are many beginnings; a fourth goes on for longer. How
+/// many there were.
+fn histories(least: u64, mut one: impl FnMut(u64, usize)) -> u64 {
+    let asked = std::env::var("LARDER_SEEDS").ok();
+    let asked: Option<u64> = asked.and_then(|number| number.parse().ok());
+    let began = Instant::now();
+    let mut seed = 0;
+    while match asked {
+        Some(most) => seed < most,
+        None => seed < least || began.elapsed() < BUDGET,
+    } {
+        seed += 1;
+        let steps = if seed % 4 == 0 { 200 } else { 15 + seed % 40 };
+        one(seed, steps as usize);
+    }
+    println!("{seed} histories in {:?}", began.elapsed());
+    seed
 }
 
 #[test]
 fn copies_become_equal_whatever_the_network_does() {
-    for seed in seeds(150) {
-        run(seed, 3, 150, MIXED);
-    }
+    histories(150, |seed, steps| {
+        run(seed, 3, steps, MIXED);
+    });
 }
 
 #[test]
 fn copies_become_equal_when_nodes_crash_and_others_lead() {
+    let faults = Faults {
+        crashes: true,
+        ..MIXED
+    };
     let mut promotions = 0;
-    for seed in seeds(150) {
-        let faults = Faults {
-            crashes: true,
-            ..MIXED
-        };
-        promotions += run(seed, 3, 200, faults).promotions;
-    }
+    histories(200, |seed, steps| {
+        promotions += run(seed, 3, steps, faults).promotions;
+    });
     assert!(promotions > 10);
 }
 
 #[test]
 fn damage_is_found_and_repaired() {
-    for seed in seeds(150) {
-        let faults = Faults {
-            damage: true,
-            long_values: true,
-            ..Faults::default()
-        };
-        run(seed, 2, 150, faults);
-    }
+    let faults = Faults {
+        damage: true,
+        long_values: true,
+        ..Faults::default()
+    };
+    histories(150, |seed, steps| {
+        run(seed, 2, steps, faults);
+    });
 }
 
 #[test]
 fn two_phase_commit_is_linearizable() {
     let (mut promotions, mut operations) = (0, 0);
-    for seed in seeds(250) {
-        let faults = Faults {
-            crashes: true,
-            two_phase: true,
-            ..MIXED
-        };
-        let world = run(seed, 3, 200, faults);
+    histories(400, |seed, steps| {
+        let world = run(seed, 3, steps, AGREED);
         promotions += world.promotions;
         operations += world.histories.iter().map(Vec::len).sum::<usize>();
-    }
+    });
     assert!(
         promotions > 20 && operations > 3000,
         "{promotions} {operations}"
     );
+}
+
+/// A leader that answers before the votes are there loses what it has answered, and that is noticed.
+#[test]
+fn a_leader_that_waits_for_no_votes_is_found_out() {
+    let faults = Faults {
+        careless: true,
+        ..AGREED
+    };
+    let found = (1..2000).find(|&seed| {
+        let world = lived(seed, 3, 200, faults);
+        !world.histories.iter().all(|one| linearizable::check(one))
+    });
+    assert!(found.is_some());
 }
 
 #[test]
