@@ -272,6 +272,31 @@ fn what_expires_goes_when_the_leader_says_so() {
 }
 
 #[test]
+fn expiry_times_that_hardly_move_are_not_told() {
+    let leader = TestServer::start_with(leading());
+    let follower = TestServer::start_with(following(&leader));
+    let (mut client, mut reader) = (leader.connect(), follower.connect());
+    client.ask("set k 0 90000 1\r\nx\r\n", "STORED\r\n");
+    let records = |client: &mut Client<TcpStream>| -> u64 {
+        told(client, "records").unwrap().parse().unwrap()
+    };
+    caught_up(&mut client, &mut reader);
+    let before = records(&mut client);
+    for _ in 0..50 {
+        client.ask("touch k 90000\r\n", "TOUCHED\r\n");
+        client.ask("gat 90000 k\r\n", "VALUE k 0 1\r\nx\r\nEND\r\n");
+    }
+    // A digest every ten seconds, in every partition that is used, and a step of the expiry.
+    let told = records(&mut client) - before;
+    assert!(told < 20, "{told}");
+    client.ask("touch k 500\r\n", "TOUCHED\r\n");
+    caught_up(&mut client, &mut reader);
+    reader.send("mg k t\r\n");
+    let left: u32 = reader.line().strip_prefix("HD t").unwrap().parse().unwrap();
+    assert!((400..=505).contains(&left), "{left}");
+}
+
+#[test]
 fn a_follower_that_was_away_gets_the_rest() {
     let leader = TestServer::start_with(leading());
     let mut client = leader.connect();

@@ -46,6 +46,8 @@ const BUSY: u64 = 4;
 const CONNECTIONS: usize = 16;
 /// How long copies may take to get the last records, in milliseconds.
 const FAREWELL: u64 = 500;
+/// Milliseconds after which the memory of a log that nobody reads is given back.
+const UNREAD: u64 = 3_600_000;
 /// Milliseconds before dialling again, at first and at most.
 const BACKOFF: (u64, u64) = (50, 2000);
 
@@ -102,6 +104,8 @@ struct Keeper {
     dial_at: u64,
     backoff: u64,
     called_at: u64,
+    /// When there was last somebody who reads the log.
+    read_at: u64,
     marked_at: u64,
     scrubbed_at: u64,
     scrub_every: u64,
@@ -161,6 +165,7 @@ pub fn start(
         dial_at: 0,
         backoff: BACKOFF.0,
         called_at: 0,
+        read_at: 0,
         marked_at: 0,
         scrubbed_at: 0,
         scrub_every: settings.scrub_seconds * 1000,
@@ -552,6 +557,13 @@ impl Keeper {
         {
             log::info!("replication: no follower with items has come: leads empty");
             self.replicas.lead(0);
+        }
+        if !self.lines.is_empty() || self.replicas.export().target().is_some() {
+            self.read_at = now;
+        } else if now >= self.read_at + UNREAD {
+            // Whoever comes now is compared. Nobody may have read it since it was given back.
+            self.read_at = now;
+            self.replicas.state().data.journal().close_rings();
         }
         if leading && self.scrub_every > 0 && now >= self.scrubbed_at + self.scrub_every {
             self.scrubbed_at = now;

@@ -10,7 +10,7 @@ use super::raw::{
     Chain, ChainEdit, Handle, Item, PairGuard, Pinned, Place, STANDINGS, Slot, Spot, State, Word,
     flag,
 };
-use super::{CHAINED, Cx, Fetch, Inner, Miss, Mode, Moment, Put, Queue, Store, Stored};
+use super::{CHAINED, Cx, Fetch, Inner, Miss, Mode, Moment, Put, Queue, Store, Stored, journal};
 use crate::observe::ThreadCounters;
 
 /// The hit counter saturates here.
@@ -445,8 +445,11 @@ impl Store {
             if !how.quiet {
                 inner.bump(cx, &item);
             }
-            if inner.journal.is_some() && (won || how.touch.is_some()) {
-                inner.log_meta(&item);
+            if inner.journal.is_some() {
+                let moved = |expires| journal::moves(before, expires, cx.now);
+                if won || how.touch.is_some_and(moved) {
+                    inner.log_meta(&item);
+                }
             }
             return Ok(result);
         }

@@ -89,6 +89,19 @@ pub fn row_digest(row: &Row) -> u64 {
     hasher.digest()
 }
 
+/// Whether a copy has to be told that an expiry time has become another. If that moves it by less than a
+/// hundredth of what is left, it is told later: when a whole step has been passed, be it in steps of
+/// different length, so that small moves do not add up.
+pub fn moves(before: u32, after: u32, now: u32) -> bool {
+    if before == after || before == 0 || after == 0 {
+        return before != after;
+    }
+    match (after.saturating_sub(now) / 100).checked_ilog2() {
+        Some(step) => before >> step != after >> step,
+        None => true,
+    }
+}
+
 /// What a mutation does to its leaf: what it takes out XOR what it puts in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Change(pub u64);
@@ -725,6 +738,39 @@ mod tests {
             value,
             ..Record::new(Kind::Put, key)
         }
+    }
+
+    #[test]
+    fn small_moves_of_an_expiry_do_not_add_up() {
+        assert!(moves(0, 5, 1) && moves(5, 0, 1) && !moves(0, 0, 1) && !moves(7, 7, 1));
+        assert!(moves(50, 51, 1), "a second counts where there are few");
+        for ttl in [200, 3600, 90_000] {
+            let (mut known, mut told, mut before) = (ttl, 0, ttl);
+            for now in 1..10_000 {
+                let after = now + ttl;
+                if moves(before, after, now) {
+                    (known, told) = (after, told + 1);
+                }
+                before = after;
+                assert!(after - known <= ttl / 100, "{ttl} {now}");
+            }
+            assert!(told <= 10_000 / (ttl / 200), "{ttl} {told}");
+        }
+    }
+
+    #[test]
+    fn a_log_that_nobody_reads_gives_its_memory_back() {
+        let journal = Journal::new(1 << 20, Role::Leader);
+        let at = place(b"key");
+        journal.open_rings();
+        journal.append(at, &put(b"key", b"0", 1), Change(5));
+        assert!(journal.ring_usage().0 > 0 && journal.holds(partition(at), 1));
+        journal.close_rings();
+        assert_eq!(journal.ring_usage(), (0, 0));
+        journal.append(at, &put(b"key", b"1", 2), Change(6));
+        journal.open_rings();
+        assert!(!journal.holds(partition(at), 2) && journal.holds(partition(at), 3));
+        assert_eq!(journal.row(partition(at)).row[leaf(at)], 5 ^ 6);
     }
 
     #[test]
