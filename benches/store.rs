@@ -7,14 +7,25 @@ use criterion::{Criterion, criterion_group, criterion_main};
 
 use larder::observe::ThreadCounters;
 use larder::settings;
+use larder::store::journal::Role;
 use larder::store::{Arith, Cx, Delete, Fetch, Mode, Put, Store};
 
 const KEYS: usize = 20_000;
 const VALUE: [u8; 100] = [b'v'; 100];
 
+const LOG: settings::Journal = settings::Journal {
+    ring_bytes: 64 << 20,
+    follower: false,
+};
+
 fn open(megabytes: u64) -> Store {
+    open_with(megabytes, None)
+}
+
+fn open_with(megabytes: u64, journal: Option<settings::Journal>) -> Store {
     let settings = settings::Store {
         max_bytes: megabytes << 20,
+        journal,
         ..settings::Store::default()
     };
     Store::new(&settings).expect("a store")
@@ -85,6 +96,28 @@ fn operations(criterion: &mut Criterion) {
     criterion.bench_function("set, in place", |bencher| {
         bencher.iter(|| store.put(cx, &set(&store, &keys[next()]), &VALUE));
     });
+    // The digest of all items, and with somebody who reads it the log.
+    for (name, read) in [
+        ("set, in place, with digests", false),
+        ("set, in place, with digests and a log", true),
+    ] {
+        let kept = open_with(64, Some(LOG));
+        let log = kept.journal().expect("a log").clone();
+        log.set_role(Role::Leader);
+        if read {
+            log.open_rings();
+        }
+        for key in &keys {
+            kept.put(cx, &set(&kept, key), &VALUE);
+        }
+        let mut at = 0;
+        criterion.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                at = (at + 7919) % KEYS;
+                kept.put(cx, &set(&kept, &keys[at]), &VALUE)
+            });
+        });
+    }
     criterion.bench_function("set, of another size", |bencher| {
         let mut turn = 0;
         bencher.iter(|| {

@@ -228,6 +228,15 @@ fn writes_to_a_follower_can_go_to_its_leader() {
         let answer = binary.answer();
         assert_eq!((answer.opcode, answer.status), (opcode, status));
     }
+    // The token of a lease is the leader's, who is asked for it.
+    client.send("lease-get lease\r\n");
+    let line = client.line();
+    let token = line.split(' ').nth(2).unwrap().to_owned();
+    client.expect("\r\nEND\r\n");
+    client.ask(
+        format!("lease-set lease {token} 0 0 1\r\nx\r\n"),
+        "STORED\r\n",
+    );
     client.ask("flush_all\r\n", "OK\r\n");
     assert_eq!(get(&mut theirs, "get k\r\n"), "");
 

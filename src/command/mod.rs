@@ -358,6 +358,12 @@ pub fn begin(
     set::begin(cx, op, &request.style, key, hash, agrees)
 }
 
+/// Whether an operation goes to the leader from a follower that forwards: what changes items, and what
+/// gives out a token for that.
+pub fn is_for_leader(op: &Op<'_>) -> bool {
+    changes_items(op) || matches!(op, Op::LeaseGet { .. })
+}
+
 /// What a request that goes to another node is answered with if its value does not end where it should.
 pub fn ill_terminated(request: &Request<'_>, value: &[u8]) -> Option<Refusal> {
     match &request.op {
@@ -378,7 +384,7 @@ pub fn not_leading(style: &Style<'_>) -> Refusal {
 }
 
 /// Whether an operation is for the leader only.
-pub fn changes_items(op: &Op<'_>) -> bool {
+fn changes_items(op: &Op<'_>) -> bool {
     match op {
         Op::Get { touch, .. } => touch.is_some(),
         Op::Fetch(op) => op.touch.is_some() || op.vivify.is_some(),

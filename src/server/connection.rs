@@ -69,7 +69,7 @@ pub struct Connection {
     /// What the socket has not taken yet; while there is some, nothing is read.
     waiting: Option<Box<Replies>>,
     /// Replies to mutations that copies do not have yet; while there are some, nothing is read.
-    held: Option<Holding>,
+    held: Option<Box<Holding>>,
     /// Mutations that the leader has not answered yet; until it has, nothing is read.
     away: Option<Box<Away>>,
     /// What `stats conns` shows of it.
@@ -231,7 +231,7 @@ impl Connection {
             mut replies,
             otherwise,
             ..
-        } = holding;
+        } = *holding;
         match (reach, otherwise) {
             (Reach::Waiting | Reach::Reached, _) => {}
             (Reach::Aborted, Some((mark, refusal))) => {
@@ -365,7 +365,7 @@ impl Connection {
             }
             work += turn.replies.waiting();
             if let Some(holding) = self.hold(turn) {
-                self.held = Some(holding);
+                self.held = Some(Box::new(holding));
                 return Outcome::Held;
             }
             if let Some(outgoing) = self.conversation.take_outgoing() {

@@ -466,29 +466,17 @@ impl Conversation {
             if !matches!(step, Step::Keys { first: false, .. }) {
                 served.requests += 1;
             }
-            let refusal = match step {
-                Step::Request {
-                    request,
-                    value: Some(value),
-                    ..
-                } if forwards
-                    && command::changes_items(&request.op)
-                    && command::ill_terminated(request, value).is_none() =>
-                {
-                    Some(command::not_leading(&request.style))
+            if forwards {
+                if let Some(refusal) = outgoing_refusal(step) {
+                    let outgoing = outgoing.get_or_insert_with(|| Outgoing::new(dialect));
+                    outgoing.add(&input[begin..end], refusal);
+                    continue;
                 }
-                Step::Line => Some(command::not_leading(&Style::Text { noreply: false })),
-                _ => None,
-            };
-            if let Some(refusal) = refusal {
-                let outgoing = outgoing.get_or_insert_with(|| Outgoing::new(dialect));
-                outgoing.add(&input[begin..end], refusal);
-                continue;
-            }
-            if outgoing.is_some() {
-                // It has to wait for the answer.
-                end = begin;
-                break;
+                if outgoing.is_some() {
+                    // It has to wait for the answer.
+                    end = begin;
+                    break;
+                }
             }
             match step {
                 Step::Keys {
@@ -544,7 +532,7 @@ impl Conversation {
                 } => {
                     let session = &mut self.session;
                     next = match value {
-                        Some(value) if forwards && command::changes_items(&request.op) => {
+                        Some(value) if forwards && command::is_for_leader(&request.op) => {
                             // What would leave the leader in doubt about where the next one begins.
                             if let Some(refusal) = command::ill_terminated(request, value) {
                                 command::refuse(&refusal, turn.replies);
@@ -554,7 +542,7 @@ impl Conversation {
                         Some(value) => {
                             command::execute(context, session, request, *hash, value, turn.replies)
                         }
-                        None if forwards && command::changes_items(&request.op) => {
+                        None if forwards && command::is_for_leader(&request.op) => {
                             let bytes = command::body_length(request);
                             match command::too_large_to_forward(context, request) {
                                 Some(then) => Next::Skip {
@@ -699,6 +687,24 @@ impl Conversation {
                 Some(Ran::Close)
             }
         }
+    }
+}
+
+/// What a step that goes to the leader as it is will be answered with if it cannot; nothing if it does not
+/// go there.
+fn outgoing_refusal(step: &Step<'_>) -> Option<Refusal> {
+    match step {
+        Step::Request {
+            request,
+            value: Some(value),
+            ..
+        } if command::is_for_leader(&request.op)
+            && command::ill_terminated(request, value).is_none() =>
+        {
+            Some(command::not_leading(&request.style))
+        }
+        Step::Line => Some(command::not_leading(&Style::Text { noreply: false })),
+        _ => None,
     }
 }
 

@@ -267,23 +267,8 @@ impl Worker {
         if let Some(subscription) = connection.subscription() {
             subscription.on_lines(caller(&self.inbox, key));
         }
-        if let (Some(hold), Some(replicas)) = (connection.holding(), &self.shared.replicas) {
-            replicas.on_progress(Box::new(caller(&self.inbox, key)));
-            // It may have been reached before it was waited for.
-            if !replicas.waits(hold) {
-                connection.queued = true;
-                desk.ready.push_back(key);
-            }
-        }
-        if let (Some((outgoing, slot)), Some(forward)) = (connection.away(), &self.forward)
-            && !outgoing.bytes.is_empty()
-        {
-            let then = Box::new(caller(&self.inbox, key));
-            if !forward.send(self.number, outgoing, slot, then) {
-                connection.turn_back();
-                connection.queued = true;
-                desk.ready.push_back(key);
-            }
+        if outcome == Outcome::Held && !self.wait_elsewhere(connection, key) {
+            outcome = Outcome::Again;
         }
         match outcome {
             Outcome::Wait | Outcome::Held => {}
@@ -293,6 +278,25 @@ impl Worker {
             }
             Outcome::Close(reason) => self.close(desk, key, reason),
         }
+    }
+
+    /// Sees to it that a connection gets a turn when that which it waits for has come. False: it has.
+    fn wait_elsewhere(&self, connection: &mut Connection, key: usize) -> bool {
+        if let (Some(hold), Some(replicas)) = (connection.holding(), &self.shared.replicas) {
+            replicas.on_progress(Box::new(caller(&self.inbox, key)));
+            // It may have been reached before it was waited for.
+            return replicas.waits(hold);
+        }
+        if let (Some((outgoing, slot)), Some(forward)) = (connection.away(), &self.forward)
+            && !outgoing.bytes.is_empty()
+        {
+            let then = Box::new(caller(&self.inbox, key));
+            if !forward.send(self.number, outgoing, slot, then) {
+                connection.turn_back();
+                return false;
+            }
+        }
+        true
     }
 
     /// Counts what connections hold. False if this one has to go, for it holds more than before and

@@ -39,6 +39,23 @@ pub(in crate::store) struct Before {
     digest: u64,
 }
 
+// What those pay for who keep no copies is one branch each: the rest stands elsewhere.
+#[cold]
+#[inline(never)]
+fn expect(journal: &Journal, key: &[u8]) {
+    journal.expect(journal::place(key));
+}
+
+#[cold]
+#[inline(never)]
+fn before(item: &Item<'_>) -> Before {
+    let place = journal::place(&item.key());
+    Before {
+        place: Some(place),
+        digest: digest(item, place),
+    }
+}
+
 impl Inner {
     /// Dead items are hidden, not taken out: that is for the leader to decide.
     #[inline]
@@ -52,7 +69,7 @@ impl Inner {
     #[inline]
     pub(in crate::store) fn expect(&self, key: &[u8]) {
         if let Some(journal) = &self.journal {
-            journal.expect(journal::place(key));
+            expect(journal, key);
         }
     }
 
@@ -62,13 +79,7 @@ impl Inner {
     pub(in crate::store) fn before(&self, item: &Item<'_>) -> Before {
         match self.journal {
             None => Before::default(),
-            Some(_) => {
-                let place = journal::place(&item.key());
-                Before {
-                    place: Some(place),
-                    digest: digest(item, place),
-                }
-            }
+            Some(_) => before(item),
         }
     }
 
