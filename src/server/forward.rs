@@ -247,7 +247,7 @@ impl Carrier {
         let leader = match self.leader(place) {
             Ok(leader) => leader,
             Err(error) => {
-                log::info!("cannot forward to the leader: {error}");
+                log::info!("replication: cannot forward to the leader: {error}");
                 jobs.into_iter().for_each(|job| job.end(Answered::Unsent));
                 return;
             }
@@ -274,7 +274,7 @@ impl Carrier {
             });
         }
         if let Some(error) = failed {
-            log::info!("the leader has not answered what was forwarded: {error}");
+            log::info!("replication: the leader has not answered what was forwarded: {error}");
             self.leaders[place] = None;
         }
     }

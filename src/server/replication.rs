@@ -63,6 +63,8 @@ struct Line {
     /// The socket takes no more at the moment.
     blocked: bool,
     readable: bool,
+    /// The other side has sent its last bytes.
+    closed: bool,
     joined: bool,
     reign: u64,
 }
@@ -259,6 +261,7 @@ impl Keeper {
                     Token(key) => {
                         if let Some(line) = self.lines.get_mut(key) {
                             line.readable |= event.is_readable() || event.is_read_closed();
+                            line.closed |= event.is_read_closed();
                             line.blocked &= !event.is_writable();
                         }
                     }
@@ -426,6 +429,7 @@ impl Keeper {
             sent: 0,
             blocked: false,
             readable: true,
+            closed: false,
             joined: false,
             reign: state.reign,
         });
@@ -524,7 +528,9 @@ impl Keeper {
                 Some(port) => Some(SocketAddr::new(peer.ip(), port.ok()?)),
                 None if said.is_empty() => None,
                 None => resolve(said)
-                    .map_err(|error| log::warn!("where clients reach the leader: {error}"))
+                    .map_err(|error| {
+                        log::warn!("replication: where clients reach the leader: {error}")
+                    })
                     .ok(),
             }
         });
@@ -627,7 +633,9 @@ fn turn(
             Progress::Closed => return Err(gone(&mut line.stream)),
             Progress::Blocked => line.readable = false,
             Progress::Moved(n) => {
-                more |= !line.stream.drained(n, buffer.len());
+                // What comes after a short read is told, but for the end behind the last bytes.
+                line.readable = line.closed || !line.stream.drained(n, buffer.len());
+                more |= line.readable;
                 line.input.extend_from_slice(&buffer[..n]);
                 // A handshake may have been what kept it from writing.
                 line.blocked &= !matches!(line.stream, Stream::Tls(_));
