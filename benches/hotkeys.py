@@ -12,11 +12,11 @@ import argparse
 import os
 import random
 import selectors
-import signal
-import socket
 import subprocess
 import tempfile
 import time
+
+from fleet import Fleet, connect, free_port
 
 SERVERS, HOT, CLIENTS, DEPTH = 5, 50, 16, 50
 MODES = {
@@ -24,23 +24,6 @@ MODES = {
     "kept by the proxy": "",
     "spread over servers": 'hot_keys = { cache = "0s" }',
 }
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def connect(port):
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            return socket.create_connection(("127.0.0.1", port), 60)
-        except ConnectionRefusedError:
-            if time.monotonic() > deadline:
-                raise SystemExit(f"nobody serves at {port}") from None
-            time.sleep(0.01)
 
 
 def reads(port):
@@ -73,7 +56,6 @@ def load(port, hot, seconds, chance):
 
     for _ in range(CLIENTS):
         connection = connect(port)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         selector.register(connection, selectors.EVENT_READ, [0])
         connection.sendall(batch())
     done, end = 0, time.monotonic() + seconds
@@ -95,42 +77,31 @@ def main():
     parser.add_argument("--larder", default="target/release/larder")
     parser.add_argument("--seconds", type=float, default=6)
     arguments = parser.parse_args()
-    user = ["-u", "root"] if os.geteuid() == 0 else []
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    processes = []
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            ports = [free_port() for _ in range(SERVERS)]
-            for port in ports:
-                command = [arguments.larder, "-l", "127.0.0.1", "-p", str(port), "-U", "0", "-t", "1", "-m", "64", *user]
-                processes.append(subprocess.Popen(command, **quiet))
-            behind = ",".join(f"127.0.0.1:{port}" for port in ports)
-            hot = hot_keys(arguments.larder, behind)
-            for name, setting in MODES.items():
-                config = os.path.join(folder, "proxy.toml")
-                listed = ", ".join(f'"{server}"' for server in behind.split(","))
-                with open(config, "w") as file:
-                    file.write(f'{setting}\n[pools.all]\nservers = [{listed}]\ntimeout = "20s"\n')
-                port = free_port()
-                command = [arguments.larder, "proxy", "-l", "127.0.0.1", "-p", str(port), "-t", "2", "--config", config, *user]
-                proxy = subprocess.Popen(command, **quiet)
-                processes.append(proxy)
-                with connect(port) as filler:
-                    for key in hot:
-                        filler.sendall(f"set {key} 0 0 100\r\n{'v' * 100}\r\n".encode())
-                        filler.recv(100)
-                chance = random.Random(7)
-                # The first seconds are for finding out which keys they are.
-                load(port, hot, 3, chance)
-                before = [reads(each) for each in ports]
-                done = load(port, hot, arguments.seconds, chance)
-                got = [reads(each) - had for each, had in zip(ports, before, strict=True)]
-                print(f"{name:20} {done:8} reads, {sum(got):8} of servers {got}, the busiest {max(got) * SERVERS / sum(got):.2f} of a fair share")
-                proxy.kill()
-        finally:
-            for process in processes:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
+    with tempfile.TemporaryDirectory() as folder, Fleet() as fleet:
+        ports = [free_port() for _ in range(SERVERS)]
+        for port in ports:
+            fleet.serve(arguments.larder, port, "-U", 0, "-t", 1, "-m", 64)
+        behind = ",".join(f"127.0.0.1:{port}" for port in ports)
+        hot = hot_keys(arguments.larder, behind)
+        for name, setting in MODES.items():
+            config = os.path.join(folder, "proxy.toml")
+            listed = ", ".join(f'"{server}"' for server in behind.split(","))
+            with open(config, "w") as file:
+                file.write(f'{setting}\n[pools.all]\nservers = [{listed}]\ntimeout = "20s"\n')
+            port = free_port()
+            proxy = fleet.proxy(arguments.larder, port, "-t", 2, "--config", config)
+            with connect(port) as filler:
+                for key in hot:
+                    filler.sendall(f"set {key} 0 0 100\r\n{'v' * 100}\r\n".encode())
+                    filler.recv(100)
+            chance = random.Random(7)
+            # The first seconds are for finding out which keys they are.
+            load(port, hot, 3, chance)
+            before = [reads(each) for each in ports]
+            done = load(port, hot, arguments.seconds, chance)
+            got = [reads(each) - had for each, had in zip(ports, before, strict=True)]
+            print(f"{name:20} {done:8} reads, {sum(got):8} of servers {got}, the busiest {max(got) * SERVERS / sum(got):.2f} of a fair share")
+            proxy.kill()
 
 
 if __name__ == "__main__":

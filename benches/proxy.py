@@ -14,12 +14,11 @@ A B A B, and each answer is checked for its length before it is counted. Needs n
 import argparse
 import os
 import selectors
-import signal
-import socket
 import statistics
-import subprocess
 import tempfile
 import time
+
+from fleet import Fleet, await_gets, connect, free_port
 
 KEYS, VALUE = 20_000, b"v" * 100
 
@@ -33,23 +32,6 @@ WORKLOADS = {
     "get": (50, 1, 1),
     "set, 16 pipelined": (50, 0, 16),
 }
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(port):
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            return socket.create_connection(("127.0.0.1", port), 10)
-        except ConnectionRefusedError:
-            if time.monotonic() > deadline:
-                raise SystemExit(f"nobody serves at {port}") from None
-            time.sleep(0.01)
 
 
 def processor_time(process):
@@ -86,8 +68,7 @@ def drive(port, workload, seconds):
     batches = [batch(seed, keys, depth) for seed in range(200)]
     selector = selectors.DefaultSelector()
     for number in range(clients):
-        connection = wait_for(port)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = connect(port)
         selector.register(connection, selectors.EVENT_READ, [number, 0])
     done, running = 0, clients
     end = time.monotonic() + seconds
@@ -117,8 +98,7 @@ def drive(port, workload, seconds):
 
 def waits(port, count):
     """Microseconds that one client waits for one get, again and again."""
-    connection = wait_for(port)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection = connect(port)
     found = []
     for seed in range(count):
         sent, _ = batch(seed, 1, 1)
@@ -155,7 +135,7 @@ end
 
 
 def fill(port):
-    connection = wait_for(port)
+    connection = connect(port)
     for number in range(KEYS):
         connection.sendall(b"set %s 0 0 %d\r\n%s\r\n" % (key(number), len(VALUE), VALUE))
         if (answer := connection.recv(100)) != b"STORED\r\n":
@@ -183,64 +163,54 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", help="workloads whose name has this")
     arguments = parser.parse_args()
-    user = ["-u", "root"] if os.geteuid() == 0 else []
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    processes = []
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            servers = [free_port() for _ in range(3)]
-            for port in servers:
-                command = [arguments.memcached, "-l", "127.0.0.1", "-p", str(port), "-t", "1", "-m", "256", *user]
-                processes.append(subprocess.Popen(command, **quiet))
-            lua = ["lua", "larder, jump"] if arguments.lua else []
-            ports = {name: free_port() for name in ("nutcracker", "larder", *lua)}
-            config = os.path.join(folder, "nutcracker.yml")
+    with tempfile.TemporaryDirectory() as folder, Fleet() as fleet:
+        servers = [free_port() for _ in range(3)]
+        for port in servers:
+            fleet.serve(arguments.memcached, port, "-t", 1, "-m", 256)
+        lua = ["lua", "larder, jump"] if arguments.lua else []
+        ports = {name: free_port() for name in ("nutcracker", "larder", *lua)}
+        config = os.path.join(folder, "nutcracker.yml")
+        with open(config, "w") as file:
+            file.write(f"all:\n  listen: 127.0.0.1:{ports['nutcracker']}\n  hash: md5\n  distribution: ketama\n  servers:\n")
+            file.writelines(f"   - 127.0.0.1:{port}:1\n" for port in servers)
+        command = [arguments.nutcracker, "-c", config, "-s", free_port(), "-o", os.path.join(folder, "log")]
+        proxies = {"nutcracker": fleet.start(command)}
+        behind = ",".join(f"127.0.0.1:{port}" for port in servers)
+        for name, ring in ("larder", ["twemproxy", "--hash", "md5"]), ("larder, jump", ["jump"]):
+            if name in ports:
+                proxies[name] = fleet.proxy(arguments.larder, ports[name], "-t", 1, "--servers", behind, "--ring", *ring)
+        if arguments.lua:
+            config = os.path.join(folder, "proxy.lua")
             with open(config, "w") as file:
-                file.write(f"all:\n  listen: 127.0.0.1:{ports['nutcracker']}\n  hash: md5\n  distribution: ketama\n  servers:\n")
-                file.writelines(f"   - 127.0.0.1:{port}:1\n" for port in servers)
-            command = [arguments.nutcracker, "-c", config, "-s", str(free_port()), "-o", os.path.join(folder, "log")]
-            proxies = {"nutcracker": subprocess.Popen(command, **quiet)}
-            behind = ",".join(f"127.0.0.1:{port}" for port in servers)
-            for name, ring in ("larder", ["twemproxy", "--hash", "md5"]), ("larder, jump", ["jump"]):
-                if name in ports:
-                    command = [arguments.larder, "proxy", "-l", "127.0.0.1", "-p", str(ports[name]), "-t", "1", *user]
-                    proxies[name] = subprocess.Popen([*command, "--servers", behind, "--ring", *ring], **quiet)
-            if arguments.lua:
-                config = os.path.join(folder, "proxy.lua")
-                with open(config, "w") as file:
-                    file.write(LUA.format(ports=", ".join(map(str, servers))))
-                command = [arguments.lua, "-l", "127.0.0.1", "-p", str(ports["lua"]), "-U", "0", "-t", "1", *user]
-                proxies["lua"] = subprocess.Popen([*command, "-o", f"proxy_config={config}"], **quiet)
-            processes += proxies.values()
-            for port in [*servers, *ports.values()]:
-                wait_for(port).close()
-            # Servers have to have the keys by both rings.
-            fill(ports["nutcracker"])
-            if arguments.lua:
-                fill(ports["lua"])
-            print(f"{'processor time per request':32} " + " ".join(f"{name:>12}" + " " * 7 * (nth % 2) for nth, name in enumerate(ports)))
-            for name, workload in WORKLOADS.items():
-                if arguments.only and arguments.only not in name:
-                    continue
-                spent = {who: [] for who in ports}
-                for _ in range(arguments.rounds):
-                    for who, port in ports.items():
-                        before = processor_time(proxies[who])
-                        done = drive(port, workload, arguments.seconds)
-                        spent[who].append((processor_time(proxies[who]) - before) / done / 1000)
-                row(name, [statistics.median(spent[who]) for who in ports], "us")
-            waited = {who: [] for who in ports}
-            for _ in range(arguments.rounds * 4):
+                file.write(LUA.format(ports=", ".join(map(str, servers))))
+            options = ["-U", 0, "-t", 1, "-o", f"proxy_config={config}"]
+            proxies["lua"] = fleet.serve(arguments.lua, ports["lua"], *options)
+        for port in [*servers, *ports.values()]:
+            # As many keys as no server is spared by.
+            await_gets(port, map(key, range(100)))
+        # Servers have to have the keys by both rings.
+        fill(ports["nutcracker"])
+        if arguments.lua:
+            fill(ports["lua"])
+        print(f"{'processor time per request':32} " + " ".join(f"{name:>12}" + " " * 7 * (nth % 2) for nth, name in enumerate(ports)))
+        for name, workload in WORKLOADS.items():
+            if arguments.only and arguments.only not in name:
+                continue
+            spent = {who: [] for who in ports}
+            for _ in range(arguments.rounds):
                 for who, port in ports.items():
-                    waited[who] += waits(port, 500)
-            direct = statistics.median(waits(servers[0], 2000))
-            medians = [statistics.median(waited[who]) for who in ports]
-            row("one get, median wait", medians, "us")
-            row("of which the proxy adds", [median - direct for median in medians], "us")
-        finally:
-            for process in processes:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
+                    before = processor_time(proxies[who])
+                    done = drive(port, workload, arguments.seconds)
+                    spent[who].append((processor_time(proxies[who]) - before) / done / 1000)
+            row(name, [statistics.median(spent[who]) for who in ports], "us")
+        waited = {who: [] for who in ports}
+        for _ in range(arguments.rounds * 4):
+            for who, port in ports.items():
+                waited[who] += waits(port, 500)
+        direct = statistics.median(waits(servers[0], 2000))
+        medians = [statistics.median(waited[who]) for who in ports]
+        row("one get, median wait", medians, "us")
+        row("of which the proxy adds", [median - direct for median in medians], "us")
 
 
 if __name__ == "__main__":
