@@ -1,7 +1,7 @@
 //! Deletes for a server that is down, remembered until it comes back.
 //!
 //! A key is remembered once. When there is no room for another, the oldest is forgotten and
-//! counted: the server may then keep an item that somebody has deleted. Keys that have been taken out
+//! counted: the server may then keep an item that somebody has deleted, unless it is emptied. Keys that have been taken out
 //! to be deleted are [held](Deletes::holds) until it is known what has come of it.
 #![forbid(unsafe_code)]
 
@@ -33,6 +33,11 @@ impl Deletes {
             most: most.max(1),
             forgotten: 0,
         }
+    }
+
+    /// Room for another number of keys. Those that are there stay until the next is remembered.
+    pub fn set_most(&mut self, most: usize) {
+        self.most = most.max(1);
     }
 
     /// Remembers a key. Whether nothing had to be forgotten for it.

@@ -18,6 +18,9 @@ const EXTRA_MAX: usize = 64;
 /// Bytes of long answers to tasks that are gathered at a time.
 const GATHERED_MAX: usize = 64 << 20;
 
+/// Answers of fewer bytes may wait for those that come behind them.
+const TOGETHER_MAX: usize = 16 << 10;
+
 /// Buffers kept for clients to come.
 const SPARE: usize = 64;
 
@@ -40,6 +43,10 @@ pub struct Seat {
     pub listener: Option<Arc<str>>,
     /// It is in the list of those that may have something to send.
     touched: bool,
+    /// The first slot of what has been asked for in one piece last: see [`Front::lingers`].
+    asked_from: u32,
+    /// It is in the list of those whose answers wait for others.
+    lingers: bool,
     /// It has been sent half an answer whose rest will not come.
     pub broken: bool,
     /// Bytes it may be owed beyond the limit, until it is owed nothing.
@@ -65,7 +72,8 @@ pub enum Event {
     },
     /// A server has been asked whether it is alive.
     Probed { server: usize, good: bool },
-    /// A key has been deleted that was written elsewhere while this server was down.
+    /// A key has been deleted that was written elsewhere while this server was down, or it has been
+    /// emptied because such keys are not known any more.
     Deleted { server: usize, good: bool },
 }
 
@@ -83,6 +91,9 @@ pub struct Front {
     generation: u32,
     /// Seats that may have something to send.
     touched: Vec<usize>,
+    /// Seats whose answers wait for others to be sent with, and since when.
+    lingering: Vec<usize>,
+    lingering_since: u64,
     /// Seats whose long values can go on.
     called: Vec<usize>,
     spare: Vec<Vec<u8>>,
@@ -116,6 +127,8 @@ impl Front {
             seats: Slab::new(),
             generation: 0,
             touched: Vec::new(),
+            lingering: Vec::new(),
+            lingering_since: 0,
             called: Vec::new(),
             spare: Vec::new(),
             limit,
@@ -141,6 +154,8 @@ impl Front {
             written: false,
             listener: None,
             touched: false,
+            asked_from: 0,
+            lingers: false,
             broken: false,
             extra: 0,
         })
@@ -177,6 +192,61 @@ impl Front {
             let number = self.touched.pop()?;
             if let Some(seat) = self.seats.get_mut(number) {
                 seat.touched = false;
+                return Some(number);
+            }
+        }
+    }
+
+    /// What has been asked for from this slot on has come in one piece.
+    #[inline]
+    pub fn asked_from(&mut self, number: usize, slot: u32) {
+        if let Some(seat) = self.seats.get_mut(number) {
+            seat.asked_from = slot;
+        }
+    }
+
+    /// Whether what is ready for a client waits for the rest of what it has asked for in one piece: three
+    /// servers' answers would be three system calls otherwise, of which each costs more than all that is
+    /// done here for a request. It waits for a millisecond at most ([`linger_over`](Front::linger_over)).
+    #[inline]
+    pub fn lingers(&mut self, number: usize) -> bool {
+        let Some(seat) = self.seats.get_mut(number) else {
+            return false;
+        };
+        let slots = &seat.slots;
+        let done = slots.next().wrapping_sub(seat.asked_from);
+        let asked = slots.end().wrapping_sub(seat.asked_from);
+        // Whether the slot whose turn it is lies behind the first of the last piece.
+        if !(1..asked).contains(&done) || seat.broken || slots.ready().len() > TOGETHER_MAX {
+            return false;
+        }
+        if !seat.lingers {
+            seat.lingers = true;
+            if self.lingering.is_empty() {
+                self.lingering_since = self.now;
+            }
+            self.lingering.push(number);
+        }
+        true
+    }
+
+    /// Whether any answers wait for others.
+    #[inline]
+    pub fn has_lingering(&self) -> bool {
+        !self.lingering.is_empty()
+    }
+
+    /// Takes a seat off the list of those whose answers have waited for long enough.
+    #[inline]
+    pub fn linger_over(&mut self) -> Option<usize> {
+        if self.now <= self.lingering_since {
+            return None;
+        }
+        loop {
+            let number = self.lingering.pop()?;
+            if let Some(seat) = self.seats.get_mut(number)
+                && std::mem::take(&mut seat.lingers)
+            {
                 return Some(number);
             }
         }
@@ -393,7 +463,26 @@ impl Sink for Front {
             To::Delete => {
                 self.events.push(Event::Deleted {
                     server: ticket.opaque as usize,
-                    good: matches!(verdict, Verdict::Done | Verdict::Miss),
+                    // Of a key that it does not take it has no value.
+                    good: matches!(
+                        verdict,
+                        Verdict::Done | Verdict::Miss | Verdict::ClientError
+                    ),
+                });
+                false
+            }
+            To::Flush => {
+                if verdict == Verdict::ClientError {
+                    let name = self.names.get(ticket.opaque as usize);
+                    log::error!(
+                        "{} refuses flush_all (-F): it may answer values that have been deleted since; \
+                         start it anew, and without -F, or with larger limits.deletes here",
+                        name.map_or("a server", String::as_str)
+                    );
+                }
+                self.events.push(Event::Deleted {
+                    server: ticket.opaque as usize,
+                    good: matches!(verdict, Verdict::Done | Verdict::ClientError),
                 });
                 false
             }
@@ -475,7 +564,7 @@ impl Sink for Front {
                 self.gather((task, tag), bytes);
                 false
             }
-            To::Probe | To::Delete | To::Greeting | To::Nobody => false,
+            To::Probe | To::Delete | To::Flush | To::Greeting | To::Nobody => false,
         }
     }
 
@@ -515,7 +604,7 @@ impl Sink for Front {
                 };
                 self.events.push(event);
             }
-            To::Probe | To::Delete | To::Greeting | To::Nobody => {}
+            To::Probe | To::Delete | To::Flush | To::Greeting | To::Nobody => {}
         }
     }
 
@@ -561,7 +650,7 @@ impl Sink for Front {
                 server: ticket.opaque as usize,
                 good: false,
             }),
-            To::Delete => self.events.push(Event::Deleted {
+            To::Delete | To::Flush => self.events.push(Event::Deleted {
                 server: ticket.opaque as usize,
                 good: false,
             }),

@@ -102,6 +102,14 @@ impl Health {
         health
     }
 
+    /// Goes by other settings from now on. What is known of the server stays.
+    pub fn set(&mut self, settings: &Settings) {
+        if self.wait == self.settings.probe_ms {
+            self.wait = settings.probe_ms;
+        }
+        settings.clone_into(&mut self.settings);
+    }
+
     pub fn state(&self) -> State {
         self.state
     }

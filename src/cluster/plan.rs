@@ -222,7 +222,7 @@ impl Pool {
                 }
                 let access = Access::load(settings, place)?;
                 if let Some(known) = old.and_then(|old| old.find(&settings.name, place)) {
-                    known.set_access(access);
+                    known.set(access, settings, deletes);
                     return Ok(known);
                 }
                 let target = Target::new(place.clone(), access, settings, deletes, now);

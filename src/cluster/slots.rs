@@ -78,7 +78,7 @@ impl Slots {
     /// A slot for an answer to come.
     #[inline]
     pub fn reserve(&mut self) -> u32 {
-        let slot = self.first.wrapping_add(self.queue.len() as u32);
+        let slot = self.end();
         self.queue.push_back(Slot::Waiting);
         slot
     }
@@ -294,6 +294,18 @@ impl Slots {
         }
     }
 
+    /// The slot whose turn it is, or the next to be reserved.
+    #[inline]
+    pub fn next(&self) -> u32 {
+        self.first
+    }
+
+    /// The slot to be reserved next.
+    #[inline]
+    pub fn end(&self) -> u32 {
+        self.first.wrapping_add(self.queue.len() as u32)
+    }
+
     /// What is in order and has not been sent.
     #[inline]
     pub fn ready(&self) -> &[u8] {
@@ -312,25 +324,39 @@ impl Slots {
         }
     }
 
-    /// A buffer to write to, if it has none.
+    /// Buffers to write to, if it has none: one for what is in order, and where more than one answer is
+    /// to come, one for those before their turn.
     pub fn lend(&mut self, spare: &mut Vec<Vec<u8>>) {
         if self.out.capacity() == 0
             && let Some(buffer) = spare.pop()
         {
             self.out = buffer;
         }
+        if self.queue.len() > 1
+            && self.held.capacity() == 0
+            && let Some(buffer) = spare.pop()
+        {
+            self.held = buffer;
+        }
     }
 
     /// Gives back what memory is not in use.
     pub fn relax(&mut self, spare: &mut Vec<Vec<u8>>, most: usize) {
-        if self.out.is_empty() && self.out.capacity() > 0 {
-            let buffer = std::mem::take(&mut self.out);
-            if buffer.capacity() <= KEEP && spare.len() < most {
-                spare.push(buffer);
+        let mut give = |buffer: &mut Vec<u8>| {
+            if buffer.capacity() > 0 {
+                let buffer = std::mem::take(buffer);
+                if buffer.capacity() <= KEEP && spare.len() < most {
+                    spare.push(buffer);
+                }
             }
+        };
+        if self.out.is_empty() {
+            give(&mut self.out);
         }
         if self.queue.is_empty() {
-            self.held = Vec::new();
+            // Nobody points into it.
+            self.held.clear();
+            give(&mut self.held);
             if self.queue.capacity() > 64 {
                 self.queue = VecDeque::new();
             }

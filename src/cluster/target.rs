@@ -4,7 +4,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
-use std::sync::atomic::{AtomicU8, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::deletes::Deletes;
@@ -12,7 +12,7 @@ use super::health::{Event, Health, State, admits};
 use crate::net::{Outward, Stream, Ways, address};
 use crate::protocol::answer::{HEADER, Shape};
 use crate::protocol::{Dialect, binary};
-use crate::settings::proxy::{self, Address};
+use crate::settings::proxy::{self, Address, Forgotten};
 
 /// States as they are mirrored.
 const UP: u8 = 0;
@@ -47,6 +47,40 @@ struct Vital {
     deletes: Deletes,
     /// How many of them have to be done before it is asked for anything.
     owed: usize,
+    /// Whether it has to be emptied, since some of them have been forgotten.
+    stale: Stale,
+}
+
+/// Whether a server may have what it should have been told to delete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stale {
+    No,
+    /// It has to be emptied before it is asked for any key.
+    Yes,
+    /// It is being emptied.
+    Emptied,
+}
+
+impl Vital {
+    /// Whether a key has yet to be deleted.
+    fn holds(&self, key: &[u8]) -> bool {
+        self.stale != Stale::No || self.deletes.holds(key)
+    }
+}
+
+/// What a server is sent before it is asked for its keys again.
+#[derive(Debug, Default)]
+pub struct Due {
+    /// To forget all it has.
+    pub empty: bool,
+    /// To delete these.
+    pub keys: Vec<Arc<[u8]>>,
+}
+
+impl Due {
+    pub fn is_nothing(&self) -> bool {
+        !self.empty && self.keys.is_empty()
+    }
 }
 
 /// How a server is entered.
@@ -125,8 +159,10 @@ pub struct Target {
     vital: Mutex<Vital>,
     /// Mirrors the state, for those who only look.
     state: AtomicU8,
-    /// The share of keys it gets while it is half open.
-    share: f32,
+    /// The share of keys it gets while it is half open, as the bits of an `f32`.
+    share: AtomicU32,
+    /// It is emptied when some of its deletes have been forgotten.
+    empties: AtomicBool,
     /// When its name was last looked up.
     resolved: AtomicU64,
     /// How often an address of its name has turned out to be its no more.
@@ -160,9 +196,11 @@ impl Target {
                 health: Health::new(&pool.health, seed.wrapping_mul(0x9e37_79b9_7f4a_7c15), now),
                 deletes: Deletes::new(deletes),
                 owed: 0,
+                stale: Stale::No,
             }),
             state: AtomicU8::new(UP),
-            share: pool.health.half_open_share,
+            share: AtomicU32::new(pool.health.half_open_share.to_bits()),
+            empties: AtomicBool::new(pool.forgotten_deletes == Forgotten::Flush),
             resolved: AtomicU64::new(now),
             moves: AtomicU64::new(0),
             fresh_at: AtomicU64::new(0),
@@ -201,9 +239,16 @@ impl Target {
         self.forgotten.load(Acquire)
     }
 
-    /// How it is entered, for connections to come.
-    pub fn set_access(&self, access: Access) {
+    /// Takes up another configuration of its pool; how it is entered holds for connections to come.
+    pub fn set(&self, access: Access, pool: &proxy::Pool, deletes: usize) {
         *self.access.lock().unwrap_or_else(PoisonError::into_inner) = access;
+        let mut vital = self.lock();
+        vital.health.set(&pool.health);
+        vital.deletes.set_most(deletes);
+        self.share
+            .store(pool.health.half_open_share.to_bits(), Relaxed);
+        self.empties
+            .store(pool.forgotten_deletes == Forgotten::Flush, Relaxed);
     }
 
     /// What it is shown before anything else.
@@ -228,7 +273,10 @@ impl Target {
         match state & !WITHHOLDS {
             UP => true,
             DOWN => false,
-            _ => admits(State::HalfOpen, self.share, super::key_hash(key)),
+            _ => {
+                let share = f32::from_bits(self.share.load(Relaxed));
+                admits(State::HalfOpen, share, super::key_hash(key))
+            }
         }
     }
 
@@ -237,7 +285,7 @@ impl Target {
     #[cold]
     pub fn takes(&self, key: &[u8]) -> bool {
         let state = self.state.load(Acquire);
-        state & !WITHHOLDS != DOWN && (state & WITHHOLDS == 0 || !self.lock().deletes.holds(key))
+        state & !WITHHOLDS != DOWN && (state & WITHHOLDS == 0 || !self.lock().holds(key))
     }
 
     /// Whether it is asked for nothing at all.
@@ -288,7 +336,7 @@ impl Target {
     pub fn remember(&self, key: &[u8]) -> bool {
         let mut vital = self.lock();
         let state = self.state.load(Acquire);
-        if self.share_of(state, key) && !vital.deletes.holds(key) {
+        if self.share_of(state, key) && !vital.holds(key) {
             return false;
         }
         self.push(&mut vital, key);
@@ -304,27 +352,40 @@ impl Target {
     fn push(&self, vital: &mut Vital, key: &[u8]) {
         if !vital.deletes.push(key) {
             self.counts.deletes_forgotten.fetch_add(1, Relaxed);
+            if self.empties.load(Relaxed) {
+                vital.stale = Stale::Yes;
+            }
         }
         self.mirror(vital);
     }
 
-    /// Takes up to `most` keys to be deleted now, if the server can take them and none are on their
-    /// way; [`drained`](Target::drained) has to follow.
-    pub fn drain(&self, most: usize, now: u64) -> Vec<Arc<[u8]>> {
+    /// Takes what is to be deleted now, up to `most` keys, if the server can take it and nothing is on
+    /// its way; [`drained`](Target::drained) has to follow.
+    pub fn drain(&self, most: usize, now: u64) -> Due {
         let mut vital = self.lock();
         // Those that stand in for it keep what they have until it is asked for all its keys again.
         let ready = vital.health.wants_deletes() || vital.health.tick(now) == State::Up;
-        if !ready {
-            return Vec::new();
+        if !ready || vital.stale == Stale::Emptied {
+            return Due::default();
         }
-        let keys = vital.deletes.take(most);
+        let due = Due {
+            empty: vital.stale == Stale::Yes,
+            keys: vital.deletes.take(most),
+        };
+        if due.empty {
+            vital.stale = Stale::Emptied;
+        }
         self.come_back(&mut vital, now);
-        keys
+        due
     }
 
-    /// The keys have been deleted, or have not.
+    /// What was due has been done, or has not.
     pub fn drained(&self, good: bool, now: u64) {
         let mut vital = self.lock();
+        // More may have been forgotten meanwhile.
+        if vital.stale == Stale::Emptied {
+            vital.stale = if good { Stale::No } else { Stale::Yes };
+        }
         let count = vital.deletes.settle(good);
         if good {
             self.counts.deletes_sent.fetch_add(count as u64, Relaxed);
@@ -339,7 +400,7 @@ impl Target {
     /// are written elsewhere meanwhile, and there may never be none: each of them is withheld until it
     /// has been deleted.
     fn come_back(&self, vital: &mut Vital, now: u64) {
-        if vital.owed == 0 && vital.health.wants_deletes() {
+        if vital.owed == 0 && vital.stale == Stale::No && vital.health.wants_deletes() {
             vital.health.on(Event::Drained, now);
         }
         self.mirror(vital);
@@ -356,7 +417,7 @@ impl Target {
             State::Down => DOWN,
             State::HalfOpen => HALF_OPEN,
         };
-        let withholds = if vital.deletes.is_settled() {
+        let withholds = if vital.deletes.is_settled() && vital.stale == Stale::No {
             0
         } else {
             WITHHOLDS
@@ -475,13 +536,13 @@ mod tests {
         let target = target();
         assert!(target.remember(b"a") && target.remember(b"b"));
         answers_probes(&target, 1000);
-        assert_eq!(target.drain(10, 1000).len(), 2);
+        assert_eq!(target.drain(10, 1000).keys.len(), 2);
         assert!(target.remember(b"a"));
         assert!(target.is_down());
         target.drained(true, 1001);
         assert_eq!(target.state_name(), "half-open");
         assert!(
-            target.drain(10, 1002).is_empty(),
+            target.drain(10, 1002).is_nothing(),
             "not before all keys are its own"
         );
         target.tick(6001);
@@ -489,7 +550,7 @@ mod tests {
         for now in 6001..6100 {
             assert!(!target.admits(b"a") && !target.takes(b"a"));
             assert!(target.admits(b"b") && target.admits(b"c"));
-            assert_eq!(target.drain(10, now).len(), 1);
+            assert_eq!(target.drain(10, now).keys.len(), 1);
             assert!(!target.admits(b"a"), "its delete is under way");
             assert!(
                 target.remember(b"a"),
@@ -497,12 +558,53 @@ mod tests {
             );
             target.drained(true, now);
         }
-        assert_eq!(target.drain(10, 6100).len(), 1);
+        assert_eq!(target.drain(10, 6100).keys.len(), 1);
         target.drained(true, 6100);
         assert!(target.admits(b"a") && !target.remember(b"a"));
         // A write that was under way when the delete passed it.
         target.remember_again(b"a");
         assert!(!target.admits(b"a"));
+    }
+
+    #[test]
+    fn it_is_emptied_when_deletes_have_been_forgotten() {
+        let target = target();
+        for n in 0..101 {
+            assert!(target.remember(format!("k{n}").as_bytes()));
+        }
+        answers_probes(&target, 1000);
+        let due = target.drain(1000, 1000);
+        assert!(due.empty && due.keys.len() == 100);
+        assert!(target.is_down());
+        target.drained(false, 1001);
+        let due = target.drain(1000, 1002);
+        assert!(due.empty, "it has not been emptied");
+        // What is forgotten while it is being emptied may have been written before that.
+        for n in 0..101 {
+            assert!(target.remember(format!("l{n}").as_bytes()));
+        }
+        target.drained(true, 1003);
+        assert!(target.is_down() && !target.takes(b"other"));
+        assert!(target.drain(1000, 1004).empty);
+        target.drained(true, 1005);
+        assert_eq!(target.state_name(), "half-open");
+        assert!(target.takes(b"other"));
+    }
+
+    #[test]
+    fn another_configuration_is_taken_up() {
+        let target = target();
+        let mut pool = proxy::Pool::new("p");
+        pool.forgotten_deletes = Forgotten::Serve;
+        pool.health.half_open_share = 1.0;
+        target.set(Access::default(), &pool, 1);
+        assert!(target.remember(b"a") && target.remember(b"b"));
+        answers_probes(&target, 1000);
+        let due = target.drain(10, 1000);
+        assert!(!due.empty && due.keys.len() == 1);
+        target.drained(true, 1001);
+        assert_eq!(target.state_name(), "half-open");
+        assert!((0..100).all(|n| target.admits(format!("k{n}").as_bytes())));
     }
 
     #[test]
@@ -540,16 +642,16 @@ mod tests {
         let target = target();
         assert!(target.remember(b"a"));
         answers_probes(&target, 1000);
-        assert_eq!(target.drain(10, 1000).len(), 1);
+        assert_eq!(target.drain(10, 1000).keys.len(), 1);
         target.drained(false, 1001);
         assert!(target.is_down());
-        assert_eq!(target.drain(10, 1002).len(), 1);
+        assert_eq!(target.drain(10, 1002).keys.len(), 1);
         target.drained(true, 1003);
         assert_eq!(target.state_name(), "half-open");
         // Without anything to delete it need not wait.
         let target = self::target();
         answers_probes(&target, 1000);
-        assert!(target.drain(10, 1000).is_empty());
+        assert!(target.drain(10, 1000).is_nothing());
         assert_eq!(target.state_name(), "half-open");
     }
 }

@@ -73,6 +73,8 @@ pub enum To {
     Probe,
     /// A key is deleted that was written elsewhere.
     Delete,
+    /// The server is emptied.
+    Flush,
     /// The answer has to be good, or the server does not let us in.
     Greeting,
     /// Nobody's: a copy.

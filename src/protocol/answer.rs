@@ -7,6 +7,7 @@
 use memchr::{memchr, memchr2};
 
 use super::number;
+use super::text;
 
 /// The longest line of an answer.
 const LINE_MAX: usize = 2048;
@@ -120,10 +121,33 @@ fn values(input: &[u8]) -> Framed {
     line(input, |_| None)
 }
 
+/// Where the key of a `VALUE` begins.
+const KEY: usize = b"VALUE ".len();
+
 /// `key flags length [cas]`
 #[inline]
 fn value_line(rest: &[u8]) -> Framed {
-    const START: usize = 6;
+    usual_value_line(rest).unwrap_or_else(|| any_value_line(rest))
+}
+
+/// As it nearly always stands there: a key of plain text, and numbers that always fit, without a `cas`.
+/// Nothing does not say that it is wrong.
+#[inline(always)]
+fn usual_value_line(rest: &[u8]) -> Option<Framed> {
+    let key = text::word_end(rest).filter(|&length| length > 0)?;
+    let (_, words) = text::usual_number(rest[key..].strip_prefix(b" ")?)?;
+    let (length, words) = text::usual_number(words.strip_prefix(b" ")?)?;
+    let after = words.strip_prefix(CRLF)?;
+    Some(Framed::Value {
+        key_start: KEY,
+        key_end: KEY + key,
+        head: KEY + rest.len() - after.len(),
+        body: length as usize + CRLF.len(),
+    })
+}
+
+#[inline(never)]
+fn any_value_line(rest: &[u8]) -> Framed {
     // A key may have any byte but a blank and a line end.
     let Some(key) = memchr2(b' ', b'\n', rest) else {
         return unfinished(rest);
@@ -148,9 +172,9 @@ fn value_line(rest: &[u8]) -> Framed {
         return Framed::Garbage;
     }
     Framed::Value {
-        key_start: START,
-        key_end: START + key,
-        head: START + end + 1,
+        key_start: KEY,
+        key_end: KEY + key,
+        head: KEY + end + 1,
         body: length as usize + CRLF.len(),
     }
 }
@@ -366,6 +390,43 @@ mod tests {
             frame(Shape::Gets, b"VALUE k 1 2 18446744073709551615\r\n"),
             Framed::Value { body: 4, .. }
         ));
+    }
+
+    #[test]
+    fn a_usual_value_line_is_what_any_would_be() {
+        let mut usual = 0;
+        for key in [
+            "k",
+            "key:0000000000000001",
+            "c\r",
+            "n\n",
+            "b ",
+            "",
+            "\u{e9}\u{e9}",
+        ] {
+            for flags in ["0", "4294967295", "", "-1", "x", "999999999"] {
+                for length in [
+                    "1",
+                    "1048576",
+                    "",
+                    "1073741825",
+                    "999999999",
+                    "18446744073709551616",
+                ] {
+                    for end in ["\r\n", "\n", " 7\r\n", " \r\n", "\r", ""] {
+                        let line = format!("{key} {flags} {length}{end}");
+                        let padded = format!("{line}and much more that follows");
+                        for text in [line, padded] {
+                            if let Some(framed) = usual_value_line(text.as_bytes()) {
+                                assert_eq!(framed, any_value_line(text.as_bytes()), "{text:?}");
+                                usual += 1;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        assert!(usual > 20, "{usual}");
     }
 
     #[test]

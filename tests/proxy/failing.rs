@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use larder::settings::proxy::parse;
 use larder::settings::{Endpoint, EndpointTls};
 
 use crate::common::{self, Client, TestServer};
@@ -331,6 +332,54 @@ fn copies_follow_the_owner() {
             }
             assert!(said.starts_with("SERVER_ERROR"), "{said}");
             assert!(since.elapsed() < Duration::from_secs(20));
+        }
+    }
+}
+
+/// More keys are written elsewhere than are remembered: the server that comes back is emptied, and no
+/// version is read that is older than the last one written, be it in reach or not.
+#[test]
+fn a_server_whose_deletes_have_been_forgotten_comes_back_empty() {
+    const KEYS: usize = 60;
+    let servers = [TestServer::start(), TestServer::start()];
+    let wire = Wire::start(servers[0].address());
+    let names = [wire.address.to_string(), servers[1].address().to_string()];
+    let config = |rest: &str| {
+        format!(
+            "[limits]\ndeletes = 5\n[pools.all]\nservers = {names:?}\nfailover = 1\n{HEALTH}{rest}"
+        )
+    };
+    for (rest, emptied) in [("", true), ("forgotten_deletes = \"serve\"\n", false)] {
+        let proxy = fleet::proxy_with(parse(&config(rest)).expect("sound"));
+        let mut client = proxy.connect();
+        for n in 0..KEYS {
+            client.ask(format!("set k{n} 0 0 1\r\n1\r\n"), "STORED\r\n");
+        }
+        let count = |name| stat(&proxy, "servers", &format!("all:{}:{name}", wire.address));
+        wire.cut(true);
+        wait_for_state(&proxy, wire.address, "down");
+        for n in 0..KEYS {
+            client.ask(
+                format!("delete k{n} noreply\r\nset k{n} 0 0 1\r\n2\r\n"),
+                "STORED\r\n",
+            );
+        }
+        assert_ne!(count("deletes_forgotten"), "0");
+        wire.cut(false);
+        wait_for_state(&proxy, wire.address, "up");
+        let mut stale = 0;
+        for n in 0..KEYS {
+            client.send(format!("get k{n}\r\n"));
+            if client.line() != "END" {
+                stale += usize::from(client.line() == "1");
+                assert_eq!(client.line(), "END");
+            }
+        }
+        if emptied {
+            assert_eq!((stale, count("deletes_waiting")), (0, "0".to_owned()));
+            assert_eq!(servers[0].connect().stat("cmd_flush"), "1");
+        } else {
+            assert!(stale > 0, "the test shows nothing");
         }
     }
 }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use larder::settings::proxy::parse;
+
 use crate::common::{Client, TestServer};
 use crate::fleet;
 
@@ -116,6 +118,29 @@ fn read_line(stream: &mut TcpStream) -> bool {
         }
     }
     false
+}
+
+/// What is there is not kept for what may never come, though it has been asked for in one piece.
+#[test]
+fn answers_before_that_of_one_that_stalls() {
+    let mock = Mock::start(|mut stream| while stream.read(&mut [0; 64]).is_ok_and(|n| n > 0) {});
+    let real = TestServer::start();
+    let pools = format!(
+        "[pools.bad]\nservers = [{:?}]\ntimeout = \"60s\"\nhealth = {{ probe_timeout = \"60s\" }}\n\
+         [pools.good]\nservers = [\"{}\"]\ntimeout = \"60s\"\n",
+        mock.address,
+        real.address()
+    );
+    let route = "route = { match = [{ prefix = \"bad\", to = \"bad\" }], otherwise = \"good\" }\n";
+    let proxy = fleet::proxy_with(parse(&format!("{route}{pools}")).expect("sound"));
+    let mut client = proxy.connect();
+    client.ask(
+        "set a 0 0 1\r\nx\r\nget a\r\nget bad\r\nget a\r\n",
+        "STORED\r\nVALUE a 0 1\r\nx\r\nEND\r\n",
+    );
+    // The values of a get of several keys, too.
+    let mut client = proxy.connect();
+    client.ask("get a a bad a\r\n", "VALUE a 0 1\r\nx\r\n".repeat(2));
 }
 
 #[test]

@@ -2,7 +2,9 @@
 //! making one server hot.
 //!
 //! Each worker counts its reads with the space-saving algorithm: 256 counters, of which the least
-//! goes to a key that has none. Whoever takes a counter over inherits its count as a doubt, so that
+//! goes to a key that has none, by every eighth of such reads on average: chance decides, so that no
+//! order of reads can keep a key out. Keys that are read once do not wear the counters out that way, nor
+//! cost much. Whoever takes a counter over inherits its count as a doubt, so that
 //! *count − doubt* is never more than was really asked. In each second a key is hot that was read
 //! more often than a number and than a share of all; it stays hot for two seconds after.
 //!
@@ -26,6 +28,8 @@ const SLOTS: usize = 1024;
 const NONE: u16 = u16::MAX;
 /// A key that keeps its counter for so many reads is worth being remembered.
 const REMEMBER: u32 = 8;
+/// One of so many reads of a key without a counter gives it one.
+const ADMITTED: u64 = 8;
 const WINDOW_MS: u64 = 1000;
 /// Windows a key stays hot after its last hot one.
 const COOLING: u8 = 2;
@@ -76,6 +80,8 @@ pub struct HotKeys {
     /// No counter has less than this, and where to look for one that has just as much.
     least: u32,
     hand: usize,
+    /// Decides who gets a counter.
+    dice: u64,
     window_ends: u64,
     reads: u32,
     /// Of hot keys, and those of them that went to a server.
@@ -108,6 +114,7 @@ impl HotKeys {
             index: Box::new([NONE; SLOTS]),
             least: 0,
             hand: 0,
+            dice: seed | 1,
             window_ends: now + WINDOW_MS,
             reads: 0,
             hot_reads: 0,
@@ -124,6 +131,7 @@ impl HotKeys {
     }
 
     /// Counts a read, before it is answered from anywhere.
+    #[inline]
     pub fn read(&mut self, key: &[u8], now: u64) -> Heat {
         if now >= self.window_ends {
             self.close_window(now);
@@ -136,11 +144,26 @@ impl HotKeys {
                 counter.count = counter.count.saturating_add(1);
                 at
             }
+            None if self.counters.len() == COUNTERS && !self.admits() => return Heat::Cold,
             None => match self.take_over(hash) {
                 Some(at) => at,
                 None => return Heat::Cold,
             },
         };
+        self.judge(at, hash, key)
+    }
+
+    /// Whether a key without a counter gets one for this read.
+    #[inline]
+    fn admits(&mut self) -> bool {
+        self.dice ^= self.dice << 13;
+        self.dice ^= self.dice >> 7;
+        self.dice ^= self.dice << 17;
+        self.dice.is_multiple_of(ADMITTED)
+    }
+
+    /// Whether the key of a counter is hot now that it has been read once more.
+    fn judge(&mut self, at: usize, hash: u64, key: &[u8]) -> Heat {
         let (least, share) = (self.settings.reads_per_second, self.share());
         // Without a cache there is no need to see whether it helps.
         let first = match self.settings.cache_ms {
@@ -219,10 +242,12 @@ impl HotKeys {
         self.settings.spread.min(self.servers).max(1)
     }
 
+    #[inline]
     fn slot(hash: u64) -> usize {
         (hash >> 32) as usize % SLOTS
     }
 
+    #[inline]
     fn find(&self, hash: u64) -> Option<usize> {
         let mut slot = HotKeys::slot(hash);
         loop {
@@ -303,8 +328,9 @@ impl HotKeys {
         Some(at)
     }
 
-    /// A counter of a key that is not hot, of which none has less; there must be one. Each round over all of them without finding one raises
-    /// the least count, which takes that many reads to happen again: a few steps per read.
+    /// A counter of a key that is not hot, of which none has less; there must be one. Each round over all
+    /// of them without finding one raises the least count, which takes that many reads to happen again: a
+    /// few steps per read.
     fn least_counter(&mut self) -> usize {
         loop {
             for _ in 0..COUNTERS {
@@ -542,7 +568,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         /// Against exact counts: never more than was asked, and every key that has more than a
-        /// 256th of all has a counter.
+        /// 256th of all has a counter, unless chance has kept it out so often as it never does.
         #[test]
         fn counts_are_sound(keys in prop::collection::vec(0..2000_u64, 1..4000), skew in 1..6_u32) {
             let mut hot = HotKeys::new(&settings(), 3, 99, 0);
@@ -559,10 +585,9 @@ mod tests {
                 match hot.find(hot.hash(key)) {
                     Some(at) => {
                         let counter = &hot.counters[at];
-                        prop_assert!(counter.count >= count);
                         prop_assert!(counter.count - counter.doubt <= count);
                     }
-                    None => prop_assert!(count as usize <= keys.len() / COUNTERS + 1),
+                    None => prop_assert!(count as usize <= keys.len() / COUNTERS + 60 * ADMITTED as usize),
                 }
             }
         }

@@ -487,10 +487,11 @@ impl Proxy {
     /// next time.
     fn send_deletes(&mut self, place: usize) {
         let target = self.servers[place].target.clone();
-        let keys = target.drain(DELETES, self.now);
-        if keys.is_empty() {
+        let due = target.drain(DELETES, self.now);
+        if due.is_nothing() {
             return;
         }
+        let keys = &due.keys;
         let pool = self.servers[place].pool;
         let failover = self.servers[place].rules.failover;
         let mut requests: Vec<(usize, usize)> = Vec::new();
@@ -507,9 +508,19 @@ impl Proxy {
             }
         }
         self.servers[place].deleting = Some(Deleting {
-            left: requests.len(),
+            left: requests.len() + usize::from(due.empty),
             good: true,
         });
+        if due.empty {
+            log::warn!(
+                "{} is emptied: not all deletes for it are known",
+                target.place
+            );
+            let ticket = self.own_ticket(To::Flush, place);
+            if !self.send_own(place, b"flush_all\r\n", ticket) {
+                self.deleted(place, false);
+            }
+        }
         for (to, nth) in requests {
             let ticket = self.own_ticket(To::Delete, place);
             if !self.send_own(to, &delete(&keys[nth]), ticket) {

@@ -12,7 +12,7 @@ mod line;
 
 use memchr::memchr;
 
-use keys::word_end;
+pub(super) use keys::word_end;
 pub use keys::{NextKey, keys_length, next_key, next_key_by, other_key, usual_key};
 use line::Line;
 
@@ -185,7 +185,7 @@ fn usual_set(input: &[u8]) -> Option<Parsed<'_>> {
 
 /// One to nine digits, and what follows them.
 #[inline(always)]
-fn usual_number(text: &[u8]) -> Option<(u32, &[u8])> {
+pub(super) fn usual_number(text: &[u8]) -> Option<(u32, &[u8])> {
     let (mut value, mut digits) = (0, 0);
     while let Some(digit) = text.get(digits).map(|byte| byte.wrapping_sub(b'0'))
         && digit <= 9

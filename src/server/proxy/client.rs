@@ -190,6 +190,12 @@ impl Client {
         self.hung_up = true;
     }
 
+    /// Whether it has more to say than it is heard before some of its requests have been answered.
+    #[inline]
+    pub fn is_held_up(&self) -> bool {
+        self.held_up.is_some()
+    }
+
     /// Whether it has been idle for longer than `timeout` seconds.
     pub fn idle(&self, now: u32, timeout: u32) -> bool {
         self.stream.may_idle_out()
@@ -226,9 +232,13 @@ impl Client {
         }
         self.held_up = None;
         self.row.set(Activity::Parse);
+        let asked = desk.asked(self.seat);
         input.load(&mut self.kept);
         let outcome = self.serve(input, desk);
         input.save(&mut self.kept);
+        if desk.asked(self.seat) != asked {
+            desk.proxy.front.asked_from(self.seat, asked);
+        }
         self.row.command_at(self.active);
         self.row.set(self.activity());
         outcome
@@ -463,6 +473,17 @@ impl Client {
         // As many as fit into the bounds of one client are not worth a look at them each.
         for _ in 0..BATCH {
             let rest = &input[at..];
+            if dialect == Dialect::Text
+                && let Some((key, taken)) = text::usual_get(rest)
+            {
+                let get = request::get(&rest[..taken], key, false);
+                desk.proxy.forward(self.seat, &get);
+                at += taken;
+                if at == input.len() {
+                    break;
+                }
+                continue;
+            }
             let (taken, ran) = match protocol::parse(dialect, rest) {
                 Parsed::Request { request, taken } => match request.op {
                     Op::Get { .. } => self.get(rest, taken, desk),
@@ -769,6 +790,13 @@ impl Client {
 }
 
 impl Desk<'_> {
+    /// The slot of what a client will ask for next.
+    #[inline]
+    fn asked(&mut self, seat: usize) -> u32 {
+        let seat = self.proxy.front.seat(seat);
+        seat.map_or(0, |seat| seat.slots.end())
+    }
+
     /// Whether a client waits for answers.
     fn owes(&mut self, seat: usize) -> bool {
         let seat = self.proxy.front.seat(seat);

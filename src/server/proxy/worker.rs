@@ -32,6 +32,9 @@ const EVENTS: usize = 256;
 /// How often idle connections are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
 
+/// How long answers may wait for others that they are sent with.
+const LINGER: Duration = Duration::from_millis(1);
+
 /// Everything one worker owns.
 pub struct Worker {
     pub poll: Poll,
@@ -87,10 +90,9 @@ impl Worker {
                 Some(Duration::ZERO)
             } else {
                 let idle = (self.idle_timeout > 0 && !table.clients.is_empty()).then_some(SWEEP);
-                match (table.proxy.patience(), idle) {
-                    (Some(one), Some(other)) => Some(one.min(other)),
-                    (one, other) => one.or(other),
-                }
+                let lingering = table.proxy.front.has_lingering().then_some(LINGER);
+                let waits = [table.proxy.patience(), idle, lingering];
+                waits.into_iter().flatten().min()
             };
             match self.poll.poll(&mut events, timeout) {
                 Ok(()) => {}
@@ -220,28 +222,45 @@ impl Worker {
 
     /// Sends what clients are answered.
     fn send(&mut self, table: &mut Table, now: u32) {
+        while let Some(number) = table.proxy.front.linger_over() {
+            self.send_to(table, number, now);
+        }
         while let Some(number) = table.proxy.front.next_touched() {
             let Some(seat) = table.proxy.front.seat(number) else {
                 continue;
             };
-            let owner = seat.owner;
-            let Some(client) = table.clients.get_mut(owner) else {
-                continue;
+            // One that is held up is to be heard as soon as may be.
+            let held_up = match table.clients.get(seat.owner) {
+                Some(client) => client.is_held_up(),
+                None => continue,
             };
-            let outcome = if seat.broken {
-                Outcome::Close(Reason::Error)
-            } else {
-                let context = Context {
-                    shared: &self.shared,
-                    counters: &self.counters,
-                    now,
-                    connection: client.stream().number(),
-                };
-                client.send(&mut seat.slots, &context, table.limits)
-            };
-            table.proxy.front.relax(number);
-            self.follow(table, owner, outcome);
+            if held_up || !table.proxy.front.lingers(number) {
+                self.send_to(table, number, now);
+            }
         }
+    }
+
+    fn send_to(&mut self, table: &mut Table, number: usize, now: u32) {
+        let Some(seat) = table.proxy.front.seat(number) else {
+            return;
+        };
+        let owner = seat.owner;
+        let Some(client) = table.clients.get_mut(owner) else {
+            return;
+        };
+        let outcome = if seat.broken {
+            Outcome::Close(Reason::Error)
+        } else {
+            let context = Context {
+                shared: &self.shared,
+                counters: &self.counters,
+                now,
+                connection: client.stream().number(),
+            };
+            client.send(&mut seat.slots, &context, table.limits)
+        };
+        table.proxy.front.relax(number);
+        self.follow(table, owner, outcome);
     }
 
     fn close(&mut self, table: &mut Table, key: usize, reason: Reason) {

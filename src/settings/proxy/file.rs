@@ -8,8 +8,8 @@ use toml::de::DeTable;
 use super::reader::{self, Found, Table, Value, unknown};
 use super::routes::Routes;
 use super::{
-    ConfigError, EmptyTag, Health, HotKeys, KeyHash, KeyPart, Limits, Listener, Pool, PoolAuth,
-    PoolTls, Proxy, RingKind, Route, RouteId, Scheme, Server, group, server,
+    ConfigError, EmptyTag, Forgotten, Health, HotKeys, KeyHash, KeyPart, Limits, Listener, Pool,
+    PoolAuth, PoolTls, Proxy, RingKind, Route, RouteId, Scheme, Server, group, server,
 };
 use crate::settings::{Endpoint, EndpointTls};
 
@@ -180,6 +180,12 @@ fn pool_fields(table: &Table<'_>, pool: &mut Pool) -> Found<()> {
     table.set("failover_ttl", &mut pool.failover_ttl, Value::ttl)?;
     table.set("replicas", &mut pool.replicas, count(8))?;
     table.set("retry_deletes", &mut pool.retry_deletes, Value::flag)?;
+    table.set("forgotten_deletes", &mut pool.forgotten_deletes, |value| {
+        value.choice(
+            "use of a server whose deletes have been forgotten",
+            &[("flush", Forgotten::Flush), ("serve", Forgotten::Serve)],
+        )
+    })?;
     if let Some(value) = table.get("health") {
         health_fields(&value, &mut pool.health)?;
     }

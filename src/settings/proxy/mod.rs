@@ -93,6 +93,8 @@ pub struct Pool {
     pub replicas: usize,
     /// Remember deletes for servers that are down.
     pub retry_deletes: bool,
+    /// What becomes of a server for which there were more than can be remembered.
+    pub forgotten_deletes: Forgotten,
     pub health: Health,
     pub tls: Option<PoolTls>,
     pub auth: Option<PoolAuth>,
@@ -119,11 +121,21 @@ impl Pool {
             failover_ttl: 10,
             replicas: 1,
             retry_deletes: true,
+            forgotten_deletes: Forgotten::Flush,
             health: Health::default(),
             tls: None,
             auth: None,
         }
     }
+}
+
+/// What becomes of a server some of whose deletes have been forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forgotten {
+    /// It is emptied before it is asked for a key again.
+    Flush,
+    /// It is asked, and may answer what has been deleted or written elsewhere since.
+    Serve,
 }
 
 /// When a server is taken for down, and how it comes back.
