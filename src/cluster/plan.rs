@@ -14,6 +14,7 @@ use super::ring::{Member, Ring};
 use super::route::Tree;
 use super::target::{Access, Target};
 use crate::net::address::reason;
+use crate::protocol;
 use crate::settings::proxy::{self, Address, Groups, Limits, Reads, Route, RouteId, Scheme};
 
 /// A pool that has come with a reload waits no longer to be looked up.
@@ -43,6 +44,8 @@ pub struct Cluster {
     found: AtomicU64,
     /// Calls for a look at groups.
     pub bell: Arc<Bell>,
+    /// What requests may say.
+    pub requests: protocol::Rules,
 }
 
 /// One configuration.
@@ -341,11 +344,15 @@ fn find_servers(settings: &mut proxy::Proxy) -> Result<(), String> {
 }
 
 impl Cluster {
-    /// For so many workers.
+    /// For so many workers, and requests by these rules.
     ///
     /// # Errors
     /// A pool that cannot be, as a line for the user.
-    pub fn new(mut settings: proxy::Proxy, workers: usize) -> Result<Cluster, String> {
+    pub fn new(
+        mut settings: proxy::Proxy,
+        workers: usize,
+        requests: protocol::Rules,
+    ) -> Result<Cluster, String> {
         find_servers(&mut settings)?;
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let plan = Plan::new(settings, None, host.trim(), 0)?;
@@ -361,6 +368,7 @@ impl Cluster {
             workers: u32::try_from(workers).unwrap_or(u32::MAX).max(1),
             found: AtomicU64::new(0),
             bell: Arc::default(),
+            requests,
         })
     }
 

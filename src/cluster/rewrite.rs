@@ -5,7 +5,7 @@
 //! that stand in for another, and for copies.
 
 use super::route::Ttl;
-use crate::protocol::answer::HEADER;
+use crate::protocol::answer::{HEADER, Shape};
 use crate::protocol::{Dialect, base64, number, words::words};
 
 const CRLF: &[u8] = b"\r\n";
@@ -159,9 +159,17 @@ fn meta(mut parts: Vec<Vec<u8>>, change: &Change<'_>) -> Option<Vec<u8>> {
 }
 
 fn encoded(key: &[u8]) -> Vec<u8> {
-    let mut text = [0; base64::ENCODED_MAX];
-    let length = base64::encode(key, &mut text);
-    text[..length].to_vec()
+    base64::encoded(key).flatten().collect()
+}
+
+/// A delete of any key, as text servers take it, and the shape of its answer. Text has no keys with
+/// blanks, and takes one for a word of its own.
+pub fn delete(key: &[u8]) -> (Vec<u8>, Shape) {
+    if key.iter().all(|&byte| byte > b' ') && key != b"noreply" {
+        return ([b"delete ", key, CRLF].concat(), Shape::Line);
+    }
+    let line = [b"md ", &encoded(key)[..], b" b", CRLF].concat();
+    (line, Shape::Meta)
 }
 
 fn packet(head: &[u8], change: &Change<'_>) -> Option<Vec<u8>> {

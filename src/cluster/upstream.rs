@@ -13,8 +13,8 @@ use std::sync::Arc;
 use super::plan::Rules;
 use super::target::Target;
 use crate::net::{Input, Progress, Stream};
-use crate::protocol::Dialect;
 use crate::protocol::answer::{self, Framed, Shape, Verdict};
+use crate::protocol::{self, Dialect};
 
 /// An answer up to this long is waited for; a longer one is passed on as it comes.
 const WHOLE_MAX: usize = 48 << 10;
@@ -213,6 +213,8 @@ pub struct Upstream {
     /// The server's place in the worker's list.
     pub server: usize,
     pub dialect: Dialect,
+    /// The longest line of its answers.
+    line_max: usize,
     /// For one long request at a time; else shared by all.
     pub private: bool,
     /// Tells it from another in its place.
@@ -253,10 +255,18 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    pub fn new(server: usize, dialect: Dialect, private: bool, serial: u64) -> Upstream {
+    /// `rules` are those of requests.
+    pub fn new(
+        server: usize,
+        dialect: Dialect,
+        rules: protocol::Rules,
+        private: bool,
+        serial: u64,
+    ) -> Upstream {
         Upstream {
             server,
             dialect,
+            line_max: answer::line_max(rules),
             private,
             serial,
             uploads_for: None,
@@ -592,7 +602,8 @@ impl Upstream {
         sink: &mut impl Sink,
         wary: &mut bool,
     ) -> Result<usize, Fault> {
-        let (key_start, key_end, head, body) = match answer::frame(ticket.shape, bytes) {
+        let framed = answer::frame(ticket.shape, self.line_max, bytes);
+        let (key_start, key_end, head, body) = match framed {
             Framed::Whole { length, verdict } => {
                 let answer = &bytes[..length];
                 if let Shape::Binary(_) = ticket.shape

@@ -6,10 +6,9 @@
 
 use memchr::{memchr, memchr2};
 
-use super::number;
-use super::text;
+use super::{Rules, number, text};
 
-/// The longest line of an answer.
+/// The longest line of an answer, as far as keys are no longer than memcached's.
 const LINE_MAX: usize = 2048;
 /// The longest value that is believed in.
 const VALUE_MAX: u64 = 1 << 30;
@@ -73,22 +72,31 @@ pub enum Framed {
     Garbage,
 }
 
-/// Finds the end of the answer, or of its next part, at the start of `input`.
+/// The longest line of an answer by these rules: it may have a key, and that in base64.
+pub fn line_max(rules: Rules) -> usize {
+    match rules.long_keys() {
+        true => rules.key_max() / 3 * 4 + LINE_MAX,
+        false => LINE_MAX,
+    }
+}
+
+/// Finds the end of the answer, or of its next part, at the start of `input`; no line is longer than
+/// `most`.
 #[inline]
-pub fn frame(shape: Shape, input: &[u8]) -> Framed {
+pub fn frame(shape: Shape, most: usize, input: &[u8]) -> Framed {
     match shape {
-        Shape::Get => get(input),
-        Shape::Gets => values(input),
-        Shape::Line => line(input, classic),
-        Shape::Meta => meta(input),
+        Shape::Get => get(most, input),
+        Shape::Gets => values(most, input),
+        Shape::Line => line(most, input, classic),
+        Shape::Meta => meta(most, input),
         Shape::Binary(opcode) => binary(opcode, input),
     }
 }
 
 /// A value with all that belongs to it, if it is at hand; else as [`values`].
 #[inline]
-fn get(input: &[u8]) -> Framed {
-    let framed = values(input);
+fn get(most: usize, input: &[u8]) -> Framed {
+    let framed = values(most, input);
     if let Framed::Value { head, body, .. } = framed
         && let Some(end) = input.get(head + body..head + body + END.len())
     {
@@ -105,9 +113,9 @@ fn get(input: &[u8]) -> Framed {
 }
 
 #[inline]
-fn values(input: &[u8]) -> Framed {
+fn values(most: usize, input: &[u8]) -> Framed {
     if let Some(rest) = input.strip_prefix(b"VALUE ") {
-        return value_line(rest);
+        return value_line(most, rest);
     }
     if input.starts_with(END) {
         return Framed::Whole {
@@ -118,7 +126,7 @@ fn values(input: &[u8]) -> Framed {
     if b"VALUE ".starts_with(input) || END.starts_with(input) {
         return Framed::Incomplete;
     }
-    line(input, |_| None)
+    line(most, input, |_| None)
 }
 
 /// Where the key of a `VALUE` begins.
@@ -126,8 +134,8 @@ const KEY: usize = b"VALUE ".len();
 
 /// `key flags length [cas]`
 #[inline]
-fn value_line(rest: &[u8]) -> Framed {
-    usual_value_line(rest).unwrap_or_else(|| any_value_line(rest))
+fn value_line(most: usize, rest: &[u8]) -> Framed {
+    usual_value_line(rest).unwrap_or_else(|| any_value_line(most, rest))
 }
 
 /// As it nearly always stands there: a key of plain text, and numbers that always fit, without a `cas`.
@@ -147,13 +155,13 @@ fn usual_value_line(rest: &[u8]) -> Option<Framed> {
 }
 
 #[inline(never)]
-fn any_value_line(rest: &[u8]) -> Framed {
+fn any_value_line(most: usize, rest: &[u8]) -> Framed {
     // A key may have any byte but a blank and a line end.
     let Some(key) = memchr2(b' ', b'\n', rest) else {
-        return unfinished(rest);
+        return unfinished(most, rest);
     };
     let Some(end) = memchr(b'\n', &rest[key..]).map(|end| key + end) else {
-        return unfinished(rest);
+        return unfinished(most, rest);
     };
     let Some((b'\r', words)) = rest[key..end].split_last() else {
         return Framed::Garbage;
@@ -180,22 +188,22 @@ fn any_value_line(rest: &[u8]) -> Framed {
 }
 
 /// More may come, unless it is too much already.
-fn unfinished(line: &[u8]) -> Framed {
-    if line.len() > LINE_MAX {
+fn unfinished(most: usize, line: &[u8]) -> Framed {
+    if line.len() > most {
         Framed::Garbage
     } else {
         Framed::Incomplete
     }
 }
 
-fn line(input: &[u8], own: fn(&[u8]) -> Option<Verdict>) -> Framed {
+fn line(most: usize, input: &[u8], own: fn(&[u8]) -> Option<Verdict>) -> Framed {
     let Some(end) = memchr(b'\n', input) else {
-        return unfinished(input);
+        return unfinished(most, input);
     };
     let Some((b'\r', text)) = input[..end].split_last() else {
         return Framed::Garbage;
     };
-    if text.len() > LINE_MAX {
+    if text.len() > most {
         return Framed::Garbage;
     }
     match own(text).or_else(|| error(text)) {
@@ -236,10 +244,10 @@ fn classic(text: &[u8]) -> Option<Verdict> {
 }
 
 #[inline]
-fn meta(input: &[u8]) -> Framed {
+fn meta(most: usize, input: &[u8]) -> Framed {
     if let Some(rest) = input.strip_prefix(b"VA ") {
         let Some(end) = memchr(b'\n', rest) else {
-            return unfinished(rest);
+            return unfinished(most, rest);
         };
         let Some((b'\r', words)) = rest[..end].split_last() else {
             return Framed::Garbage;
@@ -263,7 +271,7 @@ fn meta(input: &[u8]) -> Framed {
             },
         };
     }
-    line(input, |text| {
+    line(most, input, |text| {
         let (code, rest) = text.split_at_checked(2)?;
         if !rest.is_empty() && rest[0] != b' ' {
             return None;
@@ -325,6 +333,10 @@ fn binary(opcode: u8, input: &[u8]) -> Framed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn frame(shape: Shape, input: &[u8]) -> Framed {
+        super::frame(shape, LINE_MAX, input)
+    }
 
     fn whole(shape: Shape, input: &str) -> (usize, Verdict) {
         match frame(shape, input.as_bytes()) {
@@ -418,7 +430,11 @@ mod tests {
                         let padded = format!("{line}and much more that follows");
                         for text in [line, padded] {
                             if let Some(framed) = usual_value_line(text.as_bytes()) {
-                                assert_eq!(framed, any_value_line(text.as_bytes()), "{text:?}");
+                                assert_eq!(
+                                    framed,
+                                    any_value_line(LINE_MAX, text.as_bytes()),
+                                    "{text:?}"
+                                );
                                 usual += 1;
                             }
                         }

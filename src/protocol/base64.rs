@@ -5,8 +5,6 @@ use super::text::KEY_MAX;
 
 /// The longest key that an encoded key of [`KEY_MAX`] bytes decodes to.
 pub const DECODED_MAX: usize = decoded_max(KEY_MAX);
-/// The longest encoding of a key of [`KEY_MAX`] bytes.
-pub const ENCODED_MAX: usize = KEY_MAX.div_ceil(3) * 4;
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
@@ -30,6 +28,14 @@ pub const fn decoded_max(encoded: usize) -> usize {
 /// Whether `text` is the encoding of a key.
 pub fn is_key(text: &[u8]) -> bool {
     decode_to(text, |_, _| Some(())).is_some()
+}
+
+/// As [`decode`], into a buffer that is cleared before: empty if there is no key in it.
+pub fn decode_into(text: &[u8], key: &mut Vec<u8>) {
+    key.clear();
+    key.resize(decoded_max(text.len()), 0);
+    let length = decode(text, key).unwrap_or(0);
+    key.truncate(length);
 }
 
 /// Decodes `text` and says how long the key is. Bytes outside the alphabet are skipped, as in
@@ -79,17 +85,6 @@ fn decode_to(text: &[u8], mut put: impl FnMut(usize, &[u8]) -> Option<()>) -> Op
     (count > 0).then_some(length)
 }
 
-/// Encodes a key of at most [`KEY_MAX`] bytes and says how long the text is.
-pub fn encode(key: &[u8], text: &mut [u8; ENCODED_MAX]) -> usize {
-    let groups = encoded(&key[..key.len().min(KEY_MAX)]);
-    let mut length = 0;
-    for (into, group) in text.chunks_exact_mut(4).zip(groups) {
-        into.copy_from_slice(&group);
-        length += group.len();
-    }
-    length
-}
-
 /// The encoding of a key, four bytes at a time.
 pub fn encoded(key: &[u8]) -> impl Iterator<Item = [u8; 4]> {
     key.chunks(3).map(|group| {
@@ -114,12 +109,11 @@ mod tests {
             ("foo", "Zm9v"),
             ("foobar", "Zm9vYmFy"),
         ] {
-            let mut room = [0; ENCODED_MAX];
-            let length = encode(key.as_bytes(), &mut room);
-            assert_eq!(&room[..length], text.as_bytes());
-            let mut room = [0; DECODED_MAX];
-            let length = decode(text.as_bytes(), &mut room).unwrap();
-            assert_eq!(&room[..length], key.as_bytes());
+            let found: Vec<u8> = encoded(key.as_bytes()).flatten().collect();
+            assert_eq!(found, text.as_bytes());
+            let mut room = b"old".to_vec();
+            decode_into(text.as_bytes(), &mut room);
+            assert_eq!(room, key.as_bytes());
         }
     }
 

@@ -391,21 +391,17 @@ impl Conversation {
         }
     }
 
-    /// Whether a long line, or a key of a get, whose end had not arrived still has none. So what comes in
-    /// by the byte is not looked through from the start each time.
+    /// Whether a long line, or a key of a get, whose end had not arrived still has none.
     #[cold]
     fn still_starved(&mut self, turn: &Turn<'_>) -> bool {
         let (input, rules) = (turn.input.unread(), turn.context.shared.rules);
-        let Some(new) = input.get(self.seen..).filter(|_| self.seen > 0) else {
+        if self.seen == 0 || self.dialect != Some(Dialect::Text) {
             return false;
-        };
-        let (end, most) = match &self.state {
-            _ if self.dialect != Some(Dialect::Text) => return false,
-            State::Keys { .. } => (memchr::memchr2(b' ', b'\n', new), rules.key_max()),
-            _ => (memchr::memchr(b'\n', new), text::line_max(rules)),
-        };
+        }
+        let in_keys = matches!(self.state, State::Keys { .. });
+        let starved = text::lacks_end(rules, in_keys, input, self.seen);
         self.seen = input.len();
-        end.is_none() && input.len() <= most
+        starved
     }
 
     /// Takes what somebody says who has yet to show credentials. `None`: go on.

@@ -168,7 +168,8 @@ impl Server {
                     message,
                     code: USAGE,
                 };
-                let cluster = Cluster::new(mode.proxy.clone(), settings.server.threads);
+                let cluster =
+                    Cluster::new(mode.proxy.clone(), settings.server.threads, shared.rules);
                 Some(Arc::new(cluster.map_err(refused)?))
             }
             None => None,

@@ -103,11 +103,10 @@ pub fn base64_keys(input: &[u8]) {
     let Some(length) = base64::decode(input, &mut key) else {
         return;
     };
-    let mut text = [0; base64::ENCODED_MAX];
-    let written = base64::encode(&key[..length], &mut text);
-    let mut again = [0; base64::DECODED_MAX];
-    assert_eq!(base64::decode(&text[..written], &mut again), Some(length));
-    assert_eq!(again[..length], key[..length]);
+    let text: Vec<u8> = base64::encoded(&key[..length]).flatten().collect();
+    let mut again = Vec::new();
+    base64::decode_into(&text, &mut again);
+    assert_eq!(again, key[..length]);
 }
 
 pub fn numbers(input: &[u8]) {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use larder::settings::proxy::parse;
 use larder::settings::{Endpoint, EndpointTls};
 
+use crate::common::binary::Packet;
 use crate::common::{self, Client, TestServer};
 use crate::fleet;
 
@@ -254,6 +255,18 @@ fn without_failover_deletes_are_remembered() {
     let proxy = fleet::proxy(&[wire.address.to_string()], HEALTH);
     let mut client = proxy.connect();
     client.ask("set k 0 0 3\r\nold\r\n", "STORED\r\n");
+    // Text has no such keys, or takes them for something else.
+    let odd: [&[u8]; 3] = [b"a b", b"noreply", &[0; 20]];
+    let packet = |opcode, key| Packet {
+        opcode,
+        key,
+        extras: if opcode == 0x01 { &[0; 8] } else { &[] },
+        ..Packet::default()
+    };
+    let mut binary = proxy.connect();
+    for key in odd {
+        assert_eq!(binary.call(packet(0x01, key)).status, 0);
+    }
     wire.cut(true);
     wait_for_state(&proxy, wire.address, "down");
     client.send("set l 0 0 1\r\nx\r\n");
@@ -262,10 +275,17 @@ fn without_failover_deletes_are_remembered() {
         "delete k\r\nmd k\r\ndelete k noreply\r\n",
         "NOT_FOUND\r\nNF\r\n",
     );
+    for key in odd {
+        assert_eq!(binary.call(packet(0x04, key)).status, 1);
+    }
     wire.cut(false);
     wait_for_state(&proxy, wire.address, "up");
     client.ask("get k\r\n", "END\r\n");
     first.connect().ask("get k\r\n", "END\r\n");
+    let mut direct = first.connect();
+    for key in odd {
+        assert_eq!(direct.call(packet(0x00, key)).status, 1, "{key:?}");
+    }
 }
 
 #[test]

@@ -9,9 +9,10 @@ use mio::Interest;
 
 use super::{Deleting, Proxy, Refused, Server, UPLOAD_MAX, token};
 use crate::cluster::health::Event;
+use crate::cluster::rewrite;
 use crate::cluster::upstream::{Fault, Quiet, Ran, Sink, State, Ticket, To, Upstream};
+use crate::protocol::Dialect;
 use crate::protocol::answer::Shape;
-use crate::protocol::{Dialect, base64};
 
 /// How often deadlines are looked at while something is under way.
 const TICK: Duration = Duration::from_millis(20);
@@ -67,7 +68,7 @@ impl Proxy {
 
     pub(super) fn add_upstream(&mut self, place: usize, dialect: Dialect, private: bool) -> usize {
         self.serial += 1;
-        let upstream = Upstream::new(place, dialect, private, self.serial);
+        let upstream = Upstream::new(place, dialect, self.cluster.requests, private, self.serial);
         self.upstreams.insert(upstream)
     }
 
@@ -522,8 +523,10 @@ impl Proxy {
             }
         }
         for (to, nth) in requests {
-            let ticket = self.own_ticket(To::Delete, place);
-            if !self.send_own(to, &delete(&keys[nth]), ticket) {
+            let mut ticket = self.own_ticket(To::Delete, place);
+            let (request, shape) = rewrite::delete(&keys[nth]);
+            ticket.shape = shape;
+            if !self.send_own(to, &request, ticket) {
                 self.deleted(place, false);
             }
         }
@@ -596,14 +599,4 @@ impl Proxy {
             sent: self.now,
         }
     }
-}
-
-/// A delete of any key, as far as text has one.
-fn delete(key: &[u8]) -> Vec<u8> {
-    if key.iter().all(|&byte| byte > b' ') {
-        return [b"delete ", key, b"\r\n"].concat();
-    }
-    let mut text = [0; base64::ENCODED_MAX];
-    let length = base64::encode(key, &mut text);
-    [b"md ", &text[..length], b" b\r\n"].concat()
 }

@@ -18,6 +18,7 @@ use crate::cluster::plan::Plan;
 use crate::cluster::rewrite;
 use crate::cluster::upstream::Quiet;
 use crate::protocol::answer::{Shape, Verdict};
+use crate::protocol::text::KEY_MAX;
 use crate::protocol::{Dialect, number, words::words};
 use crate::settings::proxy::{Command, HotKeys as HotKeySettings};
 
@@ -98,6 +99,16 @@ impl Heats {
         self.keys.hash(key)
     }
 
+    /// Counts a read. Keys that memcached would not have are none that everybody asks for: they are not
+    /// worth the memory of being remembered.
+    #[inline]
+    fn read(&mut self, key: &[u8], now: u64) -> Heat {
+        if key.len() > KEY_MAX {
+            return Heat::Cold;
+        }
+        self.keys.read(key, now)
+    }
+
     /// Whether an answer is worth being kept, as far as is known.
     fn keeps(&self, hash: u64) -> bool {
         let size = self.sizes.get(&hash).copied().unwrap_or_default();
@@ -113,7 +124,7 @@ impl Proxy {
     /// Counts a read; true if it has been answered, or is on its way with a note to keep its answer.
     #[inline]
     pub(super) fn is_hot(&mut self, seat: usize, request: &Forward<'_>, pool: usize) -> bool {
-        match self.heats.keys.read(request.key, self.now) {
+        match self.heats.read(request.key, self.now) {
             Heat::Cold => false,
             Heat::Hot(hot) => self.read_hot(seat, request, pool, hot, false),
         }
@@ -128,7 +139,7 @@ impl Proxy {
         key: &[u8],
         pool: usize,
     ) -> bool {
-        match self.heats.keys.read(key, self.now) {
+        match self.heats.read(key, self.now) {
             Heat::Cold => false,
             Heat::Hot(hot) => {
                 let line = [command, b" ", key, b"\r\n"].concat();

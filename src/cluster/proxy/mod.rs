@@ -43,8 +43,9 @@ use super::route::{Question, Settled};
 use super::target::Target;
 use super::upstream::{Fault, KeyTicket, Quiet, Ticket, To, Upstream};
 use crate::net::Input;
+use crate::net::buffer::SIZE;
 use crate::protocol::Dialect;
-use crate::protocol::answer::Shape;
+use crate::protocol::answer::{self, Shape};
 use crate::settings::proxy::{Command, Commands};
 
 use hot::Heats;
@@ -178,7 +179,8 @@ impl Proxy {
             paused: Vec::new(),
             leaving: Vec::new(),
             again: VecDeque::new(),
-            input: Input::new(),
+            // A line of an answer has to fit, and what is read along with its end.
+            input: Input::for_commands(answer::line_max(cluster.requests) + SIZE),
             tasks: Tasks::default(),
             heats: Heats::new(&cluster, &plan, 0, 0),
             number,

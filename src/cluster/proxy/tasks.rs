@@ -120,6 +120,10 @@ impl World for View<'_> {
     fn unix_seconds(&self) -> u64 {
         self.proxy.unix
     }
+
+    fn key_max(&self) -> usize {
+        self.proxy.cluster.requests.key_max()
+    }
 }
 
 fn next_random(state: &mut u64) -> u64 {

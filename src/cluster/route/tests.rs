@@ -45,6 +45,10 @@ impl World for Fixed {
     fn unix_seconds(&self) -> u64 {
         self.unix
     }
+
+    fn key_max(&self) -> usize {
+        250
+    }
 }
 
 /// Pools a, b and c, which are 0, 1 and 2.

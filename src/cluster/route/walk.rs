@@ -10,9 +10,6 @@ use super::{Progress, Question, Tree, choose, has_moved, in_share};
 use crate::settings::proxy::{Command, Failure, Route, RouteId, Wait};
 use fill::FillStage;
 
-/// The longest key there is.
-const KEY_MAX: usize = 250;
-
 /// Names a send, and the reply to it.
 pub type Tag = u16;
 
@@ -192,6 +189,8 @@ pub trait World {
     fn nanoseconds(&self) -> u64;
     /// The time of day.
     fn unix_seconds(&self) -> u64;
+    /// The longest key that servers take.
+    fn key_max(&self) -> usize;
 }
 
 /// What a subtree is entered with.
@@ -382,7 +381,7 @@ impl Walk {
                 ttl_max,
             } => {
                 context.ttl = context.ttl.exactly(*ttl).at_most(*ttl_max);
-                match self.rewritten(context.key, strip, prefix, suffix) {
+                match self.rewritten(context.key, strip, prefix, suffix, world.key_max()) {
                     Some(key) => {
                         context.key = key;
                         self.enter(*to, context, world, actions);
@@ -509,6 +508,7 @@ impl Walk {
         strip: &[u8],
         prefix: &[u8],
         suffix: &[u8],
+        most: usize,
     ) -> Option<KeyId> {
         if strip.is_empty() && prefix.is_empty() && suffix.is_empty() {
             return Some(key);
@@ -516,7 +516,7 @@ impl Walk {
         let old = self.key(key);
         let rest = old.strip_prefix(strip).unwrap_or(old);
         let new = [prefix, rest, suffix].concat();
-        if new.is_empty() || new.len() > KEY_MAX {
+        if new.is_empty() || new.len() > most {
             return None;
         }
         if let Some(known) = self.keys.iter().position(|known| *known == new) {

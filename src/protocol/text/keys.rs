@@ -1,7 +1,7 @@
 #![forbid(unsafe_code)]
 //! The keys of a multiget, one by one.
 
-use memchr::memchr2;
+use memchr::{memchr, memchr2};
 
 use super::{KEY_MAX, Rules};
 
@@ -57,6 +57,19 @@ pub fn other_key(rules: Rules, input: &[u8]) -> NextKey<'_> {
         return NextKey::End { taken: 2 };
     }
     any_key(rules, input)
+}
+
+/// Whether input of which `seen` bytes lacked the end of their line, or of the next key where `in_keys`,
+/// lacks it still, and may. So what comes in by the byte is not looked through from the start each time.
+pub fn lacks_end(rules: Rules, in_keys: bool, input: &[u8], seen: usize) -> bool {
+    let Some(new) = input.get(seen..) else {
+        return false;
+    };
+    let (end, most) = match in_keys {
+        true => (memchr2(b' ', b'\n', new), rules.key_max()),
+        false => (memchr(b'\n', new), super::line_max(rules)),
+    };
+    end.is_none() && input.len() <= most
 }
 
 /// Where the first byte up to a blank stands, or an earlier one that is not ASCII, if `bytes` show one

@@ -13,7 +13,7 @@ mod line;
 use memchr::memchr;
 
 pub(super) use keys::word_end;
-pub use keys::{NextKey, keys_length, next_key, next_key_by, other_key, usual_key};
+pub use keys::{NextKey, keys_length, lacks_end, next_key, next_key_by, other_key, usual_key};
 use line::Line;
 
 use super::Rules;

@@ -14,6 +14,7 @@ use crate::cluster::proxy::{Long, Proxy, Upload};
 use crate::cluster::slots::Slots;
 use crate::command::auth::{self, Admission};
 use crate::command::{self, Context, Next, Replies, Session};
+use crate::net::buffer::SIZE;
 use crate::net::{Input, Progress, Stream};
 use crate::observe::board::{Activity, Row};
 use crate::observe::events::Reason;
@@ -123,6 +124,8 @@ pub struct Client {
     session: Session,
     /// The start of a request whose end has not arrived.
     kept: Vec<u8>,
+    /// Bytes of a long one that have been looked through for its end; 0 if there is none.
+    seen: usize,
     row: Arc<Row>,
     /// When it has last said something; on the server's clock.
     active: u32,
@@ -159,6 +162,7 @@ impl Client {
             },
             session,
             kept: Vec::new(),
+            seen: 0,
             row,
             active: now,
             reason: Reason::Error,
@@ -373,7 +377,14 @@ impl Client {
                         return Ran::Enough(desk.limits.requests / 2);
                     }
                     self.active = desk.context.now;
-                    self.requests(bytes, desk)
+                    if self.seen > 0 && self.still_starved(bytes, desk) {
+                        return Ran::Starved;
+                    }
+                    let (taken, ran) = self.requests(bytes, desk);
+                    if bytes.len() > SIZE {
+                        self.seen = if taken == 0 { bytes.len() } else { 0 };
+                    }
+                    (taken, ran)
                 }
                 State::Long(long) => match desk.proxy.upload(long, bytes) {
                     Upload::Taken(0) => return Ran::Starved,
@@ -405,7 +416,9 @@ impl Client {
                         let whole = std::mem::take(request);
                         self.state = State::Commands;
                         let dialect = self.dialect.unwrap_or(Dialect::Text);
-                        if let Parsed::Request { request, taken } = protocol::parse(dialect, &whole)
+                        let rules = desk.context.shared.rules;
+                        if let Parsed::Request { request, taken } =
+                            protocol::parse_by(rules, dialect, &whole)
                         {
                             self.request(&request, &whole, taken, desk);
                         }
@@ -442,6 +455,17 @@ impl Client {
                 return ran;
             }
         }
+    }
+
+    /// Whether a long line, or a key of a get, whose end had not arrived still has none.
+    #[cold]
+    fn still_starved(&mut self, input: &[u8], desk: &Desk<'_>) -> bool {
+        let (rules, seen) = (desk.context.shared.rules, self.seen);
+        let in_keys = matches!(self.state, State::Keys { .. });
+        let starved =
+            self.dialect == Some(Dialect::Text) && text::lacks_end(rules, in_keys, input, seen);
+        self.seen = if starved { input.len() } else { 0 };
+        starved
     }
 
     /// Takes what somebody says who has yet to show credentials.
@@ -484,7 +508,7 @@ impl Client {
                 }
                 continue;
             }
-            let (taken, ran) = match protocol::parse(dialect, rest) {
+            let (taken, ran) = match protocol::parse_by(desk.context.shared.rules, dialect, rest) {
                 Parsed::Request { request, taken } => match request.op {
                     Op::Get { .. } => self.get(rest, taken, desk),
                     _ => self.request(&request, rest, taken, desk),
@@ -629,8 +653,9 @@ impl Client {
     fn get(&mut self, input: &[u8], keys: usize, desk: &mut Desk<'_>) -> Step {
         let rest = &input[keys..];
         // Most gets have one key.
-        if let NextKey::Key { key, taken } = text::next_key(rest)
-            && let NextKey::End { taken: end } = text::next_key(&rest[taken..])
+        let rules = desk.context.shared.rules;
+        if let NextKey::Key { key, taken } = text::next_key_by(rules, rest)
+            && let NextKey::End { taken: end } = text::next_key_by(rules, &rest[taken..])
         {
             let line = &input[..keys + taken + end];
             desk.proxy
@@ -645,7 +670,7 @@ impl Client {
         // A wrong key is the only answer, if the line is at hand.
         let mut at = 0;
         let (end, whole) = loop {
-            match text::next_key(&rest[at..]) {
+            match text::next_key_by(desk.context.shared.rules, &rest[at..]) {
                 NextKey::Key { taken, .. } => at += taken,
                 NextKey::End { taken } => break (at + taken, true),
                 NextKey::Incomplete => break (at, false),
@@ -677,7 +702,7 @@ impl Client {
         };
         let mut at = 0;
         let (next, ran) = loop {
-            match text::next_key(&input[at..]) {
+            match text::next_key_by(desk.context.shared.rules, &input[at..]) {
                 NextKey::Key { taken, .. } => at += taken,
                 NextKey::End { taken } => {
                     at += taken;
@@ -815,10 +840,10 @@ impl Desk<'_> {
 
     /// Sends the keys in the first `end` bytes of the input on; `last` if no more of their get follow.
     fn send_keys(&mut self, seat: usize, command: &[u8], input: &[u8], end: usize, last: bool) {
-        let mut at = 0;
+        let (mut at, rules) = (0, self.context.shared.rules);
         // What stands behind a key shows where it ends.
         while at < end
-            && let NextKey::Key { key, taken } = text::next_key(&input[at..])
+            && let NextKey::Key { key, taken } = text::next_key_by(rules, &input[at..])
         {
             self.proxy.key(seat, command, key);
             at += taken;

@@ -5,6 +5,7 @@
 //! client would not have heard it.
 
 use crate::cluster::proxy::Forward;
+use crate::cluster::rewrite;
 use crate::cluster::upstream::Quiet;
 use crate::protocol::answer::{HEADER, Shape};
 use crate::protocol::request::{Key, Mode, Op, Request, Style};
@@ -69,11 +70,8 @@ pub fn forward<'a>(
     scratch.line.clear();
     let has_body = matches!(request.op, Op::Store(_));
     let key = if key.base64 {
-        let mut room = [0; base64::DECODED_MAX];
         // The parser has refused what is no base64.
-        let length = base64::decode(key.raw, &mut room).unwrap_or(0);
-        scratch.key.clear();
-        scratch.key.extend_from_slice(&room[..length]);
+        base64::decode_into(key.raw, &mut scratch.key);
         &scratch.key[..]
     } else {
         key.raw
@@ -151,33 +149,18 @@ pub fn get<'a>(line: &'a [u8], key: &'a [u8], gat: bool) -> Forward<'a> {
 
 /// A delete whose answer nobody hears.
 pub fn delete<'a>(key: Key<'a>, scratch: &'a mut Scratch) -> Forward<'a> {
-    let encoded: &[u8] = if key.base64 { b" b\r\n" } else { CRLF };
-    scratch.line.clear();
-    scratch.key.clear();
-    // Binary keys may have bytes that text cannot have.
-    if !key.base64 && key.raw.iter().any(|&byte| byte <= b' ') {
-        let mut text = [0; base64::ENCODED_MAX];
-        let length = base64::encode(key.raw, &mut text);
-        scratch.line.extend_from_slice(b"md ");
-        scratch.line.extend_from_slice(&text[..length]);
-        scratch.line.extend_from_slice(b" b\r\n");
-        scratch.key.extend_from_slice(key.raw);
-    } else {
-        scratch.line.extend_from_slice(b"md ");
-        scratch.line.extend_from_slice(key.raw);
-        scratch.line.extend_from_slice(encoded);
-        let mut room = [0; base64::DECODED_MAX];
-        match base64::decode(key.raw, &mut room).filter(|_| key.base64) {
-            Some(length) => scratch.key.extend_from_slice(&room[..length]),
-            None => scratch.key.extend_from_slice(key.raw),
-        }
+    match key.base64 {
+        true => base64::decode_into(key.raw, &mut scratch.key),
+        false => key.raw.clone_into(&mut scratch.key),
     }
+    let (line, shape) = rewrite::delete(&scratch.key);
+    scratch.line = line;
     Forward {
         pieces: [&scratch.line, b"", b""],
         key: &scratch.key,
         command: Command::Delete,
         dialect: Dialect::Text,
-        shape: Shape::Meta,
+        shape,
         quiet: Quiet::All,
         opcode: 0,
         opaque: 0,

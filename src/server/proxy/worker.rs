@@ -24,7 +24,7 @@ use crate::server::connection::Outcome;
 use crate::server::control::Control;
 use crate::server::listener::{Arrival, Inbox};
 use crate::server::reception::{Reception, caller};
-use crate::server::worker::WAKE;
+use crate::server::worker::{WAKE, longest_command};
 
 /// Events taken from the kernel at a time.
 const EVENTS: usize = 256;
@@ -78,7 +78,7 @@ impl Worker {
         let mut table = Table {
             clients: Slab::new(),
             ready: VecDeque::new(),
-            input: Input::new(),
+            input: Input::for_commands(longest_command(self.shared.rules)),
             replies: Replies::default(),
             scratch: Scratch::default(),
             proxy: Proxy::new(registry, self.cluster.clone(), self.number),
