@@ -442,7 +442,7 @@ mod tests {
                 }
             }
         }
-        assert!(usual > 20, "{usual}");
+        assert!(usual > 10, "{usual}");
     }
 
     #[test]
