@@ -50,6 +50,7 @@ fn hot_keys(criterion: &mut Criterion) {
         let answer = Answer::Hit {
             flags: 0,
             cas: None,
+            known_fresh: false,
             value: value.clone(),
         };
         cache.put(hash, b"user:profile:00000001", answer, 0, 0);

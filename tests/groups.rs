@@ -69,6 +69,44 @@ fn the_leader_is_found_and_followed() {
     client.ask("get k none\r\n", "VALUE k 0 3\r\ntwo\r\nEND\r\n");
 }
 
+/// A hot key is kept by the proxy, as the leader has it.
+#[test]
+fn a_hot_key_is_read_from_the_leader_and_kept() {
+    let leader = TestServer::start_with(copying(None));
+    let follower = TestServer::start_with(copying(Some(&leader)));
+    for reads in ["leader", "own-writes"] {
+        let mut settings = settings();
+        settings.server.threads = 1;
+        let text = format!(
+            "hot_keys = {{ reads_per_second = 50, cache = \"30s\" }}\n[pools.main]\ntimeout = \"20s\"\n\
+             reads = \"{reads}\"\n[pools.main.groups]\ng = [\"{}\", \"{}\"]",
+            leader.address(),
+            follower.address()
+        );
+        settings.proxy = Some(Mode {
+            proxy: parse(&text).unwrap(),
+            file: None,
+        });
+        let proxy = TestServer::start_with(settings);
+        let mut client = proxy.connect();
+        let asked = || -> u64 {
+            let each = [&leader, &follower].map(|node| stat(node, "cmd_get"));
+            each.iter().map(|count| count.parse::<u64>().unwrap()).sum()
+        };
+        let before = asked();
+        for number in 0..5 {
+            let value = format!("{number}");
+            write(&mut client, "hot", &value);
+            let one = format!("VALUE hot 0 1\r\n{value}\r\nEND\r\nVA 1\r\n{value}\r\n");
+            for _ in 0..20 {
+                client.ask("get hot\r\nmg hot v\r\n".repeat(10), one.repeat(10));
+            }
+        }
+        let asked = asked() - before;
+        assert!(asked < 1000, "{reads}: {asked} of 2000");
+    }
+}
+
 /// Reads are shared with the followers, as far as the policy allows.
 #[test]
 fn reads_go_where_the_policy_says() {

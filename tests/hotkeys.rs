@@ -68,6 +68,7 @@ impl Worker {
                 let answer = Answer::Hit {
                     flags: 0,
                     cas: None,
+                    known_fresh: false,
                     value: Arc::from(&b"value"[..]),
                 };
                 self.cache.put(hot.hash, &key, answer, stamp, now);

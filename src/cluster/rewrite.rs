@@ -6,7 +6,7 @@
 
 use super::route::Ttl;
 use crate::protocol::answer::{HEADER, Shape};
-use crate::protocol::{Dialect, base64, number, words::words};
+use crate::protocol::{Dialect, base64, binary, number, words::words};
 
 const CRLF: &[u8] = b"\r\n";
 
@@ -160,6 +160,31 @@ fn meta(mut parts: Vec<Vec<u8>>, change: &Change<'_>) -> Option<Vec<u8>> {
 
 fn encoded(key: &[u8]) -> Vec<u8> {
     base64::encoded(key).flatten().collect()
+}
+
+/// The opcode of a binary set.
+pub const SET: u8 = 0x01;
+
+/// A set of a key that has come in this dialect.
+pub fn set(dialect: Dialect, key: &[u8], flags: u32, ttl: u32, value: &[u8]) -> Vec<u8> {
+    match dialect {
+        Dialect::Text => {
+            let head = format!(" {flags} {ttl} {}\r\n", value.len());
+            [b"set ", key, head.as_bytes(), value, CRLF].concat()
+        }
+        Dialect::Binary => {
+            let mut bytes = vec![0; HEADER];
+            (bytes[0], bytes[1], bytes[4]) = (binary::MAGIC, SET, 8);
+            bytes[2..4].copy_from_slice(&(key.len() as u16).to_be_bytes());
+            let body = 8 + key.len() + value.len();
+            bytes[8..12].copy_from_slice(&(body as u32).to_be_bytes());
+            bytes.extend_from_slice(&flags.to_be_bytes());
+            bytes.extend_from_slice(&ttl.to_be_bytes());
+            bytes.extend_from_slice(key);
+            bytes.extend_from_slice(value);
+            bytes
+        }
+    }
 }
 
 /// A delete of any key, as text servers take it, and the shape of its answer. Text has no keys with

@@ -12,6 +12,7 @@ mod entering;
 mod failing;
 mod fleet;
 mod forwarding;
+mod hot;
 mod long_keys;
 mod misbehaviour;
 mod routing;

@@ -22,6 +22,8 @@ pub enum Answer {
         /// The value without its line end. Shared: a slow client does not keep it from leaving the
         /// cache.
         value: Arc<[u8]>,
+        /// The server was asked in meta, which tells of a stale value that it is: it is not.
+        known_fresh: bool,
     },
 }
 
@@ -193,6 +195,7 @@ mod tests {
             flags: 3,
             cas: None,
             value: value.into(),
+            known_fresh: false,
         }
     }
 

@@ -22,6 +22,8 @@ struct Copy {
     until: u64,
     /// When it was last sent.
     sent: Option<u64>,
+    /// What its owner called the value.
+    cas: Option<u64>,
 }
 
 /// See the module.
@@ -62,11 +64,16 @@ impl Copies {
         true
     }
 
-    /// A server has confirmed a copy of what its owner said at `read`.
-    pub fn made(&mut self, hash: u64, server: usize, read: u64) {
+    /// A server has confirmed a copy of what its owner said at `read`, with this `cas`.
+    pub fn made(&mut self, hash: u64, server: usize, read: u64, cas: Option<u64>) {
         if let Some(copy) = self.of.get_mut(&(hash, server)) {
-            (copy.until, copy.sent) = (read + self.life_ms, None);
+            (copy.until, copy.sent, copy.cas) = (read + self.life_ms, None, cas);
         }
+    }
+
+    /// What the owner calls the value that a server has a copy of.
+    pub fn cas(&self, hash: u64, server: usize) -> Option<u64> {
+        self.of.get(&(hash, server))?.cas
     }
 
     /// A server has turned out not to have a copy.
@@ -93,13 +100,14 @@ mod tests {
         assert!(copies.begin(1, 3, 0));
         assert!(!copies.begin(1, 3, 10), "it is on its way");
         assert!(!copies.has(1, 3, 10));
-        copies.made(1, 3, 5);
+        copies.made(1, 3, 5, Some(77));
+        assert_eq!((copies.cas(1, 3), copies.cas(1, 4)), (Some(77), None));
         assert!(copies.has(1, 3, 2004) && !copies.has(1, 3, 2005) && !copies.has(1, 4, 10));
         assert!(!copies.begin(1, 3, 900), "young");
         assert!(copies.begin(1, 3, 1100), "half its life is over");
         assert!(copies.has(1, 3, 1100), "the old one is there meanwhile");
         copies.lost(1, 3);
-        copies.made(1, 3, 1100);
+        copies.made(1, 3, 1100, None);
         assert!(!copies.has(1, 3, 1200), "confirmed too late");
     }
 
@@ -108,7 +116,7 @@ mod tests {
         let mut copies = Copies::new(2000);
         for hash in 0..10_000 {
             copies.begin(hash, 0, 0);
-            copies.made(hash, 0, 0);
+            copies.made(hash, 0, 0, None);
         }
         assert_eq!(copies.of.len(), COPIES_MAX);
         copies.tick(1999);

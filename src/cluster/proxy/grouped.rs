@@ -20,6 +20,10 @@ impl Proxy {
             self.note_writer(seat, request.command);
             return self.walk(seat, request, route);
         }
+        if request.command == Command::Get && self.heats.enabled && self.is_hot(seat, request, pool)
+        {
+            return;
+        }
         let place = self.node(pool, seat, request.command, request.dialect, request.key);
         if self.servers[place].target.takes(request.key) {
             return self.send(seat, request, &request.pieces, place);

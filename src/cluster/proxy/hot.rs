@@ -2,6 +2,9 @@
 //! Keys that are asked for far more often than others: their answers are given again for a tenth of a
 //! second, unless a write to them has been seen; those that cannot be are read from several servers.
 //!
+//! Reads of any dialect count and are answered from the same, as far as what is kept tells all that they ask
+//! for ([`Wanted`]).
+//!
 //! A server other than the key's own is asked only while it has a copy that this worker has had made,
 //! and not for as long after a write as one made before it may live: whoever has been told of a write
 //! through this proxy reads nothing older through it.
@@ -9,6 +12,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::tasks::Kind;
+use super::wanted::{Wanted, keepable};
 use super::{Forward, Proxy};
 use crate::cluster::Cluster;
 use crate::cluster::hotkey::cache::{Answer, Cache};
@@ -17,9 +21,9 @@ use crate::cluster::hotkey::{Heat, Hot, HotKeys, two_choices};
 use crate::cluster::plan::Plan;
 use crate::cluster::rewrite;
 use crate::cluster::upstream::Quiet;
+use crate::protocol::Dialect;
 use crate::protocol::answer::{Shape, Verdict};
 use crate::protocol::text::KEY_MAX;
-use crate::protocol::{Dialect, number, words::words};
 use crate::settings::proxy::{Command, HotKeys as HotKeySettings};
 
 /// How often the lists of workers are put together, in milliseconds.
@@ -58,8 +62,20 @@ pub(super) struct Reading {
     /// The key's stamp before, see [`Writes`](crate::cluster::hotkey::writes::Writes).
     pub stamp: u32,
     pub since: u64,
+    pub dialect: Dialect,
     /// Servers that are to be given a copy.
     pub fills: Vec<usize>,
+}
+
+/// A read of a hot key from a server that has a copy; its own is asked if that fails.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Copy {
+    pub hash: u64,
+    pub stamp: u32,
+    pub owner: usize,
+    pub at: usize,
+    /// What the owner calls the value.
+    pub cas: Option<u64>,
 }
 
 /// A key of the list that is shown.
@@ -143,17 +159,7 @@ impl Proxy {
             Heat::Cold => false,
             Heat::Hot(hot) => {
                 let line = [command, b" ", key, b"\r\n"].concat();
-                let request = Forward {
-                    pieces: [&line, b"", b""],
-                    key,
-                    command: Command::Get,
-                    dialect: Dialect::Text,
-                    shape: Shape::Get,
-                    quiet: Quiet::Loud,
-                    opcode: 0,
-                    opaque: 0,
-                    body: false,
-                };
+                let request = Forward::get(&line, key, Command::Get);
                 self.read_hot(seat, &request, pool, hot, true)
             }
         }
@@ -167,34 +173,29 @@ impl Proxy {
         hot: Hot,
         of_many: bool,
     ) -> bool {
-        let with_cas = request.pieces[0].starts_with(b"gets");
+        let ticket = self.ticket(request);
+        let Some(wanted) = Wanted::of(&ticket, request.pieces[0], request.key) else {
+            return false;
+        };
         let refreshes =
             !self.heats.asked.contains(&hot.hash) && self.heats.cache.is_aging(hot.hash, self.now);
-        let line = match self.heats.cache.get(hot.hash, request.key, self.now) {
-            _ if refreshes => None,
-            Some(Answer::Miss) => Some(Vec::new()),
-            Some(Answer::Hit { cas: None, .. }) if with_cas => None,
-            Some(Answer::Hit { flags, cas, value }) => {
-                let cas = cas.filter(|_| with_cas).map(|cas| format!(" {cas}"));
-                let head = format!(" {flags} {}{}\r\n", value.len(), cas.unwrap_or_default());
-                let block = [b"VALUE ", request.key, head.as_bytes(), value, b"\r\n"];
-                Some(block.concat())
-            }
-            None => None,
+        let kept = match self.heats.cache.get(hot.hash, request.key, self.now) {
+            Some(answer) if !refreshes => wanted
+                .kept(answer)
+                .map(|bytes| (bytes, *answer == Answer::Miss)),
+            _ => None,
         };
-        if let Some(mut line) = line {
+        if let Some((bytes, miss)) = kept {
             self.heats.hits += 1;
-            if let Some(client) = self.front.seats.get_mut(seat) {
-                if !of_many {
-                    line.extend_from_slice(b"END\r\n");
-                    client.slots.say(&line);
-                } else if !line.is_empty() {
-                    client.slots.say(&line);
-                }
-            }
-            self.front.touch(seat);
+            self.say_kept(
+                seat,
+                &bytes,
+                miss && (of_many || ticket.quiet == Quiet::Miss),
+                of_many,
+            );
             return true;
         }
+        // Of a group only the leader has what a client that has been told of a write may expect.
         let owner = self.owner(pool, request.key);
         if !self.servers[owner].target.admits(request.key) {
             return false;
@@ -203,39 +204,70 @@ impl Proxy {
         self.cluster.writes.announce(hot.hash, self.now);
         let stamp = self.cluster.writes.stamp(hot.hash);
         let mut fills = Vec::new();
-        // What the client may compare with has to be its own server's.
-        let at = if with_cas {
-            owner
-        } else {
-            self.holder(pool, request.key, hot, owner, &mut fills)
+        let mut at = match self.is_grouped(pool) {
+            true => owner,
+            false => self.holder(pool, request.key, hot, owner, &mut fills),
         };
+        // What the client may compare with has to be its own server's.
+        let cas = self.heats.copies.cas(hot.hash, at);
+        if wanted.cas() && cas.is_none() {
+            at = owner;
+        }
         let keeps = self.heats.keeps(hot.hash) && !self.heats.asked.contains(&hot.hash);
         if at == owner && fills.is_empty() && !keeps {
             return false;
         }
-        let kind = if at == owner {
+        let mut sent = ticket;
+        let (bytes, kind) = if at == owner {
             self.heats.asked.insert(hot.hash);
-            Kind::Hot(Reading {
+            let bytes = match wanted.all() {
+                Some((bytes, shape)) => {
+                    sent.shape = shape;
+                    bytes
+                }
+                None => request.pieces.concat(),
+            };
+            let reading = Reading {
                 hash: hot.hash,
                 stamp,
                 since: self.now,
+                dialect: request.dialect,
                 fills,
-            })
+            };
+            (bytes, Kind::Hot(reading))
         } else {
-            Kind::Copy {
+            let bytes = match request.dialect {
+                Dialect::Text => {
+                    sent.shape = Shape::Get;
+                    [b"get ", request.key, b"\r\n"].concat()
+                }
+                Dialect::Binary => request.pieces.concat(),
+            };
+            let copy = Copy {
                 hash: hot.hash,
                 stamp,
                 owner,
                 at,
-            }
+                cas,
+            };
+            (bytes, Kind::Copy(copy))
         };
-        let ticket = self.ticket(request);
         let Some(task) = self.add_task(seat, ticket, of_many, request, kind) else {
             return true;
         };
-        let bytes = request.pieces.concat();
-        self.send_or_answer(task, at, Dialect::Text, &bytes, ticket);
+        self.send_or_answer(task, at, request.dialect, &bytes, sent);
         true
+    }
+
+    /// Answers a client with what is kept.
+    fn say_kept(&mut self, seat: usize, bytes: &[u8], silent: bool, of_many: bool) {
+        if let Some(client) = self.front.seats.get_mut(seat)
+            && !silent
+        {
+            let end: &[u8] = if of_many { b"END\r\n" } else { b"" };
+            client.slots.say(bytes.strip_suffix(end).unwrap_or(bytes));
+        }
+        self.front.touch(seat);
     }
 
     /// Who is read from: the owner, or another that has a copy. If the owner, those that are to be given
@@ -288,39 +320,50 @@ impl Proxy {
         verdict: Verdict,
     ) {
         self.heats.asked.remove(&reading.hash);
-        self.keep_hot(reading.hash, reading.stamp, key, bytes, verdict);
+        let answer = keepable(key, bytes, verdict);
+        let value = match &answer {
+            Some(Answer::Hit {
+                flags, cas, value, ..
+            }) => Some((*flags, *cas, value.clone())),
+            _ => None,
+        };
+        if let Some(answer) = answer {
+            self.keep_hot(reading.hash, reading.stamp, key, answer);
+        }
         if reading.fills.is_empty() {
             return;
         }
-        let value = match verdict {
-            Verdict::Hit => rewrite::value_of(Dialect::Text, bytes),
-            _ => None,
-        };
         let unwritten = self.cluster.writes.stamp(reading.hash) == reading.stamp;
-        let value = value.filter(|(_, value)| unwritten && value.len() <= COPY_MAX);
-        let Some((flags, value)) = value else {
+        let value = value.filter(|(_, _, value)| unwritten && value.len() <= COPY_MAX);
+        let Some((flags, cas, value)) = value else {
             for &place in &reading.fills {
                 self.heats.copies.lost(reading.hash, place);
             }
             return;
         };
-        let ttl = self.heats.copy_ttl;
-        let head = format!(" {flags} {ttl} {}\r\n", value.len());
-        let request = [b"set ", key, head.as_bytes(), value, b"\r\n"].concat();
+        let request = rewrite::set(reading.dialect, key, flags, self.heats.copy_ttl, &value);
         for &at in &reading.fills {
             let kind = Kind::Filled {
                 hash: reading.hash,
                 at,
                 read: reading.since,
+                cas,
             };
-            self.send_own_task(kind, at, &request);
+            self.send_own_task(kind, at, reading.dialect, &request);
         }
     }
 
     /// A server has been sent a copy, and has said this.
-    pub(super) fn filled(&mut self, hash: u64, at: usize, read: u64, verdict: Verdict) {
+    pub(super) fn filled(
+        &mut self,
+        hash: u64,
+        at: usize,
+        read: u64,
+        cas: Option<u64>,
+        verdict: Verdict,
+    ) {
         if verdict == Verdict::Done {
-            self.heats.copies.made(hash, at, read);
+            self.heats.copies.made(hash, at, read, cas);
         } else {
             self.heats.copies.lost(hash, at);
         }
@@ -331,34 +374,30 @@ impl Proxy {
         self.heats.copies.lost(hash, at);
     }
 
-    /// Keeps an answer that a hot key has been given.
-    pub(super) fn keep_hot(
+    /// A server that has a copy of a hot key has answered.
+    pub(super) fn read_from_copy(
         &mut self,
-        hash: u64,
-        stamp: u32,
+        copy: &Copy,
         key: &[u8],
         bytes: &[u8],
         verdict: Verdict,
     ) {
-        let answer = match verdict {
-            Verdict::Miss => Answer::Miss,
-            Verdict::Hit => {
-                let Some((flags, value)) = rewrite::value_of(Dialect::Text, bytes) else {
-                    return;
-                };
-                self.heats.sizes.insert(hash, value.len());
-                let line = bytes.split(|&byte| byte == b'\n').next().unwrap_or(b"");
-                let cas = words(line.trim_ascii_end())
-                    .nth(4)
-                    .and_then(number::unsigned);
-                Answer::Hit {
-                    flags,
-                    cas,
-                    value: value.into(),
-                }
-            }
-            _ => return,
-        };
+        if let Some(Answer::Hit { flags, value, .. }) = keepable(key, bytes, verdict) {
+            let answer = Answer::Hit {
+                flags,
+                value,
+                cas: copy.cas,
+                known_fresh: false,
+            };
+            self.keep_hot(copy.hash, copy.stamp, key, answer);
+        }
+    }
+
+    /// Keeps an answer that a hot key has been given.
+    fn keep_hot(&mut self, hash: u64, stamp: u32, key: &[u8], answer: Answer) {
+        if let Answer::Hit { value, .. } = &answer {
+            self.heats.sizes.insert(hash, value.len());
+        }
         self.heats.cache.put(hash, key, answer, stamp, self.now);
     }
 

@@ -27,6 +27,9 @@ mod tasks;
 // Long values on their way to servers.
 mod uploads;
 
+// What clients that read a key want to be told.
+mod wanted;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -76,6 +79,24 @@ pub struct Forward<'a> {
     pub opaque: u32,
     /// It has a value.
     pub body: bool,
+}
+
+impl<'a> Forward<'a> {
+    /// A get of classic text with one key.
+    #[inline]
+    pub fn get(line: &'a [u8], key: &'a [u8], command: Command) -> Forward<'a> {
+        Forward {
+            pieces: [line, b"", b""],
+            key,
+            command,
+            dialect: Dialect::Text,
+            shape: Shape::Get,
+            quiet: Quiet::Loud,
+            opcode: 0,
+            opaque: 0,
+            body: false,
+        }
+    }
 }
 
 /// A server as this worker sees it.
@@ -365,10 +386,7 @@ impl Proxy {
         if self.plan.pools[pool].rules.replicas > 1 && Commands::WRITES.has(request.command) {
             return self.copy(seat, request, pool, place);
         }
-        if request.shape == Shape::Get
-            && request.command == Command::Get
-            && self.heats.enabled
-            && self.is_hot(seat, request, pool)
+        if request.command == Command::Get && self.heats.enabled && self.is_hot(seat, request, pool)
         {
             return;
         }
@@ -459,7 +477,6 @@ impl Proxy {
             return self.walk_key(seat, command, key, what, route);
         }
         if what == Command::Get
-            && !self.is_grouped(pool)
             && self.heats.enabled
             && self.is_hot_of_many(seat, command, key, pool)
         {

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use slab::Slab;
 
-use super::hot::Reading;
+use super::hot::{Copy, Reading};
+use super::wanted::Wanted;
 use super::{Forward, Proxy, Refused};
 use crate::cluster::front::{Event, nothing, refusal};
 use crate::cluster::rewrite::{self, Change, Owned};
@@ -53,6 +54,13 @@ struct Task {
     elsewhere: Vec<(Tag, Arc<Target>, Box<[u8]>)>,
 }
 
+impl Task {
+    /// What its client wants to be told of the key.
+    fn wanted(&self) -> Option<Wanted<'_>> {
+        Wanted::of(&self.ticket, &self.request.head, &self.key)
+    }
+}
+
 /// What has come of one send.
 struct Reply {
     tag: Tag,
@@ -73,19 +81,15 @@ pub(super) enum Kind {
     },
     /// A read of a hot key, whose answer is kept.
     Hot(Reading),
-    /// A read of a hot key from a server that has a copy; its own is asked if that fails.
-    Copy {
-        hash: u64,
-        stamp: u32,
-        owner: usize,
-        at: usize,
-    },
+    /// A read of a hot key from a server that has a copy.
+    Copy(Copy),
     /// A copy of a hot key, for a server that is not its own. Nobody waits for the answer.
     Filled {
         hash: u64,
         at: usize,
-        /// When the owner was asked for the value.
+        /// When the owner was asked for the value, and what it calls it.
         read: u64,
+        cas: Option<u64>,
     },
     /// Sent to all servers: how many have not answered, and the worst answer so far.
     All {
@@ -185,17 +189,7 @@ impl Proxy {
         route: RouteId,
     ) {
         let line = [command, b" ", key, b"\r\n"].concat();
-        let request = Forward {
-            pieces: [&line, b"", b""],
-            key,
-            command: what,
-            dialect: Dialect::Text,
-            shape: Shape::Get,
-            quiet: Quiet::Loud,
-            opcode: 0,
-            opaque: 0,
-            body: false,
-        };
+        let request = Forward::get(&line, key, what);
         let ticket = self.ticket(&request);
         if let Some(task) = self.add_task(seat, ticket, true, &request, Kind::Walk(None)) {
             self.start(task, seat, route);
@@ -230,10 +224,19 @@ impl Proxy {
         }
     }
 
-    /// Sends a write in text that no client waits for, of the worker's own.
-    pub(super) fn send_own_task(&mut self, kind: Kind, place: usize, request: &[u8]) {
+    /// Sends a set that no client waits for, of the worker's own.
+    pub(super) fn send_own_task(
+        &mut self,
+        kind: Kind,
+        place: usize,
+        dialect: Dialect,
+        request: &[u8],
+    ) {
         let mut ticket = self.own_ticket(To::Nobody, 0);
         ticket.body = true;
+        if let Dialect::Binary = dialect {
+            (ticket.shape, ticket.opaque) = (Shape::Binary(rewrite::SET), 0);
+        }
         self.tasks.generation = self.tasks.generation.wrapping_add(1);
         let task = self.tasks.slab.insert(Task {
             generation: self.tasks.generation,
@@ -252,7 +255,7 @@ impl Proxy {
         });
         // One that is not sent is sent again later, if it is still wanted then.
         if self
-            .send_for(task, 0, place, Dialect::Text, request, ticket)
+            .send_for(task, 0, place, dialect, request, ticket)
             .is_err()
         {
             self.end_task(task);
@@ -706,37 +709,41 @@ impl Proxy {
                 self.end_task(number);
             }
             Kind::Hot(_) => {
-                let key = std::mem::take(&mut task.key);
                 let kind = std::mem::replace(&mut task.kind, Kind::Once);
-                self.answer(number, &bytes, verdict);
+                let told = task.wanted().and_then(|it| it.told(&bytes, verdict, None));
+                let key = std::mem::take(&mut task.key);
+                self.answer(number, told.as_ref().unwrap_or(&bytes), verdict);
                 self.end_task(number);
                 if let Kind::Hot(reading) = kind {
                     self.read_from_owner(&reading, &key, &bytes, verdict);
                 }
             }
-            Kind::Copy {
-                hash,
-                stamp,
-                owner,
-                at,
-            } => {
-                let (hash, stamp, owner, at) = (*hash, *stamp, *owner, *at);
+            Kind::Copy(copy) => {
+                let copy = *copy;
                 if verdict == Verdict::Hit {
+                    let wanted = task.wanted();
+                    let told = wanted.and_then(|it| it.told(&bytes, verdict, copy.cas));
                     let key = std::mem::take(&mut task.key);
-                    self.answer(number, &bytes, verdict);
+                    self.answer(number, told.as_ref().unwrap_or(&bytes), verdict);
                     self.end_task(number);
-                    self.keep_hot(hash, stamp, &key, &bytes, verdict);
+                    self.read_from_copy(&copy, &key, &bytes, verdict);
                     return;
                 }
                 task.kind = Kind::Once;
-                let (ticket, line) = (task.ticket, task.request.head.to_vec());
-                self.copy_is_lost(hash, at);
-                self.send_or_answer(number, owner, Dialect::Text, &line, ticket);
+                let (ticket, dialect) = (task.ticket, task.request.dialect);
+                let bytes = task.request.head.to_vec();
+                self.copy_is_lost(copy.hash, copy.at);
+                self.send_or_answer(number, copy.owner, dialect, &bytes, ticket);
             }
-            Kind::Filled { hash, at, read } => {
-                let (hash, at, read) = (*hash, *at, *read);
+            Kind::Filled {
+                hash,
+                at,
+                read,
+                cas,
+            } => {
+                let (hash, at, read, cas) = (*hash, *at, *read, *cas);
                 self.end_task(number);
-                self.filled(hash, at, read, verdict);
+                self.filled(hash, at, read, cas, verdict);
             }
             Kind::All { left, worst } => {
                 *left -= 1;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::request::{self, Scratch};
 use super::stats;
 use crate::admin::Subscription;
-use crate::cluster::proxy::{Long, Proxy, Upload};
+use crate::cluster::proxy::{Forward, Long, Proxy, Upload};
 use crate::cluster::slots::Slots;
 use crate::command::auth::{self, Admission};
 use crate::command::{self, Context, Next, Replies, Session};
@@ -24,6 +24,7 @@ use crate::protocol::{self, Dialect};
 use crate::server::connection::{Outcome, tell};
 use crate::server::control::{Control, Stop};
 use crate::settings::Protocol;
+use crate::settings::proxy::Command;
 
 /// A value up to this long is waited for, and sent on when it is whole.
 const WHOLE_MAX: usize = 32 << 10;
@@ -500,7 +501,7 @@ impl Client {
             if dialect == Dialect::Text
                 && let Some((key, taken)) = text::usual_get(rest)
             {
-                let get = request::get(&rest[..taken], key, false);
+                let get = Forward::get(&rest[..taken], key, Command::Get);
                 desk.proxy.forward(self.seat, &get);
                 at += taken;
                 if at == input.len() {
@@ -658,8 +659,12 @@ impl Client {
             && let NextKey::End { taken: end } = text::next_key_by(rules, &rest[taken..])
         {
             let line = &input[..keys + taken + end];
-            desk.proxy
-                .forward(self.seat, &request::get(line, key, line[1] == b'a'));
+            let command = match line[1] {
+                b'a' => Command::Gat,
+                _ => Command::Get,
+            };
+            let get = Forward::get(line, key, command);
+            desk.proxy.forward(self.seat, &get);
             return (line.len(), None);
         }
         self.get_many(input, keys, desk)

@@ -131,22 +131,6 @@ pub fn forward<'a>(
     forward
 }
 
-/// A get of classic text with one key.
-#[inline]
-pub fn get<'a>(line: &'a [u8], key: &'a [u8], gat: bool) -> Forward<'a> {
-    Forward {
-        pieces: [line, b"", b""],
-        key,
-        command: if gat { Command::Gat } else { Command::Get },
-        dialect: Dialect::Text,
-        shape: Shape::Get,
-        quiet: Quiet::Loud,
-        opcode: 0,
-        opaque: 0,
-        body: false,
-    }
-}
-
 /// A delete whose answer nobody hears.
 pub fn delete<'a>(key: Key<'a>, scratch: &'a mut Scratch) -> Forward<'a> {
     match key.base64 {
