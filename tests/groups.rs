@@ -22,7 +22,8 @@ use larder::settings::proxy::{Mode, parse};
 
 fn proxy(text: &str) -> TestServer {
     let mut settings = settings();
-    let text = format!("[defaults]\ntimeout = \"20s\"\n{text}");
+    // These read one key again and again, and see who is asked.
+    let text = format!("hot_keys = false\n[defaults]\ntimeout = \"20s\"\n{text}");
     settings.proxy = Some(Mode {
         proxy: parse(&text).unwrap(),
         file: None,
