@@ -209,6 +209,10 @@ impl Front {
             return false;
         };
         let slots = &seat.slots;
+        if slots.ready().is_empty() && !slots.is_empty() && !seat.broken {
+            // There is nothing yet.
+            return true;
+        }
         let done = slots.next().wrapping_sub(seat.asked_from);
         let asked = slots.end().wrapping_sub(seat.asked_from);
         // Whether the slot whose turn it is lies behind the first of the last piece.
