@@ -10,152 +10,77 @@ use std::time::Duration;
 
 use common::{Client, TestServer};
 
-/// What an answer of mcrouter's grammar is made of.
-enum Part {
-    /// These bytes.
-    Text(&'static str),
-    /// A key: no blank, no control character.
-    Key,
-    /// Digits, remembered under the place they have among the numbers.
-    Number,
-    /// Any of these.
-    Either(&'static [&'static [Part]]),
-    /// As many bytes as the last number says.
-    Data,
-    /// Anything up to the end of the line.
-    Rest,
+/// The answers to a request that mcrouter's grammar has: `{key}` is a key, `{n}` a number, `{data}` as many
+/// bytes as the last number says, `{rest}` anything up to the end of the line.
+struct Grammar {
+    answers: &'static [&'static str],
+    /// Beside them, any error may be.
+    errors: bool,
 }
 
-use Part::{Data, Either, Key, Number, Rest, Text};
-
-const END: Part = Text("END\r\n");
-const HIT: &[Part] = &[
-    Text("VALUE "),
-    Key,
-    Text(" "),
-    Number,
-    Text(" "),
-    Number,
-    Text("\r\n"),
-    Data,
-    Text("\r\n"),
-    END,
-];
-const GETS_HIT: &[Part] = &[
-    Text("VALUE "),
-    Key,
-    Text(" "),
-    Number,
-    Text(" "),
-    Number,
-    Text(" "),
-    Number,
-    Text("\r\n"),
-    Rest,
-    Text("\r\n"),
-    END,
-];
-const SERVER_ERROR: &[Part] = &[Text("SERVER_ERROR "), Rest, Text("\r\n")];
-const CLIENT_ERROR: &[Part] = &[Text("CLIENT_ERROR "), Rest, Text("\r\n")];
-
-const GET: Part = Either(&[HIT, &[END], SERVER_ERROR, CLIENT_ERROR]);
-const GETS: Part = Either(&[GETS_HIT, &[END], SERVER_ERROR, CLIENT_ERROR]);
-const STORAGE: Part = Either(&[
-    &[Text("STORED\r\n")],
-    &[Text("NOT_STORED\r\n")],
-    &[Text("EXISTS\r\n")],
-    &[Text("NOT_FOUND\r\n")],
-    SERVER_ERROR,
-    CLIENT_ERROR,
-]);
-const ARITH: Part = Either(&[
-    &[Text("NOT_FOUND\r\n")],
-    &[Number, Text("\r\n")],
-    SERVER_ERROR,
-    CLIENT_ERROR,
-]);
-const DELETE: Part = Either(&[
-    &[Text("DELETED\r\n")],
-    &[Text("NOT_FOUND\r\n")],
-    SERVER_ERROR,
-    CLIENT_ERROR,
-]);
-const TOUCH: Part = Either(&[
-    &[Text("TOUCHED\r\n")],
-    &[Text("NOT_FOUND\r\n")],
-    SERVER_ERROR,
-    CLIENT_ERROR,
-]);
-const LEASE_GET: Part = Either(&[
-    HIT,
-    &[
-        Text("LVALUE "),
-        Key,
-        Text(" "),
-        Number,
-        Text(" "),
-        Number,
-        Text(" "),
-        Number,
-        Text("\r\n"),
-        Data,
-        Text("\r\n"),
-        END,
-    ],
-    SERVER_ERROR,
-    CLIENT_ERROR,
-]);
-const METAGET: Part = Either(&[
-    &[
-        Text("META "),
-        Key,
-        Text(" age: "),
-        Number,
-        Text("; exptime: "),
-        Number,
-        Text("; from: unknown\r\n"),
-        END,
-    ],
-    &[END],
-    SERVER_ERROR,
-    CLIENT_ERROR,
-]);
-const VERSION: Part = Either(&[&[Text("VERSION "), Rest, Text("\r\n")]]);
-const FLUSH: Part = Either(&[&[Text("OK\r\n")], SERVER_ERROR, CLIENT_ERROR]);
-
-/// Takes what a part accepts off the front; the numbers read go to `numbers`.
-fn accept<'a>(part: &Part, input: &'a [u8], numbers: &mut Vec<u64>) -> Option<&'a [u8]> {
-    match part {
-        Text(text) => input.strip_prefix(text.as_bytes()),
-        Key => {
-            let end = input
-                .iter()
-                .position(|byte| *byte <= b' ' || *byte == 0x7f)?;
-            (end > 0).then(|| &input[end..])
-        }
-        Number => {
-            let end = input.iter().position(|byte| !byte.is_ascii_digit())?;
-            numbers.push(std::str::from_utf8(&input[..end]).ok()?.parse().ok()?);
-            Some(&input[end..])
-        }
-        Data => input.get(usize::try_from(*numbers.last()?).ok()?..),
-        Rest => {
-            let end = input
-                .iter()
-                .position(|byte| matches!(byte, b'\r' | b'\n'))?;
-            Some(&input[end..])
-        }
-        Either(ways) => ways.iter().find_map(|way| {
-            let before = numbers.len();
-            let rest = way
-                .iter()
-                .try_fold(input, |input, part| accept(part, input, numbers));
-            if rest.is_none() {
-                numbers.truncate(before);
-            }
-            rest
-        }),
+const fn or_error(answers: &'static [&'static str]) -> Grammar {
+    Grammar {
+        answers,
+        errors: true,
     }
+}
+
+const HIT: &str = "VALUE {key} {n} {n}\r\n{data}\r\nEND\r\n";
+const ERRORS: &[&str] = &["SERVER_ERROR {rest}\r\n", "CLIENT_ERROR {rest}\r\n"];
+
+const GET: Grammar = or_error(&[HIT, "END\r\n"]);
+const GETS: Grammar = or_error(&["VALUE {key} {n} {n} {n}\r\n{rest}\r\nEND\r\n", "END\r\n"]);
+const STORAGE: Grammar = or_error(&[
+    "STORED\r\n",
+    "NOT_STORED\r\n",
+    "EXISTS\r\n",
+    "NOT_FOUND\r\n",
+]);
+const ARITH: Grammar = or_error(&["NOT_FOUND\r\n", "{n}\r\n"]);
+const DELETE: Grammar = or_error(&["DELETED\r\n", "NOT_FOUND\r\n"]);
+const TOUCH: Grammar = or_error(&["TOUCHED\r\n", "NOT_FOUND\r\n"]);
+const LEASE_GET: Grammar = or_error(&[HIT, "LVALUE {key} {n} {n} {n}\r\n{data}\r\nEND\r\n"]);
+const METAGET: Grammar = or_error(&[
+    "META {key} age: {n}; exptime: {n}; from: unknown\r\nEND\r\n",
+    "END\r\n",
+]);
+const FLUSH: Grammar = or_error(&["OK\r\n"]);
+const VERSION: Grammar = Grammar {
+    answers: &["VERSION {rest}\r\n"],
+    errors: false,
+};
+
+/// Takes an answer off the front; returns what is left, and the numbers in it.
+fn accept<'a>(grammar: &Grammar, input: &'a [u8]) -> Option<(&'a [u8], Vec<u64>)> {
+    let errors = if grammar.errors { ERRORS } else { &[] };
+    let mut ways = grammar.answers.iter().chain(errors);
+    ways.find_map(|way| accept_one(way, input))
+}
+
+fn accept_one<'a>(mut way: &str, mut input: &'a [u8]) -> Option<(&'a [u8], Vec<u64>)> {
+    let mut numbers = Vec::new();
+    while let Some((text, rest)) = way.split_once('{') {
+        input = input.strip_prefix(text.as_bytes())?;
+        let (name, rest) = rest.split_once('}')?;
+        way = rest;
+        let ends = |byte: &u8| match name {
+            "key" => *byte <= b' ' || *byte == 0x7f,
+            "n" => !byte.is_ascii_digit(),
+            _ => matches!(byte, b'\r' | b'\n'),
+        };
+        let length = match name {
+            "data" => usize::try_from(*numbers.last()?).ok()?,
+            _ => input.iter().position(ends)?,
+        };
+        let (part, after) = input.split_at_checked(length)?;
+        match name {
+            "n" => numbers.push(std::str::from_utf8(part).ok()?.parse().ok()?),
+            "key" if part.is_empty() => return None,
+            _ => {}
+        }
+        input = after;
+    }
+    Some((input.strip_prefix(way.as_bytes())?, numbers))
 }
 
 /// mcrouter's connection to a server.
@@ -174,11 +99,10 @@ impl Router {
 
     /// Sends one request and reads its answer, which must be of the grammar, and all there is.
     #[track_caller]
-    fn ask(&mut self, request: &str, grammar: &Part) -> (String, Vec<u64>) {
+    fn ask(&mut self, request: &str, grammar: &Grammar) -> (String, Vec<u64>) {
         self.client.send(request);
         loop {
-            let mut numbers = Vec::new();
-            if let Some(rest) = accept(grammar, &self.unread, &mut numbers) {
+            if let Some((rest, numbers)) = accept(grammar, &self.unread) {
                 assert!(
                     rest.is_empty(),
                     "{request:?}: {:?} is too much",
@@ -204,8 +128,8 @@ impl Router {
 
 #[test]
 fn the_checker_refuses_what_mcrouter_would() {
-    let accepts = |grammar: &Part, answer: &str| {
-        accept(grammar, answer.as_bytes(), &mut Vec::new()) == Some(&b""[..])
+    let accepts = |grammar: &Grammar, answer: &str| {
+        accept(grammar, answer.as_bytes()).is_some_and(|(rest, _)| rest.is_empty())
     };
     assert!(accepts(&GET, "END\r\n") && accepts(&GET, "VALUE k 0 3\r\nabc\r\nEND\r\n"));
     assert!(accepts(&GET, "SERVER_ERROR 307 busy\r\n"));
