@@ -42,6 +42,8 @@ pub enum Event {
     TimedOut,
     /// The connection could not be made, broke with requests in flight, or said nonsense.
     Failed,
+    /// Nobody listens there: that is no accident of one request, and counts as three.
+    Refused,
     ProbeAnswered,
     ProbeFailed,
     /// The deletes that waited for the server when it answered again have been answered.
@@ -147,8 +149,9 @@ impl Health {
                 (self.in_a_row, self.bad_probes) = (0, 0);
                 self.answered = self.answered.saturating_add(count);
             }
-            Event::TimedOut | Event::Failed => {
-                self.in_a_row = self.in_a_row.saturating_add(1);
+            Event::TimedOut | Event::Failed | Event::Refused => {
+                let weight = if event == Event::Refused { 3 } else { 1 };
+                self.in_a_row = self.in_a_row.saturating_add(weight);
                 self.failed(now);
             }
             Event::ProbeAnswered => {
@@ -293,6 +296,18 @@ mod tests {
         assert_eq!(health.on(Event::Failed, 3), State::Up);
         assert_eq!(health.on(Event::ProbeFailed, 4), State::Up);
         assert_eq!(health.on(Event::TimedOut, 5), State::Down);
+    }
+
+    #[test]
+    fn nobody_listening_is_enough_by_itself() {
+        assert_eq!(new().on(Event::Refused, 0), State::Down);
+        let patient = Settings {
+            failures: 4,
+            ..settings()
+        };
+        let mut health = Health::new(&patient, 1, 0);
+        assert_eq!(health.on(Event::Refused, 0), State::Up);
+        assert_eq!(health.on(Event::Failed, 1), State::Down);
     }
 
     #[test]

@@ -116,7 +116,8 @@ impl Proxy {
         let (place, counts) = (&target.place, &target.counts);
         match fault {
             Fault::TimedOut => target.on(Event::TimedOut, self.now),
-            Fault::Refused | Fault::ConnectTimeout | Fault::Garbage | Fault::Denied => {
+            Fault::Refused => target.on(Event::Refused, self.now),
+            Fault::ConnectTimeout | Fault::Garbage | Fault::Denied => {
                 target.on(Event::Failed, self.now);
             }
             Fault::Closed if upstream.requests() > 0 => target.on(Event::Failed, self.now),
@@ -140,6 +141,8 @@ impl Proxy {
             _ => self.now,
         };
         let server = upstream.server;
+        // A server that has died with requests under way is known to be down before more are sent there.
+        let tries_again = fault == Fault::Closed && upstream.requests() > 0 && !upstream.private;
         upstream.fail(fault, retry_at, &mut self.front);
         self.cluster.requeue(std::mem::take(&mut upstream.left), 0);
         if upstream.private {
@@ -150,6 +153,10 @@ impl Proxy {
                 self.front.call(seat);
             }
             self.upstreams.remove(number);
+        }
+        if tries_again && !self.upstreams[number].leaving {
+            // If that fails, it has been told where it matters.
+            let _ = self.connect(number);
         }
         self.look_again(server);
     }
