@@ -44,7 +44,8 @@
 //! The main thread accepts and hands over. Each worker has one poll, its connections and its
 //! buffers. Beside them: a clock, the maintainer and the crawler (which call the store's bounded
 //! steps), a writer for watchers, one that waits for signals, one that keeps copies, and where etcd decides
-//! who leads, one that asks it. Workers wait for none of them.
+//! who leads, one that asks it; where a follower sends mutations to its leader, a few that carry
+//! them. Workers wait for none of them.
 //!
 //! # Invariants
 //!

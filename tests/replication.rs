@@ -239,6 +239,7 @@ fn writes_to_a_follower_can_go_to_its_leader() {
     );
     client.ask("flush_all\r\n", "OK\r\n");
     assert_eq!(get(&mut theirs, "get k\r\n"), "");
+    caught_up(&mut theirs, &mut client);
 
     // What has been forwarded goes no further.
     let mut forwarded = follower.connect();
