@@ -603,9 +603,9 @@ fn long_keys_outlive_the_process() {
 #[test]
 fn copies_have_long_keys_too() {
     let keeping = || {
-        let mut settings = long(65_535);
+        let mut settings = long(3 << 20);
         settings.store.journal = Some(Journal {
-            ring_bytes: 16 << 20,
+            ring_bytes: 256 << 20,
             follower: true,
         });
         settings.replication.listen = Some("127.0.0.1:0".to_owned());
@@ -616,7 +616,8 @@ fn copies_have_long_keys_too() {
     let mut following = keeping();
     following.replication.follow = Some(leader.copies_address().to_string());
     let mut client = leader.connect();
-    let lengths = [251, 256, 16_385, 65_535];
+    // The longest do not fit into one frame.
+    let lengths = [251, 256, 16_385, 65_535, 65_536, 70_000, 2_500_000];
     for length in lengths {
         let (k, large) = (key(length, 1), key(length, 2));
         client.ask(format!("set {k} 1 0 2\r\n10\r\n"), "STORED\r\n");

@@ -135,6 +135,51 @@ fn a_follower_has_what_its_leader_has() {
 }
 
 #[test]
+fn of_a_long_value_only_what_is_added_is_sent() {
+    let leader = TestServer::start_with(leading());
+    let follower = TestServer::start_with(following(&leader));
+    let (mut client, mut reader) = (leader.connect(), follower.connect());
+    for (key, length) in [("chunks", 500_000), ("verified", 70_000), ("grows", 4000)] {
+        let value = "y".repeat(length);
+        client.ask(
+            format!("set {key} 3 0 {length}\r\n{value}\r\n"),
+            "STORED\r\n",
+        );
+    }
+    caught_up(&mut client, &mut reader);
+    let sent = |client: &mut Client<TcpStream>| {
+        let sent = told(client, "sent_bytes").expect("a follower");
+        sent.parse::<u64>().expect("a number")
+    };
+    let before = sent(&mut client);
+    for round in 0..100 {
+        for key in ["chunks", "verified", "grows"] {
+            for command in ["append", "prepend"] {
+                client.ask(
+                    format!("{command} {key} 0 0 6\r\n+{round:05}\r\n"),
+                    "STORED\r\n",
+                );
+            }
+        }
+    }
+    caught_up(&mut client, &mut reader);
+    let sent = sent(&mut client) - before;
+    assert!(sent < 200_000, "{sent} bytes");
+    for key in ["chunks", "verified", "grows"] {
+        let request = format!("gets {key}\r\n");
+        let theirs = get(&mut client, &request);
+        assert_eq!(get(&mut reader, &request), theirs, "with the same CAS");
+    }
+    client.ask("repl verify\r\n", "OK\r\n");
+    caught_up(&mut client, &mut reader);
+    assert_ne!(told(&mut reader, "digests_equal").as_deref(), Some("0"));
+    assert_eq!(told(&mut reader, "digests_differed").as_deref(), Some("0"));
+    // One that is not there as it should be is fetched.
+    let [fetched, _] = told_at_once(&mut client, ["scrub_repairs", "role"]);
+    assert_eq!(fetched.as_deref(), Some("0"));
+}
+
+#[test]
 fn mutations_go_to_the_leader() {
     let leader = TestServer::start_with(leading());
     let follower = TestServer::start_with(following(&leader));

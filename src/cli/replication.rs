@@ -7,6 +7,7 @@ use std::net::ToSocketAddrs;
 use super::options::Row;
 use super::{Exit, USAGE, atoi};
 use crate::settings::{Ack, Backpressure, Journal, PeerTls, Settings};
+use crate::store::journal::PARTITIONS;
 
 /// Copies of one leader.
 const COPIES_MAX: u8 = 4;
@@ -16,8 +17,8 @@ const MEMBERS_MAX: u8 = COPIES_MAX + 1;
 const RING_LEAST: u64 = 64 << 20;
 const RING_SHARE: u64 = 100;
 
-/// What the log has room for.
-const RECORD_KEY_MAX: usize = u16::MAX as usize;
+/// A partition's log has room for a record with the longest key and so much more.
+const RECORD_ROOM: u64 = 64 << 10;
 
 pub(super) fn wrong(message: impl Into<String>) -> Exit {
     Exit::refused(message, USAGE)
@@ -331,11 +332,6 @@ pub(super) fn finish(settings: &mut Settings, ring_bytes: Option<usize>) -> Resu
     if settings.proxy.is_some() {
         return Err(wrong("a proxy has no items to replicate"));
     }
-    if settings.store.key_max > RECORD_KEY_MAX {
-        return Err(wrong(format!(
-            "max_key_size can be at most {RECORD_KEY_MAX} with replication"
-        )));
-    }
     if let Some(tls) = &replication.tls {
         let missing = [
             ("repl-tls-cert", &tls.cert),
@@ -361,9 +357,19 @@ pub(super) fn finish(settings: &mut Settings, ring_bytes: Option<usize>) -> Resu
             )));
         }
     }
+    let least = PARTITIONS as u64 * (settings.store.key_max as u64 + RECORD_ROOM);
+    if let Some(given) = ring_bytes
+        && (given as u64) < least
+    {
+        return Err(wrong(format!(
+            "--repl-ring must be at least {} with keys of up to {} bytes",
+            least.div_ceil(1 << 20),
+            settings.store.key_max
+        )));
+    }
     let most = settings.store.max_bytes / RING_SHARE;
     settings.store.journal = Some(Journal {
-        ring_bytes: ring_bytes.unwrap_or(RING_LEAST.max(most) as usize),
+        ring_bytes: ring_bytes.unwrap_or(RING_LEAST.max(most).max(least) as usize),
         follower: true,
     });
     Ok(())
@@ -392,6 +398,17 @@ mod tests {
             settings.store.max_bytes = 100 << 30;
         });
         assert_eq!(large.unwrap().store.journal.unwrap().ring_bytes, 1 << 30);
+        // One record with the longest key fits.
+        let long = |settings: &mut Settings| {
+            leads(settings);
+            settings.store.key_max = 8 << 20;
+        };
+        let ring = finished(long).unwrap().store.journal.unwrap().ring_bytes;
+        assert!(ring / PARTITIONS > 8 << 20, "{ring}");
+        let mut settings = Settings::default();
+        long(&mut settings);
+        let refused = finish(&mut settings, Some(64 << 20));
+        assert!(matches!(refused, Err(Exit::Refused { code: 64, .. })));
     }
 
     #[test]

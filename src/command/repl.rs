@@ -95,7 +95,7 @@ fn promote(replicas: &Replicas, forced: bool, style: &Style<'_>, replies: &mut R
 /// What a key's item is, as two numbers: nodes that say the same have the same.
 fn verify(replicas: &Replicas, key: &[u8], style: &Style<'_>, replies: &mut Replies) {
     let state = replicas.state();
-    match state.data.digests(key) {
+    match state.data.digests(key, false) {
         Some((item, value)) => {
             replies.format(format_args!("VERIFY {item:016x} {value:016x}\r\n"));
         }

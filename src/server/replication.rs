@@ -20,9 +20,10 @@ use super::control::Control;
 use crate::cluster::election::VOUCH;
 use crate::cluster::replication::data::{Data, StoreData};
 use crate::cluster::replication::diary::Diary;
+use crate::cluster::replication::frame;
 use crate::cluster::replication::replicas::{Guest, Replicas, State};
 use crate::cluster::replication::session::{End, Role, Session};
-use crate::cluster::replication::{DIGEST_EVERY, SUSPECT};
+use crate::cluster::replication::{DIGEST_EVERY, SKEW_ALARM, SUSPECT};
 use crate::command::Shared;
 use crate::net::{Keyring, News, Outward, Progress, Stream, Ways};
 use crate::settings::{self, EndpointTls, PeerTls};
@@ -66,6 +67,8 @@ struct Line {
     /// The other side has sent its last bytes.
     closed: bool,
     joined: bool,
+    /// It has been said that the other side's clock is wrong, or this one.
+    skewed: bool,
     reign: u64,
 }
 
@@ -431,6 +434,7 @@ impl Keeper {
             readable: true,
             closed: false,
             joined: false,
+            skewed: false,
             reign: state.reign,
         });
     }
@@ -587,7 +591,11 @@ impl Keeper {
         };
         // What has been said last is worth a try.
         let _ = line.stream.write(&line.out[line.sent..]);
-        log::info!("{}: {end}", line.peer);
+        let level = match end {
+            End::Broken(_) => log::Level::Warn,
+            _ => log::Level::Info,
+        };
+        log::log!(level, "{}: {end}", line.peer);
         if line.joined {
             self.replicas.state().group.leave(line.session.peer(), now);
         }
@@ -628,7 +636,7 @@ fn turn(
         };
         End::GoneAway(failed)
     };
-    if line.readable && line.input.len() < buffer.len() {
+    if line.readable && line.input.len() < frame::HEADER + frame::PAYLOAD_MAX {
         match line.stream.read(buffer) {
             Progress::Closed => return Err(gone(&mut line.stream)),
             Progress::Blocked => line.readable = false,
@@ -647,6 +655,22 @@ fn turn(
             .session
             .receive(node, data, &line.input, now, unix_ms, &mut line.out)?;
         line.input.drain(..used);
+    }
+    let ahead = match (line.session.source(), line.dialer) {
+        (Some(source), _) => source.counts.clock_skew,
+        (None, true) => node.copy.skew_ms,
+        (None, false) => 0,
+    };
+    if (ahead.abs() >= SKEW_ALARM) != line.skewed {
+        line.skewed = !line.skewed;
+        let peer = line.peer;
+        if line.skewed {
+            log::error!(
+                "{peer}: its clock is {ahead} ms ahead of this one: expiry times follow the leader's; set the clocks right"
+            );
+        } else {
+            log::info!("{peer}: its clock agrees with this one");
+        }
     }
     if line.out.len() - line.sent < OUT_MAX {
         let room = OUT_MAX - (line.out.len() - line.sent);

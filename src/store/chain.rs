@@ -215,7 +215,8 @@ impl Inner {
         let item = guard.item(&place);
         let cas = self.next_cas(put.new_cas);
         self.renew(cx, &item, cas, item.head().expires.load(Relaxed), 0);
-        self.log_stored(&item, before);
+        let was = (version.cas, version.length);
+        self.log_extended(&item, before, put.mode, was, value);
         let class = self.class_of(&item);
         drop(guard);
         if let Some(left) = left {

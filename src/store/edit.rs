@@ -202,7 +202,7 @@ impl Store {
                 let head = inner.arena.head(slot.handle());
                 head.update(|word| word.with_flags(word.flags() | marks));
             }
-            if let Some(stored) = inner.link_over(cx, &put, slot, cas, version) {
+            if let Some(stored) = inner.link_over(cx, &put, slot, cas, version, None) {
                 let cas = match stored {
                     Stored::Stored { cas, .. } => cas,
                     _ => cas,

@@ -629,13 +629,14 @@ impl Inner {
             let Some(slot) = upload.into_slot(cx, self) else {
                 return Stored::NoMemory;
             };
-            if let Some(stored) = self.link_over(cx, &plain, slot, cas, version) {
+            if let Some(stored) = self.link_over(cx, &plain, slot, cas, version, Some(value)) {
                 return stored;
             }
         }
     }
 
-    /// Links a slot in the place of one certain version of an item; nothing if that is gone.
+    /// Links a slot in the place of one certain version of an item; nothing if that is gone. `added`:
+    /// that value goes on with this one, and has otherwise not changed.
     pub(super) fn link_over<'s>(
         &'s self,
         cx: Cx<'_>,
@@ -643,6 +644,7 @@ impl Inner {
         slot: Slot<'s>,
         cas: u64,
         version: Version,
+        added: Option<&Pieces<'_>>,
     ) -> Option<Stored> {
         let (mut guard, found) = self.find_to_store(cx, put.key, put.hash);
         let same = found.ok().filter(|place| {
@@ -675,7 +677,14 @@ impl Inner {
         let counter = word.counter().min(1);
         self.census_of(slot.handle()).enter(state, counter);
         let old = guard.replace(&place, slot, state, counter);
-        self.log_stored(&guard.item(&place), before);
+        let item = guard.item(&place);
+        match added {
+            Some(added) => {
+                let was = (version.cas, version.length);
+                self.log_extended(&item, before, put.mode, was, added);
+            }
+            None => self.log_stored(&item, before),
+        }
         drop(guard);
         if let Some(old) = old {
             self.give(old);

@@ -28,6 +28,8 @@ pub enum Tamper {
     Double,
     /// One bit of it changes.
     Flip,
+    /// Its first record, if that is a value, becomes one that says nothing, and nobody can tell.
+    Forge,
 }
 
 #[derive(Default)]
@@ -279,6 +281,10 @@ impl Frames {
     /// Bytes of a frame before its payload, and the type of those with records of the log.
     const HEADER: usize = 24;
     const BATCH: u8 = 5;
+    /// Where the first record has its kind, and two of them.
+    const KIND: usize = Frames::HEADER + 4;
+    const PUT: u8 = 1;
+    const SUPERSEDED: u8 = 12;
 
     fn pass(&mut self, knobs: &Knobs, bytes: Vec<u8>) -> Vec<u8> {
         self.part.extend_from_slice(&bytes);
@@ -291,13 +297,21 @@ impl Frames {
             }
             let mut frame: Vec<u8> = self.part.drain(..whole).collect();
             let tamper = match frame[3] {
-                Frames::BATCH => knobs.tamper.lock().unwrap().take(),
+                Frames::BATCH => knobs.tamper.lock().unwrap().take_if(|tamper| {
+                    *tamper != Tamper::Forge || frame[Frames::KIND] == Frames::PUT
+                }),
                 _ => None,
             };
             match tamper {
                 Some(Tamper::Drop) => continue,
                 Some(Tamper::Double) => out.extend_from_slice(&frame),
                 Some(Tamper::Flip) => frame[whole - 1] ^= 1,
+                Some(Tamper::Forge) => {
+                    frame[Frames::KIND] = Frames::SUPERSEDED;
+                    let sum = crc32c::crc32c(&frame[..8]);
+                    let sum = crc32c::crc32c_append(sum, &frame[12..]);
+                    frame[8..12].copy_from_slice(&sum.to_le_bytes());
+                }
                 None => {}
             }
             out.extend_from_slice(&frame);

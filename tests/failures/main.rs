@@ -10,6 +10,7 @@ mod common;
 mod dice;
 
 mod crashes;
+mod damage;
 mod faults;
 mod mixed;
 mod network;

@@ -45,7 +45,9 @@ fn request(dice: &mut Dice) -> String {
         19 => format!("ma {key} N{ttl} J7 D3\r\n"),
         20 => format!("ms {key} {length} I C5 T{ttl}\r\n{value}\r\n"),
         21 => format!("cas {key} 0 0 {length} {}\r\n{value}\r\n", dice.roll(9)),
-        22 if dice.roll(300) == 0 => format!("flush_all {}\r\n", dice.roll(2)),
+        // Often to a value that is long.
+        22 if dice.roll(2) == 0 => format!("append {key} 0 0 3\r\n+++\r\n"),
+        22 if dice.roll(150) == 0 => format!("flush_all {}\r\n", dice.roll(2)),
         _ => format!("ms {key} {length} MA T{ttl}\r\n{value}\r\n"),
     }
 }

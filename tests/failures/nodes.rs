@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::common::{Client, Program};
@@ -17,6 +18,11 @@ pub struct Node {
 
 impl Node {
     pub fn start(options: &[&str]) -> Node {
+        Node::start_with(options, |_| {})
+    }
+
+    /// The same, with something of the command changed.
+    pub fn start_with(options: &[&str], change: impl FnOnce(&mut Command)) -> Node {
         let plain = ["-l", "127.0.0.1", "-p", "-1", "-t", "2", "-m", "256"];
         let here = "--repl-listen=127.0.0.1:0";
         let listens = options
@@ -27,7 +33,7 @@ impl Node {
             all.push(here);
         }
         all.extend(options);
-        let program = Program::start(&all);
+        let program = Program::start_with(&all, change);
         let copies = told(&mut program.connect(), "listens").parse();
         Node {
             program,

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use crate::clock::Clock;
 use crate::observe::ThreadCounters;
+pub use crate::store::copies::Extended;
 use crate::store::copies::Seen;
 use crate::store::journal::{INLINE_MAX, Journal, Kind, Record};
+use crate::store::merkle;
 use crate::store::{Cx, Fetch, Pin, Store, Upload};
 
 /// An item that a walk shows, under its lock.
@@ -18,8 +20,8 @@ pub struct Item<'a> {
     pub place: u64,
     /// See [`journal::item_digest`](crate::store::journal::item_digest).
     pub digest: u64,
-    /// Of its value, if that was asked for.
-    pub value_digest: u64,
+    /// Of its value, if that was asked for, and whether that is of its BLAKE3 root.
+    pub value_digest: (u64, bool),
 }
 
 /// One item, with what it takes to send its value however long that is.
@@ -72,11 +74,15 @@ pub trait Data {
     /// Adds bytes; false: there is no room for them.
     fn fill(&self, upload: &mut Self::Upload, bytes: &[u8]) -> bool;
     fn finish(&self, record: &Record<'_>, skew: i64, dead: bool, upload: Self::Upload) -> bool;
+    /// Adds bytes to a value, if the item is what the record says that it was.
+    fn extend(&self, record: &Record<'_>) -> Extended;
     /// Sets expiry, marks and CAS.
     fn meta(&self, record: &Record<'_>, skew: i64);
     fn delete(&self, key: &[u8]);
-    /// Takes an item out if it still has this digest.
-    fn delete_exactly(&self, key: &[u8], digest: u64);
+    /// Where a key's item is found again; several may have the same.
+    fn spot(&self, key: &[u8]) -> u64;
+    /// Takes the item with this digest out, if it is still there.
+    fn delete_exactly(&self, spot: u64, digest: u64);
     /// Hides everything that is there.
     fn flush(&self);
     /// Takes out what has been hidden so.
@@ -100,8 +106,9 @@ pub trait Data {
         each: &mut dyn FnMut(&Item<'_>),
     ) -> Option<usize>;
     fn open(&self, key: &[u8]) -> Option<Opened<Self::Long>>;
-    /// Digests of an item and of its value.
-    fn digests(&self, key: &[u8]) -> Option<(u64, u64)>;
+    /// Digests of an item and of its value, which is read as it lies there. `rooted`: of its BLAKE3
+    /// root.
+    fn digests(&self, key: &[u8], rooted: bool) -> Option<(u64, u64)>;
 }
 
 /// The store of a server.
@@ -135,11 +142,51 @@ impl StoreData {
     }
 }
 
-/// The digest of a value, whatever pieces it lies in.
-fn value_digest(seen: &Seen<'_>) -> u64 {
+/// Of a root that stands with its value, what is compared of it.
+fn first_bytes(root: &merkle::Digest) -> u64 {
+    root.first_chunk()
+        .map_or(0, |eight| u64::from_le_bytes(*eight))
+}
+
+/// What a value should be: by the root that was made of it when it was stored, if there is one, so that
+/// nobody is given what has rotted here; else what it is. And whether it is by the root.
+fn value_digest(seen: &Seen<'_>) -> (u64, bool) {
+    if let Some(root) = seen.hit.stored_root() {
+        return (first_bytes(&root), true);
+    }
     let mut hasher = xxhash_rust::xxh3::Xxh3::new();
     seen.hit.pieces(|piece| hasher.update(piece));
-    hasher.digest()
+    (hasher.digest(), false)
+}
+
+/// Takes bytes in and gives a digest of them all.
+enum Digester {
+    Root(Box<merkle::Builder>),
+    Plain(Box<xxhash_rust::xxh3::Xxh3>),
+}
+
+impl Digester {
+    fn new(rooted: bool, length: usize) -> Digester {
+        if rooted {
+            Digester::Root(Box::new(merkle::Builder::new(length)))
+        } else {
+            Digester::Plain(Box::default())
+        }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Digester::Root(builder) => builder.update(bytes),
+            Digester::Plain(hasher) => hasher.update(bytes),
+        }
+    }
+
+    fn finish(self) -> u64 {
+        match self {
+            Digester::Root(builder) => first_bytes(&builder.finish().root),
+            Digester::Plain(hasher) => hasher.digest(),
+        }
+    }
 }
 
 impl Data for StoreData {
@@ -206,6 +253,10 @@ impl Data for StoreData {
             .apply_finish(self.cx(), record, expires, dead, upload)
     }
 
+    fn extend(&self, record: &Record<'_>) -> Extended {
+        self.store.apply_extend(self.cx(), record)
+    }
+
     fn meta(&self, record: &Record<'_>, skew: i64) {
         let expires = self.journal.from_wire(record.expires, skew);
         self.store.apply_meta(record, expires);
@@ -215,8 +266,12 @@ impl Data for StoreData {
         self.store.apply_delete(self.cx(), key);
     }
 
-    fn delete_exactly(&self, key: &[u8], digest: u64) {
-        self.store.apply_delete_exactly(self.cx(), key, digest);
+    fn spot(&self, key: &[u8]) -> u64 {
+        self.store.hash(key)
+    }
+
+    fn delete_exactly(&self, spot: u64, digest: u64) {
+        self.store.apply_delete_exactly(self.cx(), spot, digest);
     }
 
     fn flush(&self) {
@@ -273,7 +328,10 @@ impl Data for StoreData {
                 dead.push(seen.key.to_vec());
                 return;
             }
-            let value_digest = if values { value_digest(seen) } else { 0 };
+            let value_digest = match values {
+                true => value_digest(seen),
+                false => (0, false),
+            };
             with_record(&self.store, seen, |record| {
                 each(&Item {
                     record,
@@ -307,9 +365,28 @@ impl Data for StoreData {
         })
     }
 
-    fn digests(&self, key: &[u8]) -> Option<(u64, u64)> {
-        self.store
-            .look(key, |seen| (seen.digest, value_digest(seen)))
+    fn digests(&self, key: &[u8], rooted: bool) -> Option<(u64, u64)> {
+        // A long value is held, and read without its lock.
+        let (digest, mut digester, held) = self.store.look(key, |seen| {
+            let mut digester = Digester::new(rooted, seen.hit.length());
+            let held = match seen.hit.length() > INLINE_MAX {
+                true => seen.hit.pin(),
+                false => None,
+            };
+            if held.is_none() {
+                seen.hit.pieces(|piece| digester.update(piece));
+            }
+            (seen.digest, digester, held)
+        })?;
+        if let Some(held) = held {
+            let mut offset = 0;
+            while offset < Long::length(&held) {
+                let slice = Long::slice(&held, offset);
+                digester.update(slice);
+                offset += slice.len();
+            }
+        }
+        Some((digest, digester.finish()))
     }
 }
 

@@ -124,7 +124,7 @@ impl Export {
                         0 => out.write_all(b"flush_all noreply\r\n")?,
                         wait => write!(out, "flush_all {wait} noreply\r\n")?,
                     },
-                    Kind::PutLater | Kind::Meta | Kind::Commit => {
+                    Kind::PutLater | Kind::Meta | Kind::Commit | Kind::Append | Kind::Prepend => {
                         again(data, record.key, now, out)?;
                     }
                     _ => {}

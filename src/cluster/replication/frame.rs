@@ -5,7 +5,8 @@
 //! magic u16 | version u8 | type u8 | length u32 | crc32c u32 | epoch u64 | partition u16 | count u16
 //! ```
 //! All little-endian; `length` is that of the payload behind the 24 bytes of header, at most 1 MiB;
-//! the checksum is of everything but itself.
+//! the checksum is of everything but itself. What is longer comes in several frames: those of type
+//! FRAGMENT hold the beginning of the payload of the next frame of another type.
 
 use super::message::Type;
 
@@ -14,6 +15,9 @@ pub const HEADER: usize = 24;
 
 /// The longest payload.
 pub const PAYLOAD_MAX: usize = 1 << 20;
+
+/// The longest payload of several frames together: that of a record with the longest key.
+pub const WHOLE_MAX: usize = 17 << 20;
 
 const MAGIC: u16 = 0x524c;
 const VERSION: u8 = 2;
@@ -53,7 +57,7 @@ impl std::fmt::Display for Broken {
             Broken::Foreign => write!(f, "the other side does not speak the replication protocol"),
             Broken::Version(version) => write!(
                 f,
-                "the other side speaks version {version} of the replication protocol, not {VERSION}"
+                "the other side speaks version {version} of the replication protocol, not {VERSION}: update the node with the older larder"
             ),
             Broken::TooLong(length) => write!(f, "a frame of {length} bytes is too long"),
             Broken::Checksum => write!(f, "a frame was damaged on its way"),
@@ -114,7 +118,7 @@ fn checksum(header: &[u8; HEADER], payload: &[u8]) -> u32 {
     crc32c::crc32c_append(sum, payload)
 }
 
-/// Appends a frame whose payload `write` appends; it must not be longer than [`PAYLOAD_MAX`].
+/// Appends a frame whose payload `write` appends; it must not be longer than [`WHOLE_MAX`].
 pub fn write(
     out: &mut Vec<u8>,
     kind: Type,
@@ -135,10 +139,31 @@ pub fn begin(out: &mut Vec<u8>) -> usize {
     start
 }
 
-/// Fills in the header of a frame whose payload has been appended.
-pub fn end(out: &mut [u8], start: usize, kind: Type, epoch: u64, partition: usize, count: usize) {
+/// Fills in the header of a frame whose payload has been appended, or of several if that is too long
+/// for one.
+pub fn end(
+    out: &mut Vec<u8>,
+    start: usize,
+    kind: Type,
+    epoch: u64,
+    partition: usize,
+    count: usize,
+) {
+    if out.len() - start - HEADER > PAYLOAD_MAX {
+        let long = out.split_off(start);
+        let mut pieces = long[HEADER..].chunks(PAYLOAD_MAX).peekable();
+        while let Some(piece) = pieces.next() {
+            let start = begin(out);
+            out.extend_from_slice(piece);
+            let kind = match pieces.peek() {
+                Some(_) => Type::Fragment,
+                None => kind,
+            };
+            end(out, start, kind, epoch, partition, count);
+        }
+        return;
+    }
     let length = out.len() - start - HEADER;
-    debug_assert!(length <= PAYLOAD_MAX);
     let mut header = [0; HEADER];
     header[..2].copy_from_slice(&MAGIC.to_le_bytes());
     header[2] = VERSION;
@@ -178,6 +203,25 @@ mod tests {
         for length in 0..bytes.len() {
             assert_eq!(parse(&bytes[..length]), Ok(None), "{length}");
         }
+    }
+
+    #[test]
+    fn what_is_too_long_for_one_frame_comes_in_several() {
+        let payload: Vec<u8> = (0..PAYLOAD_MAX * 2 + 5).map(|at| at as u8).collect();
+        let mut out = Vec::new();
+        write(&mut out, Type::Batch, 7, 3, 1, |out| {
+            out.extend_from_slice(&payload);
+        });
+        let mut rest = &out[..];
+        let (mut kinds, mut whole) = (Vec::new(), Vec::new());
+        while let Some((frame, length)) = parse(rest).unwrap() {
+            assert_eq!((frame.epoch, frame.partition, frame.count), (7, 3, 1));
+            kinds.push(frame.kind);
+            whole.extend_from_slice(frame.payload);
+            rest = &rest[length..];
+        }
+        assert_eq!(kinds, [Type::Fragment, Type::Fragment, Type::Batch]);
+        assert!(whole == payload && rest.is_empty());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 #![forbid(unsafe_code)]
 //! What frames say.
 
-use crate::store::journal::{LEAVES, PARTITIONS, Row};
+use crate::store::journal::{LEAVES, NODES, PARTITIONS, Row};
 
 use super::frame::{self, Broken, Frame};
 use super::history::{Epoch, History};
@@ -31,14 +31,14 @@ pub enum Type {
     /// A prepared mutation that cannot be kept.
     Nak = 8,
     Heartbeat = 9,
-    /// A copy's leaves.
+    /// A copy's leaves, which differ from a digest in the log.
     Row = 10,
     /// Source to copy: tell me what you have in these leaves.
     ListRequest = 11,
     /// Digests of items.
     List = 12,
     ListEnd = 13,
-    /// Source to copy: digests of items that are not mine.
+    /// Source to copy: which of the listed items are not mine.
     Drop = 14,
     /// From here on these partitions are as mine.
     Synced = 15,
@@ -50,6 +50,14 @@ pub enum Type {
     GoAway = 18,
     /// Source to copy: where clients reach it.
     Clients = 19,
+    /// The beginning of what the next frame of another type says the end of.
+    Fragment = 20,
+    /// A copy's inner nodes, where it is to be compared.
+    Nodes = 21,
+    /// Source to copy: tell me your leaves under these nodes.
+    LeavesRequest = 22,
+    /// Those.
+    Leaves = 23,
 }
 
 impl Type {
@@ -75,6 +83,10 @@ impl Type {
             Fetch,
             GoAway,
             Clients,
+            Fragment,
+            Nodes,
+            LeavesRequest,
+            Leaves,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)
@@ -166,13 +178,18 @@ pub enum Message<'a> {
         lossy: Leaves,
         row: Box<Row>,
     },
-    ListRequest(Leaves),
-    List(Vec<u64>),
-    ListEnd,
-    Drop {
-        digests: Vec<u64>,
-        last: bool,
+    /// The leaves, and the salt of the [`short`](crate::store::journal::short) digests that are to be
+    /// listed.
+    ListRequest(Leaves, u64),
+    /// Of some of those leaves, in order: how many items (7 bits in a byte, the top bit: more to come),
+    /// and the digests, three bytes each. The first leaf is told, the last is wherever it ends.
+    List {
+        first: usize,
+        items: &'a [u8],
     },
+    ListEnd,
+    /// A bit for each item that was listed of the partition.
+    Drop(&'a [u8]),
     Synced(u64),
     Ahead(u64),
     Fetch(&'a [u8]),
@@ -182,6 +199,23 @@ pub enum Message<'a> {
     },
     /// `host:port`, or `:port` on the host that the copy has dialled.
     Clients(&'a str),
+    /// See [`nodes`](crate::store::journal::nodes).
+    Nodes(Box<[u32; NODES]>),
+    /// A bit for each node.
+    LeavesRequest(u64),
+    /// [`Short`](crate::store::journal::short) ones, three bytes each, salted with 0.
+    Leaves(&'a [u8]),
+}
+
+/// Digests of three bytes.
+pub fn shorts(bytes: &[u8]) -> impl ExactSizeIterator<Item = u32> {
+    bytes
+        .chunks_exact(3)
+        .map(|three| u32::from_le_bytes([three[0], three[1], three[2], 0]))
+}
+
+pub fn put_short(out: &mut Vec<u8>, short: u32) {
+    out.extend_from_slice(&short.to_le_bytes()[..3]);
 }
 
 /// Takes values off a payload.
@@ -228,14 +262,6 @@ impl<'a> Reader<'a> {
             number: self.counted()?,
             id: self.u64()?,
         })
-    }
-
-    fn all_words(&mut self) -> Option<Vec<u64>> {
-        let mut words = Vec::with_capacity(self.0.len() / 8);
-        while !self.0.is_empty() {
-            words.push(self.u64()?);
-        }
-        Some(words)
     }
 }
 
@@ -339,13 +365,13 @@ fn decode<'a>(frame: &Frame<'a>) -> Option<Message<'a>> {
                 row
             },
         },
-        Type::ListRequest => Message::ListRequest(from.words()?),
-        Type::List => Message::List(from.all_words()?),
-        Type::ListEnd => Message::ListEnd,
-        Type::Drop => Message::Drop {
-            digests: from.all_words()?,
-            last: frame.count == 1,
+        Type::ListRequest => Message::ListRequest(from.words()?, from.u64()?),
+        Type::List => Message::List {
+            first: usize::from(frame.count),
+            items: frame.payload,
         },
+        Type::ListEnd => Message::ListEnd,
+        Type::Drop => Message::Drop(frame.payload),
         Type::Synced => Message::Synced(from.u64()?),
         Type::Ahead => Message::Ahead(from.u64()?),
         Type::Fetch => Message::Fetch(frame.payload),
@@ -354,6 +380,17 @@ fn decode<'a>(frame: &Frame<'a>) -> Option<Message<'a>> {
             reason: std::str::from_utf8(from.0).ok()?,
         },
         Type::Clients => Message::Clients(std::str::from_utf8(frame.payload).ok()?),
+        // It is put together with what follows it.
+        Type::Fragment => return None,
+        Type::Nodes => {
+            let mut nodes = Box::new([0; NODES]);
+            for node in nodes.iter_mut() {
+                *node = from.bytes().map(u32::from_le_bytes)?;
+            }
+            Message::Nodes(nodes)
+        }
+        Type::LeavesRequest => Message::LeavesRequest(from.u64()?),
+        Type::Leaves => Message::Leaves(frame.payload),
     })
 }
 
@@ -370,15 +407,18 @@ pub fn write(out: &mut Vec<u8>, epoch: u64, partition: usize, message: &Message<
         Message::Nak { .. } => (Type::Nak, 0),
         Message::Heartbeat(_) => (Type::Heartbeat, 0),
         Message::Row { .. } => (Type::Row, 0),
-        Message::ListRequest(_) => (Type::ListRequest, 0),
-        Message::List(_) => (Type::List, 0),
+        Message::ListRequest(..) => (Type::ListRequest, 0),
+        Message::List { first, .. } => (Type::List, *first),
         Message::ListEnd => (Type::ListEnd, 0),
-        Message::Drop { last, .. } => (Type::Drop, usize::from(*last)),
+        Message::Drop(_) => (Type::Drop, 0),
         Message::Synced(_) => (Type::Synced, 0),
         Message::Ahead(_) => (Type::Ahead, 0),
         Message::Fetch(_) => (Type::Fetch, 0),
         Message::GoAway { .. } => (Type::GoAway, 0),
         Message::Clients(_) => (Type::Clients, 0),
+        Message::Nodes(_) => (Type::Nodes, 0),
+        Message::LeavesRequest(_) => (Type::LeavesRequest, 0),
+        Message::Leaves(_) => (Type::Leaves, 0),
     };
     frame::write(out, kind, epoch, partition, count, |out| {
         encode(out, message)
@@ -401,9 +441,18 @@ fn encode(out: &mut Vec<u8>, message: &Message<'_>) {
             mode.start.iter().for_each(|seq| put_u64(out, *seq));
             mode.history.encode(out);
         }
-        Message::Batch(bytes) | Message::Chunk(bytes) | Message::Fetch(bytes) => {
-            out.extend_from_slice(bytes);
+        Message::Batch(bytes)
+        | Message::Chunk(bytes)
+        | Message::Fetch(bytes)
+        | Message::List { items: bytes, .. }
+        | Message::Drop(bytes)
+        | Message::Leaves(bytes) => out.extend_from_slice(bytes),
+        Message::Nodes(nodes) => {
+            for node in nodes.iter() {
+                out.extend_from_slice(&node.to_le_bytes());
+            }
         }
+        Message::LeavesRequest(nodes) => put_u64(out, *nodes),
         Message::Ack { bytes, positions } => {
             put_u64(out, *bytes);
             for (partition, seq) in positions {
@@ -423,9 +472,9 @@ fn encode(out: &mut Vec<u8>, message: &Message<'_>) {
             lossy.iter().for_each(|word| put_u64(out, *word));
             row.iter().for_each(|leaf| put_u64(out, *leaf));
         }
-        Message::ListRequest(leaves) => leaves.iter().for_each(|word| put_u64(out, *word)),
-        Message::List(digests) | Message::Drop { digests, .. } => {
-            digests.iter().for_each(|digest| put_u64(out, *digest));
+        Message::ListRequest(leaves, salt) => {
+            leaves.iter().for_each(|word| put_u64(out, *word));
+            put_u64(out, *salt);
         }
         Message::ListEnd => {}
         Message::Clients(address) => out.extend_from_slice(address.as_bytes()),
@@ -445,7 +494,7 @@ mod tests {
     #[test]
     fn damaged_payloads_are_refused_and_never_panic() {
         // Every type with every length of noise: it is understood or refused.
-        for kind in 0..=20u8 {
+        for kind in 0..=24u8 {
             let Some(kind) = Type::from_byte(kind) else {
                 continue;
             };

@@ -10,9 +10,12 @@
 //! * [`group`] is what a leader knows of its copies together: who is in sync, who has what, which
 //!   prepared mutations may be committed.
 //! * [`history`] tells how far two logs are the same; [`frame`] and [`message`] are the wire.
-//! * [`data`] is what is asked of the items.
+//! * `compare` is how two copies find what differs; [`data`] is what is asked of the items.
 //!
 //! Positions, partitions and digests are the [journal](crate::store::journal)'s.
+
+// How two copies find what differs.
+mod compare;
 
 // What is asked of the items.
 pub mod data;
@@ -85,6 +88,9 @@ pub const WINDOW: u64 = 8 << 20;
 
 /// Bytes of prepared mutations that a copy keeps for one partition.
 pub const PREPARED_MAX: usize = 16 << 20;
+
+/// Clocks that are further apart, in milliseconds, are an alarm: expiry times follow the leader's then.
+pub const SKEW_ALARM: i64 = 1000;
 
 /// How fast values are compared.
 pub const SCRUB_BYTES_PER_SECOND: u64 = 50 << 20;

@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
-use super::data::{Data, Item, Long, Opened};
+use super::data::{Data, Extended, Item, Long, Opened};
 use crate::store::journal::{
     self, Change, INLINE_MAX, Journal, Kind, Record, item_digest, partition, place,
 };
@@ -114,6 +114,25 @@ impl Model {
         self.store(key, entry);
     }
 
+    /// Extends a long value; nothing if there is none.
+    pub fn extend_long(&self, key: &[u8], kind: Kind, bytes: &[u8]) -> Option<()> {
+        let entry = self.items.borrow().get(key).cloned();
+        let entry = entry.filter(|entry| entry.value.len() > INLINE_MAX && !entry.flushed)?;
+        let record = Record {
+            cas: self.take_cas(),
+            argument: entry.cas,
+            expires: entry.value.len() as u32,
+            value: bytes,
+            ..Record::new(kind, key)
+        };
+        let before = Model::digest(key, &entry);
+        let entry = extended(entry, &record);
+        let change = Change(before ^ Model::digest(key, &entry));
+        self.items.borrow_mut().insert(key.to_vec(), entry);
+        self.journal.append(place(key), &record, change);
+        Some(())
+    }
+
     pub fn living(&self) -> BTreeMap<Vec<u8>, Entry> {
         let items = self.items.borrow();
         let living = items.iter().filter(|(_, entry)| !entry.flushed);
@@ -138,6 +157,16 @@ impl Model {
             entry.flushed = true;
         }
     }
+}
+
+/// An item whose value goes on as a record says.
+fn extended(mut entry: Entry, record: &Record<'_>) -> Entry {
+    match record.kind {
+        Kind::Prepend => drop(entry.value.splice(..0, record.value.iter().copied())),
+        _ => entry.value.extend_from_slice(record.value),
+    }
+    entry.cas = record.cas;
+    entry
 }
 
 impl Data for Model {
@@ -216,14 +245,31 @@ impl Data for Model {
         self.remove(key);
     }
 
-    fn delete_exactly(&self, key: &[u8], digest: u64) {
-        let same = self
-            .items
-            .borrow()
-            .get(key)
-            .is_some_and(|entry| Model::digest(key, entry) == digest);
-        if same {
-            self.remove(key);
+    fn extend(&self, record: &Record<'_>) -> Extended {
+        let was = |entry: &Entry| (entry.cas, entry.value.len() as u64);
+        let same = (record.argument, u64::from(record.expires));
+        let entry = self.items.borrow().get(record.key).cloned();
+        match entry {
+            Some(entry) if was(&entry) == same => {
+                self.store(record.key, extended(entry, record));
+                Extended::Done
+            }
+            _ => Extended::Other,
+        }
+    }
+
+    fn spot(&self, key: &[u8]) -> u64 {
+        place(key) >> 60
+    }
+
+    fn delete_exactly(&self, spot: u64, digest: u64) {
+        let items = self.items.borrow();
+        let mut here = items.iter().filter(|(key, _)| self.spot(key) == spot);
+        let found = here.find(|(key, entry)| Model::digest(key, entry) == digest);
+        let found = found.map(|(key, _)| key.clone());
+        drop(items);
+        if let Some(key) = found {
+            self.remove(&key);
         }
     }
 
@@ -302,7 +348,7 @@ impl Data for Model {
                 },
                 place: at,
                 digest: Model::digest(key, entry),
-                value_digest: if values { place(&entry.value) } else { 0 },
+                value_digest: (if values { place(&entry.value) } else { 0 }, false),
             });
         }
         None
@@ -331,7 +377,7 @@ impl Data for Model {
         })
     }
 
-    fn digests(&self, key: &[u8]) -> Option<(u64, u64)> {
+    fn digests(&self, key: &[u8], _: bool) -> Option<(u64, u64)> {
         let items = self.items.borrow();
         let entry = items.get(key)?;
         Some((Model::digest(key, entry), place(&entry.value)))

@@ -768,6 +768,7 @@ impl Replicas {
                 line("diff_syncs", &u8::from(counts.diffs > 0));
                 line("digest_repairs", &counts.digest_repairs);
                 line("scrub_repairs", &counts.scrub_repairs);
+                line("clock_skew_ms", &counts.clock_skew);
             }
         }
     }

@@ -14,7 +14,7 @@
 //! MODE, and becomes a copy of the dialer until it is whole.
 
 use super::data::Data;
-use super::frame::{self, Broken};
+use super::frame::{self, Broken, Frame};
 use super::history::Epoch;
 use super::message::{self, Hello, Message, Mode, Tier, Type};
 use super::sink::{self, Copy, Sink};
@@ -160,6 +160,8 @@ pub struct Session<D: Data> {
     heard_at: u64,
     /// It brings an empty leader back.
     reverse: bool,
+    /// What fragments have brought of a payload, and how many bytes they have taken.
+    begun: (Vec<u8>, usize),
 }
 
 impl<D: Data> Session<D> {
@@ -190,6 +192,7 @@ impl<D: Data> Session<D> {
             theirs: Hello::default(),
             heard_at: now,
             reverse: false,
+            begun: (Vec::new(), 0),
         }
     }
 
@@ -233,6 +236,31 @@ impl<D: Data> Session<D> {
             };
             used += length;
             self.heard_at = now;
+            let (mut payload, mut before) = (Vec::new(), 0);
+            if frame.kind == Type::Fragment || !self.begun.0.is_empty() {
+                if !matches!(self.state, State::Source(_) | State::Sink(_)) {
+                    return Err(Broken::Unexpected(frame.kind).into());
+                }
+                if self.begun.0.len() + frame.payload.len() > frame::WHOLE_MAX {
+                    return Err(Broken::Malformed.into());
+                }
+                self.begun.0.extend_from_slice(frame.payload);
+                self.begun.1 += length;
+                if frame.kind == Type::Fragment {
+                    continue;
+                }
+                (payload, before) = std::mem::take(&mut self.begun);
+            }
+            let (frame, length) = match before {
+                0 => (frame, length),
+                whole => (
+                    Frame {
+                        payload: &payload,
+                        ..frame
+                    },
+                    whole,
+                ),
+            };
             let message = message::read(&frame)?;
             if let Message::GoAway { epoch, reason } = message {
                 // Only somebody who has been let in is believed.
@@ -269,7 +297,7 @@ impl<D: Data> Session<D> {
                     if !sink::is_for_sink(frame.kind)
                         || matches!(frame.kind, Type::Heartbeat | Type::ListEnd) =>
                 {
-                    source.receive(data, partition, message, now, out)?;
+                    source.receive(data, partition, message, now, unix_ms, out)?;
                 }
                 State::Sink(_) | State::Source(_) => {
                     return Err(Broken::Unexpected(frame.kind).into());
@@ -490,7 +518,7 @@ impl<D: Data> Session<D> {
                 .pump(data, now, unix_ms, room, out)
                 .map_err(|Lost| End::Behind),
             State::Sink(sink) => {
-                let more = sink.work(data, &mut node.copy, now, out);
+                let more = sink.work(data, now, out);
                 if !more || sink.heard_at() + HEARTBEAT < now {
                     sink.tell(data, now, unix_ms, out);
                 }

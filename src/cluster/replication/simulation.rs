@@ -491,7 +491,14 @@ impl World {
                 let fill = self.dice.roll(256) as u8;
                 data.write(key, vec![fill; length as usize]);
             }
-            12..16 => data.remove(key),
+            12..14 => data.remove(key),
+            14..16 => {
+                let kind = [Kind::Append, Kind::Prepend][self.dice.roll(2) as usize];
+                let bytes = vec![self.dice.roll(256) as u8; 1 + self.dice.roll(100) as usize];
+                if data.extend_long(key, kind, &bytes).is_none() {
+                    data.remove(key);
+                }
+            }
             16 if self.faults.flushes && self.dice.once_in(10) => data.flush_all(None),
             _ => {
                 let entry = data.items.borrow().get(key).cloned();

@@ -7,17 +7,16 @@ use std::slice;
 
 use arrayvec::ArrayVec;
 
-use super::data::Data;
+use super::compare::{Listing, each_leaf, tell_leaves};
+use super::data::{Data, Extended};
 use super::frame::Broken;
 use super::history::History;
-use super::message::{self, Heartbeat, LEAF_WORDS, Leaves, Message, Mode, Positions, Tier, Type};
-use super::{HEARTBEAT, PREPARED_MAX};
-use crate::store::journal::{self, Kind, LEAVES, PARTITIONS, Record};
+use super::message::{self, Heartbeat, Message, Mode, Positions, Tier, Type};
+use super::{HEARTBEAT, PREPARED_MAX, SKEW_ALARM};
+use crate::store::journal::{self, Kind, PARTITIONS, Record, Row};
 
 /// Items that one step of a walk looks at, about.
-const STEP: usize = 512;
-/// Marks this copy's own clock as wrong.
-const SKEW_ALARM_MS: i64 = 1000;
+const STEP: usize = 2048;
 
 /// Records that are applied together.
 type Run<'r> = ArrayVec<Record<'r>, 32>;
@@ -104,7 +103,7 @@ impl Copy {
     }
 
     fn skew(&self) -> i64 {
-        if self.skew_ms.abs() < SKEW_ALARM_MS {
+        if self.skew_ms.abs() < SKEW_ALARM {
             0
         } else {
             self.skew_ms.div_euclid(1000)
@@ -122,6 +121,8 @@ struct Flushes {
     forgotten: u64,
     /// How many each partition has come to.
     passed: PerPartition,
+    /// There may still be items that are hidden by one.
+    hide: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -162,6 +163,7 @@ impl Flushes {
                     self.forgotten += 1;
                 }
                 self.seen.push_back(flush);
+                self.hide = true;
                 self.count()
             }
         };
@@ -175,28 +177,35 @@ impl Flushes {
     }
 }
 
-/// A walk over one's own items.
+/// What it takes to say what is here.
 enum Walk {
-    /// Tells what is in these leaves.
-    List(Box<[Option<Leaves>; PARTITIONS]>),
-    /// Takes out what has these digests, then these partitions are whole.
-    Drop(std::collections::HashSet<u64>),
+    /// Items are looked for, from this place on.
+    Look(usize),
+    /// What was found is told, from this partition on.
+    Tell(usize),
+}
+
+/// A long value on its way in.
+struct Arriving<U> {
+    key: Vec<u8>,
+    /// Nothing: there is no room for it.
+    upload: Option<U>,
 }
 
 pub struct Sink<D: Data> {
     epoch: u64,
-    upload: Option<(Vec<u8>, D::Upload)>,
+    arriving: Option<Arriving<D::Upload>>,
     /// A long value that is being prepared: its sequence, and what has come of it.
     preparing: Option<(u64, Vec<u8>)>,
     taken: u64,
     told: u64,
     /// Partitions whose position has changed since the last acknowledgement.
     moved: u64,
-    wanted: Box<[Option<Leaves>; PARTITIONS]>,
-    strangers: std::collections::HashSet<u64>,
-    walk: Option<(Walk, usize)>,
-    /// What has come while a walk was going on, and has to wait for its end.
-    synced: Option<u64>,
+    /// The leaves of partitions that are compared, as they were when that began.
+    rows: Vec<Option<Box<Row>>>,
+    /// What the source has asked about.
+    listings: Vec<Option<Listing>>,
+    walk: Option<Walk>,
     heard_at: u64,
     sent_at: u64,
     source_sent_ms: u64,
@@ -209,11 +218,14 @@ impl<D: Data> Sink<D> {
         let epoch = mode.history.epoch().number;
         copy.history = mode.history.clone();
         copy.in_sync = false;
-        if !copy.flushes.are_complete() {
+        let compares = mode.tiers.contains(&Tier::Diff);
+        if !copy.flushes.are_complete() || compares && copy.flushes.hide {
             // The source may never have had that flush: what it has hidden goes, and comes again.
             data.purge();
+            copy.flushes.hide = false;
         }
-        for number in 0..PARTITIONS {
+        let mut rows: Vec<_> = (0..PARTITIONS).map(|_| None).collect();
+        for (number, row) in rows.iter_mut().enumerate() {
             match mode.tiers[number] {
                 Tier::Tail => copy.whole |= 1 << number,
                 Tier::Diff | Tier::Full => {
@@ -221,13 +233,10 @@ impl<D: Data> Sink<D> {
                     copy.flushes.skip(number);
                     copy.ahead[number] = 0;
                     if mode.tiers[number] == Tier::Diff {
-                        let frozen = data.journal().row(number);
-                        let row = Message::Row {
-                            seq: frozen.seq,
-                            lossy: [0; LEAF_WORDS],
-                            row: frozen.row,
-                        };
-                        message::write(out, epoch, number, &row);
+                        let frozen = data.journal().row(number).row;
+                        let nodes = Message::Nodes(Box::new(journal::nodes(&frozen)));
+                        message::write(out, epoch, number, &nodes);
+                        *row = Some(frozen);
                     }
                     data.journal().jump(number, mode.start[number]);
                 }
@@ -235,15 +244,14 @@ impl<D: Data> Sink<D> {
         }
         Sink {
             epoch,
-            upload: None,
+            arriving: None,
             preparing: None,
             taken: 0,
             told: 0,
             moved: u64::MAX,
-            wanted: Box::new([None; PARTITIONS]),
-            strangers: std::collections::HashSet::new(),
+            rows,
+            listings: (0..PARTITIONS).map(|_| None).collect(),
             walk: None,
-            synced: None,
             heard_at: now,
             sent_at: now,
             source_sent_ms: 0,
@@ -283,7 +291,7 @@ impl<D: Data> Sink<D> {
                 copy.in_sync = beat.in_sync;
                 copy.source_records = beat.records;
                 copy.skew_ms = beat.unix_ms as i64 - unix_ms as i64;
-                if copy.skew_ms.abs() >= SKEW_ALARM_MS {
+                if copy.skew_ms.abs() >= SKEW_ALARM {
                     copy.counts.clock_alarms += 1;
                 }
                 if !copy.abstains {
@@ -293,35 +301,38 @@ impl<D: Data> Sink<D> {
                 }
                 self.beat(data, now, unix_ms, out);
             }
-            Message::ListRequest(leaves) => self.wanted[number] = Some(leaves),
-            Message::ListEnd => {
-                let wanted = std::mem::replace(&mut self.wanted, Box::new([None; PARTITIONS]));
-                for (number, leaves) in wanted.iter().enumerate() {
-                    let Some(leaves) = leaves else { continue };
+            Message::LeavesRequest(nodes) => {
+                let Some(row) = self.rows[number].take() else {
+                    return Err(Broken::Unexpected(Type::LeavesRequest));
+                };
+                let told = tell_leaves(&row, nodes);
+                message::write(out, self.epoch, number, &Message::Leaves(&told));
+            }
+            Message::ListRequest(leaves, salt) => {
+                for leaf in each_leaf(&leaves) {
                     // What was given up here will be made good.
-                    for leaf in (0..LEAVES).filter(|leaf| leaves[leaf / 64] & 1 << (leaf % 64) != 0)
-                    {
-                        data.journal().found_again(number, leaf);
+                    data.journal().found_again(number, leaf);
+                }
+                self.listings[number] = Some(Listing::new(leaves, salt));
+            }
+            Message::ListEnd => self.walk = Some(Walk::Look(0)),
+            Message::Drop(strangers) => {
+                if let Some(listing) = self.listings[number].take() {
+                    for (digest, spot) in listing.named(strangers) {
+                        data.delete_exactly(spot, digest);
                     }
                 }
-                self.walk = Some((Walk::List(wanted), 0));
             }
-            Message::Drop { digests, last } => {
-                self.strangers.extend(digests);
-                if last && !self.strangers.is_empty() {
-                    let strangers = std::mem::take(&mut self.strangers);
-                    self.walk = Some((Walk::Drop(strangers), 0));
+            Message::Synced(partitions) => {
+                copy.whole |= partitions;
+                for number in (0..PARTITIONS).filter(|number| partitions & 1 << number != 0) {
+                    self.listings[number] = None;
+                    self.rows[number] = None;
                 }
             }
-            Message::Synced(partitions) => self.synced = Some(partitions),
             Message::Clients(address) => copy.source_clients = address.to_owned(),
             Message::Ahead(until) => copy.ahead[number] = copy.ahead[number].max(until),
             _ => return Err(Broken::Malformed),
-        }
-        if self.walk.is_none()
-            && let Some(partitions) = self.synced.take()
-        {
-            copy.whole |= partitions;
         }
         Ok(())
     }
@@ -416,9 +427,34 @@ impl<D: Data> Sink<D> {
         let log = data.journal();
         let skew = copy.skew();
         let dead = copy.flushes.are_ahead_of(number);
-        let mut whole = true;
+        // What is kept of the record in the log; nothing of a value that is not whole yet.
+        let mut kept = Some(*record);
+        let key;
         match record.kind {
-            Kind::Part => whole = self.part(data, copy, record, skew, dead)?,
+            Kind::Part => match self.part(data, copy, record, skew, dead)? {
+                Some(arrived) => {
+                    key = arrived;
+                    kept = Some(Record {
+                        kind: Kind::PutLater,
+                        argument: record.argument >> 32,
+                        key: &key,
+                        value: &[],
+                        ..*record
+                    });
+                }
+                None => kept = None,
+            },
+            Kind::Append | Kind::Prepend => match data.extend(record) {
+                Extended::Done => {}
+                Extended::NoRoom => copy.counts.no_room += 1,
+                // Where newer things may have come before this, or all of it is still to come, the
+                // item is what it should be or will be.
+                Extended::Other
+                    if copy.whole & 1 << number == 0 || record.seq <= copy.ahead[number] => {}
+                Extended::Other => {
+                    message::write(out, self.epoch, number, &Message::Fetch(record.key));
+                }
+            },
             Kind::Flush if record.expires != 0 => copy.flush_due = Some(record.expires),
             Kind::Flush => {
                 if copy.flushes.come_to(number, record.cas) {
@@ -435,7 +471,13 @@ impl<D: Data> Sink<D> {
             }
             Kind::Prepare | Kind::PrepareDelete => self.prepare(data, copy, number, record, out),
             Kind::PreparePart => {
-                whole = self.prepare_part(data, copy, number, record, out)?;
+                let arrived = self.prepare_part(data, copy, number, record, out)?;
+                kept = arrived.then_some(Record {
+                    kind: Kind::PrepareLater,
+                    argument: record.argument >> 32,
+                    value: &[],
+                    ..*record
+                });
             }
             Kind::Commit => match log.take_prepared(number, record.argument) {
                 Some(bytes) => commit(data, &bytes, skew, dead),
@@ -457,19 +499,8 @@ impl<D: Data> Sink<D> {
             }
         }
         copy.counts.items += u64::from(!logged);
-        if logged && whole {
+        if logged && let Some(kept) = kept {
             copy.counts.records += 1;
-            let later = |kind| Record {
-                kind,
-                argument: record.argument >> 32,
-                value: &[],
-                ..*record
-            };
-            let kept = match record.kind {
-                Kind::Part => later(Kind::PutLater),
-                Kind::PreparePart => later(Kind::PrepareLater),
-                _ => *record,
-            };
             log.replay(number, slice::from_ref(&kept));
             self.moved |= 1 << number;
         }
@@ -528,7 +559,7 @@ impl<D: Data> Sink<D> {
         Ok(true)
     }
 
-    /// A stretch of a long value. True if it was the last one.
+    /// A stretch of a long value. Returns its key if it was the last one.
     fn part(
         &mut self,
         data: &D,
@@ -536,39 +567,44 @@ impl<D: Data> Sink<D> {
         record: &Record<'_>,
         skew: i64,
         dead: bool,
-    ) -> Result<bool, Broken> {
+    ) -> Result<Option<Vec<u8>>, Broken> {
         let total = (record.argument >> 32) as usize;
         let offset = record.argument as u32 as usize;
         let last = offset + record.value.len() >= total;
         if offset == 0 {
-            self.upload = data
-                .begin(record, skew, total)
-                .map(|upload| (record.key.to_vec(), upload));
-            if self.upload.is_none() {
+            let arriving = Arriving {
+                key: record.key.to_vec(),
+                upload: data.begin(record, skew, total),
+            };
+            if arriving.upload.is_none() {
                 copy.counts.no_room += 1;
                 data.lose(record.key);
             }
+            self.arriving = Some(arriving);
         }
-        let Some((key, mut upload)) = self.upload.take() else {
-            // There was no room for its beginning.
-            return Ok(last);
-        };
-        if key != record.key {
-            return Err(Broken::Malformed);
-        }
-        if !data.fill(&mut upload, record.value) {
+        // Only the first stretch has the key.
+        let mut arriving = self.arriving.take().ok_or(Broken::Malformed)?;
+        if let Some(upload) = &mut arriving.upload
+            && !data.fill(upload, record.value)
+        {
             copy.counts.no_room += 1;
-            data.lose(record.key);
-            return Ok(last);
+            data.lose(&arriving.key);
+            arriving.upload = None;
         }
-        if last {
-            if !data.finish(record, skew, dead, upload) {
+        if !last {
+            self.arriving = Some(arriving);
+            return Ok(None);
+        }
+        if let Some(upload) = arriving.upload {
+            let record = Record {
+                key: &arriving.key,
+                ..*record
+            };
+            if !data.finish(&record, skew, dead, upload) {
                 copy.counts.no_room += 1;
             }
-        } else {
-            self.upload = Some((key, upload));
         }
-        Ok(last)
+        Ok(Some(arriving.key))
     }
 
     fn digest(
@@ -610,7 +646,8 @@ impl<D: Data> Sink<D> {
         record: &Record<'_>,
         out: &mut Vec<u8>,
     ) {
-        let Some((digest, value)) = data.digests(record.key) else {
+        let rooted = record.client_flags == 1;
+        let Some((digest, value)) = data.digests(record.key, rooted) else {
             return;
         };
         if record.value == digest.to_le_bytes() && value != record.argument {
@@ -620,43 +657,35 @@ impl<D: Data> Sink<D> {
     }
 
     /// One step of what takes longer. True: there is more.
-    pub fn work(&mut self, data: &D, copy: &mut Copy, now: u64, out: &mut Vec<u8>) -> bool {
-        let Some((walk, from)) = self.walk.take() else {
-            return false;
-        };
-        let mut digests = Vec::new();
-        let mut strange = Vec::new();
-        let next = data.walk(from, STEP, false, &mut |item| match &walk {
-            Walk::List(wanted) => {
-                let leaf = journal::leaf(item.place);
-                if let Some(leaves) = &wanted[journal::partition(item.place)]
-                    && leaves[leaf / 64] & 1 << (leaf % 64) != 0
-                {
-                    digests.push(item.digest);
-                }
+    pub fn work(&mut self, data: &D, now: u64, out: &mut Vec<u8>) -> bool {
+        match self.walk.take() {
+            None => return false,
+            Some(Walk::Look(from)) => {
+                let listings = &mut self.listings;
+                let next = data.walk(from, STEP, false, &mut |item| {
+                    if let Some(listing) = &mut listings[journal::partition(item.place)]
+                        && listing.wants(item.place)
+                    {
+                        let spot = data.spot(item.record.key);
+                        listing.push(item.place, item.digest, spot);
+                    }
+                });
+                self.walk = Some(next.map_or(Walk::Tell(0), Walk::Look));
             }
-            Walk::Drop(strangers) => {
-                if strangers.contains(&item.digest) {
-                    strange.push((item.record.key.to_vec(), item.digest));
+            Some(Walk::Tell(from)) => {
+                let epoch = self.epoch;
+                let mut rest = self.listings.iter_mut().enumerate().skip(from);
+                let next = rest.find_map(|(number, listing)| Some((number, listing.as_mut()?)));
+                match next {
+                    Some((number, listing)) => {
+                        listing.tell(|first, items| {
+                            message::write(out, epoch, number, &Message::List { first, items });
+                        });
+                        self.walk = Some(Walk::Tell(number + 1));
+                    }
+                    None => message::write(out, epoch, 0, &Message::ListEnd),
                 }
-            }
-        });
-        for (key, digest) in strange {
-            data.delete_exactly(&key, digest);
-        }
-        for digests in digests.chunks(8192) {
-            message::write(out, self.epoch, 0, &Message::List(digests.to_vec()));
-            self.sent_at = now;
-        }
-        match next {
-            Some(next) => self.walk = Some((walk, next)),
-            None => {
-                if matches!(walk, Walk::List(_)) {
-                    message::write(out, self.epoch, 0, &Message::ListEnd);
-                }
-                if let Some(partitions) = self.synced.take() {
-                    copy.whole |= partitions;
-                }
+                self.sent_at = now;
             }
         }
         true
@@ -717,6 +746,7 @@ pub fn is_for_sink(kind: Type) -> bool {
         Type::Batch
             | Type::Chunk
             | Type::Heartbeat
+            | Type::LeavesRequest
             | Type::ListRequest
             | Type::ListEnd
             | Type::Drop

@@ -5,9 +5,10 @@
 //! its partition's log up to some sequence; the log is sent up to exactly there, then the item, then
 //! the rest: nothing older can overtake anything newer.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::compare::{Theirs, differing_leaves, differing_nodes, each_leaf};
 use super::data::{Data, Long, Opened};
 use super::frame::{self, Broken};
 use super::message::{self, Heartbeat, LEAF_WORDS, Leaves, Message, Mode, Positions, Tier, Type};
@@ -22,30 +23,34 @@ const BATCH: usize = 64 << 10;
 const PIECE: usize = 64 << 10;
 /// Items that one step of a walk looks at, about.
 const STEP: usize = 256;
-/// Digests that are held for one wave of a repair, about.
-const WAVE: u64 = 4 << 20;
-/// Partitions whose every leaf is listed in one request.
-const DIGESTS_PER_FRAME: usize = 8192;
+/// Items that are looked at before what was found is sent: more of a partition in one frame, and the
+/// log does not wait for long.
+const LOOK: u64 = 32 << 10;
+/// Items that are listed in one wave of a repair, about.
+const WAVE: u64 = 2 << 20;
 
 /// How far a partition is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
     /// The log is enough.
     Tail,
-    /// The copy's leaves are awaited.
-    WantsRow,
-    /// These leaves differ; its turn will come. `whole`: the copy counts as whole meanwhile.
+    /// The copy's nodes are awaited.
+    WantsNodes,
+    /// Its leaves under these nodes are.
+    WantsLeaves(u64),
+    /// These leaves differ; its turn will come.
     Differs(Box<Leaves>),
     /// Being walked, in the present wave.
-    Walked(Box<Leaves>),
+    Walked,
 }
 
-/// What the copy has, in the leaves of the present wave, that has not been found here.
+/// What the copy has in the leaves of the present wave.
 #[derive(Default)]
 struct Wave {
-    /// A bit for each partition.
-    partitions: u64,
-    theirs: HashSet<u64>,
+    /// Of each of its partitions.
+    theirs: Vec<Option<Theirs>>,
+    /// The copy has nothing at all.
+    empty: bool,
     /// The copy has said everything.
     listed: bool,
     /// Where the walk goes on.
@@ -101,6 +106,8 @@ pub struct SourceCounts {
     pub digest_repairs: u64,
     /// Values that the copy had differently under the same CAS.
     pub scrub_repairs: u64,
+    /// By how much the copy's clock is ahead, milliseconds.
+    pub clock_skew: i64,
 }
 
 pub struct Source<D: Data> {
@@ -130,9 +137,11 @@ pub struct Source<D: Data> {
     pub in_sync: bool,
     /// When the copy sent what it has answered last, on this clock.
     pub vouched_at: Option<u64>,
-    /// By how much the copy's clock is ahead, milliseconds.
-    pub clock_skew: i64,
     turn: usize,
+    /// The copy has been told what time it is here.
+    greeted: bool,
+    /// Of the next wave's digests.
+    salt: u64,
 }
 
 /// A walk that compares values, slowly.
@@ -152,13 +161,24 @@ impl<D: Data> Source<D> {
         let mut tiers = [Tier::Tail; PARTITIONS];
         let mut start = positions.seq;
         let mut counts = SourceCounts::default();
-        for number in 0..PARTITIONS {
+        let is_tail = |number: usize| {
             let seq = positions.seq[number];
             let known = positions.whole & 1 << number != 0
                 && history.contains(positions.epoch, number, seq)
                 && seq <= log.seq(number);
             let untouched = seq == 0 && log.seq(number) == 0;
-            if untouched || known && log.holds(number, seq + 1) {
+            untouched || known && log.holds(number, seq + 1)
+        };
+        let mut tails: Vec<bool> = (0..PARTITIONS).map(is_tail).collect();
+        if tails.contains(&false) {
+            // A flush hides the items of all partitions once the first one comes to it. None may come to
+            // one that others have behind them.
+            for (number, tail) in tails.iter_mut().enumerate() {
+                *tail &= log.flushed(number) <= positions.seq[number];
+            }
+        }
+        for number in 0..PARTITIONS {
+            if tails[number] {
                 states.push(State::Tail);
                 continue;
             }
@@ -170,7 +190,7 @@ impl<D: Data> Source<D> {
             } else {
                 tiers[number] = Tier::Diff;
                 counts.diffs += 1;
-                states.push(State::WantsRow);
+                states.push(State::WantsNodes);
             }
         }
         let mode = Mode {
@@ -203,8 +223,9 @@ impl<D: Data> Source<D> {
             counts,
             in_sync: false,
             vouched_at: None,
-            clock_skew: 0,
             turn: 0,
+            greeted: false,
+            salt: 1,
         };
         (source, mode)
     }
@@ -260,6 +281,7 @@ impl<D: Data> Source<D> {
         frame_partition: usize,
         message: Message<'_>,
         now: u64,
+        unix_ms: u64,
         out: &mut Vec<u8>,
     ) -> Result<(), Broken> {
         self.heard_at = now;
@@ -281,20 +303,47 @@ impl<D: Data> Source<D> {
                 if beat.sent_ms > 0 && beat.sent_ms <= now {
                     self.vouched_at = Some(self.vouched_at.unwrap_or(0).max(beat.sent_ms));
                 }
-                self.clock_skew = 0;
+                self.counts.clock_skew = beat.unix_ms as i64 - unix_ms as i64;
                 if self.taken == self.sent {
                     self.progress_at = now;
                 }
             }
             Message::Row { seq, lossy, row } => {
-                self.compare(data, frame_partition, seq, &lossy, &row, now, out);
+                self.compare(data, frame_partition, seq, &lossy, &row);
             }
-            Message::List(digests) => {
-                let Some(wave) = &mut self.wave else {
+            Message::Nodes(nodes) => {
+                if self.states[frame_partition] != State::WantsNodes {
+                    return Err(Broken::Unexpected(Type::Nodes));
+                }
+                let differ = differing_nodes(&data.journal().row(frame_partition).row, &nodes);
+                if differ == 0 {
+                    self.is_equal(data, frame_partition, now, out);
+                } else {
+                    self.states[frame_partition] = State::WantsLeaves(differ);
+                    let request = Message::LeavesRequest(differ);
+                    self.say(now, frame_partition, &request, out);
+                }
+            }
+            Message::Leaves(told) => {
+                let State::WantsLeaves(nodes) = self.states[frame_partition] else {
+                    return Err(Broken::Unexpected(Type::Leaves));
+                };
+                let row = data.journal().row(frame_partition).row;
+                let differ = differing_leaves(&row, nodes, told).ok_or(Broken::Malformed)?;
+                if differ.iter().all(|word| *word == 0) {
+                    self.is_equal(data, frame_partition, now, out);
+                } else {
+                    self.states[frame_partition] = State::Differs(differ);
+                }
+            }
+            Message::List { first, items } => {
+                let wave = self.wave.as_mut().filter(|wave| !wave.listed);
+                let theirs = wave.and_then(|wave| wave.theirs[frame_partition].as_mut());
+                let Some(theirs) = theirs else {
                     return Err(Broken::Unexpected(Type::List));
                 };
-                wave.theirs.extend(digests);
-                if wave.theirs.len() as u64 > 16 * WAVE {
+                theirs.take(first, items).ok_or(Broken::Malformed)?;
+                if theirs.len() as u64 > 16 * WAVE {
                     return Err(Broken::Malformed);
                 }
             }
@@ -311,49 +360,36 @@ impl<D: Data> Source<D> {
         Ok(())
     }
 
-    /// The copy's leaves have come, for a partition that is to be compared or whose digest differed.
-    #[allow(clippy::too_many_arguments)]
-    fn compare(
-        &mut self,
-        data: &D,
-        number: usize,
-        seq: u64,
-        lossy: &Leaves,
-        theirs: &Row,
-        now: u64,
-        out: &mut Vec<u8>,
-    ) {
-        let log = data.journal();
-        let mut differing = Box::new([0u64; LEAF_WORDS]);
-        let at_once = self.states[number] == State::WantsRow;
-        let ours = if at_once {
-            log.row(number)
-        } else {
-            match log.frozen(number).filter(|frozen| frozen.seq == seq) {
-                Some(frozen) if self.states[number] == State::Tail => frozen,
-                // A later digest will tell.
-                _ => return,
-            }
+    /// The copy's leaves have come, where a digest in the log differed.
+    fn compare(&mut self, data: &D, number: usize, seq: u64, lossy: &Leaves, theirs: &Row) {
+        let frozen = data.journal().frozen(number);
+        let Some(ours) = frozen.filter(|frozen| frozen.seq == seq) else {
+            // A later digest will tell.
+            return;
         };
+        if self.states[number] != State::Tail {
+            return;
+        }
+        let mut differing = Box::new([0u64; LEAF_WORDS]);
         for leaf in 0..LEAVES {
-            let known = !at_once && lossy[leaf / 64] & 1 << (leaf % 64) != 0;
+            let known = lossy[leaf / 64] & 1 << (leaf % 64) != 0;
             if ours.row[leaf] != theirs[leaf] && !known {
                 differing[leaf / 64] |= 1 << (leaf % 64);
             }
         }
-        if differing.iter().all(|word| *word == 0) {
-            if at_once {
-                self.states[number] = State::Tail;
-                self.send_prepared_of(data, number, now, out);
-                self.say(now, number, &Message::Synced(1 << number), out);
-                self.whole_from[number] = self.sent;
-            }
-            return;
-        }
-        if !at_once {
+        if differing.iter().any(|word| *word != 0) {
             self.counts.digest_repairs += 1;
+            self.states[number] = State::Differs(differing);
         }
-        self.states[number] = State::Differs(differing);
+    }
+
+    /// A partition of the copy has the same items, as far as short digests tell.
+    fn is_equal(&mut self, data: &D, number: usize, now: u64, out: &mut Vec<u8>) {
+        self.states[number] = State::Tail;
+        self.send_prepared_of(data, number, now, out);
+        self.say(now, number, &Message::Synced(1 << number), out);
+        self.whole_from[number] = self.sent;
+        self.prove(data, number);
     }
 
     fn say(&mut self, now: u64, number: usize, message: &Message<'_>, out: &mut Vec<u8>) {
@@ -380,8 +416,10 @@ impl<D: Data> Source<D> {
         room: usize,
         out: &mut Vec<u8>,
     ) -> Result<bool, Lost> {
-        if self.sent_at > self.beat_at && now >= self.beat_at + HEARTBEAT {
-            // The copy vouches in answer to heartbeats, however much else is said.
+        if !self.greeted || self.sent_at > self.beat_at && now >= self.beat_at + HEARTBEAT {
+            // The copy vouches in answer to heartbeats, however much else is said; and it has to know
+            // the time before the first expiry comes.
+            self.greeted = true;
             self.beat(data, now, unix_ms, out);
         }
         let limit = out.len() + room;
@@ -615,6 +653,10 @@ impl<D: Data> Source<D> {
                 Value::Prepared(..) => Kind::PreparePart,
             },
             argument: (total as u64) << 32 | sending.offset as u64,
+            key: match (&sending.value, sending.offset) {
+                (Value::Held(_), 1..) => &[],
+                _ => record.key,
+            },
             value: &piece,
             ..record
         };
@@ -643,80 +685,88 @@ impl<D: Data> Source<D> {
             self.send_prepared(data, now, out);
             return Ok(true);
         }
-        match wave.next {
-            Some(from) => {
-                let mut found: Vec<(usize, u64, Vec<u8>)> = Vec::new();
-                let states = &self.states;
-                let mut seen = 0;
-                let (partitions, theirs) = (wave.partitions, &mut wave.theirs);
-                wave.next = data.walk(from, STEP, false, &mut |item| {
-                    seen += 1;
-                    let number = partition(item.place);
-                    if partitions & 1 << number == 0 {
-                        return;
-                    }
-                    let State::Walked(leaves) = &states[number] else {
-                        return;
-                    };
-                    let leaf = journal::leaf(item.place);
-                    if leaves[leaf / 64] & 1 << (leaf % 64) == 0 || theirs.remove(&item.digest) {
-                        return;
-                    }
-                    let mut bytes = Vec::new();
-                    item.record.encode(&mut bytes);
-                    found.push((number, item.record.seq, bytes));
-                });
-                self.counts.items_walked += seen;
-                self.counts.items_repaired += found.len() as u64;
-                self.queue(found);
+        let Some(mut from) = wave.next else {
+            self.end_wave(data, now, out);
+            return Ok(true);
+        };
+        let mut found: Vec<(usize, u64, Vec<u8>)> = Vec::new();
+        let (mut seen, mut bytes) = (0, 0);
+        while seen < LOOK && bytes < BATCH {
+            let next = data.walk(from, STEP, false, &mut |item| {
+                seen += 1;
+                let number = partition(item.place);
+                let Some(theirs) = wave.theirs[number].as_mut() else {
+                    return;
+                };
+                if !wave.empty && !theirs.lacks(item.place, item.digest) {
+                    return;
+                }
+                let mut record = Vec::new();
+                item.record.encode(&mut record);
+                bytes += record.len();
+                found.push((number, item.record.seq, record));
+            });
+            wave.next = next;
+            match next {
+                Some(next) => from = next,
+                None => break,
             }
-            None => self.end_wave(now, out),
         }
+        self.counts.items_walked += seen;
+        self.counts.items_repaired += found.len() as u64;
+        self.queue(found);
         Ok(true)
     }
 
     /// Chooses the partitions of the next wave, and asks what the copy has in them.
     fn begin_wave(&mut self, data: &D, now: u64, out: &mut Vec<u8>) -> bool {
         // Those that still have to tell what they have join the others.
-        if self.states.contains(&State::WantsRow) {
+        let telling = |state: &State| matches!(state, State::WantsNodes | State::WantsLeaves(_));
+        if self.states.iter().any(telling) {
             return false;
         }
-        let waiting: Vec<usize> = (0..PARTITIONS)
-            .filter(|&number| matches!(self.states[number], State::Differs(_)))
-            .collect();
-        if waiting.is_empty() {
-            return false;
-        }
-        let each = self.copy_items.max(data.items()) / PARTITIONS as u64 + 1;
-        let most = (WAVE / each).clamp(1, PARTITIONS as u64) as usize;
-        let mut wave = Wave::default();
-        let empty = self.copy_items == 0;
-        for number in waiting
-            .into_iter()
-            .take(if empty { PARTITIONS } else { most })
-        {
-            wave.partitions |= 1 << number;
-            let state = std::mem::replace(&mut self.states[number], State::Tail);
+        let each = self.copy_items.max(data.items()) / (PARTITIONS * LEAVES) as u64 + 1;
+        let mut wave = Wave {
+            theirs: (0..PARTITIONS).map(|_| None).collect(),
+            empty: self.copy_items == 0,
+            ..Wave::default()
+        };
+        wave.listed = wave.empty;
+        self.salt = self.salt.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut expected = 0;
+        let mut some = false;
+        for number in 0..PARTITIONS {
+            let State::Differs(leaves) = &self.states[number] else {
+                continue;
+            };
+            let items = each_leaf(leaves).count() as u64 * each;
+            if some && expected + items > WAVE && !wave.empty {
+                continue;
+            }
+            expected += items;
+            some = true;
+            let state = std::mem::replace(&mut self.states[number], State::Walked);
             if let State::Differs(leaves) = state {
-                if !empty {
-                    self.say(now, number, &Message::ListRequest(*leaves), out);
+                if !wave.empty {
+                    let request = Message::ListRequest(*leaves, self.salt);
+                    self.say(now, number, &request, out);
                 }
-                self.states[number] = State::Walked(leaves);
+                wave.theirs[number] = Some(Theirs::new(leaves, self.salt));
             }
         }
-        if empty {
-            wave.listed = true;
-        } else {
+        if some && !wave.empty {
             self.say(now, 0, &Message::ListEnd, out);
         }
-        self.wave = Some(wave);
-        true
+        if some {
+            self.wave = Some(wave);
+        }
+        some
     }
 
     /// What has been prepared and not decided belongs to what a copy must have.
     fn send_prepared(&mut self, data: &D, now: u64, out: &mut Vec<u8>) {
         for number in 0..PARTITIONS {
-            if matches!(self.states[number], State::Walked(_)) {
+            if self.states[number] == State::Walked {
                 self.send_prepared_of(data, number, now, out);
             }
         }
@@ -752,7 +802,7 @@ impl<D: Data> Source<D> {
         let mut count = 0;
         while let Some((other, seq, bytes)) = self.found.front() {
             let next = self.cursors[number].seq;
-            let long = bytes.get(4) == Some(&(Kind::PutLater as u8));
+            let long = Record::kind_of(bytes) == Some(Kind::PutLater);
             if *other != number || next <= *seq || next > seq + 1 || long {
                 break;
             }
@@ -764,14 +814,7 @@ impl<D: Data> Source<D> {
             self.found.pop_front();
         }
         if count > 0 {
-            frame::end(
-                &mut out[..],
-                start,
-                Type::Chunk,
-                self.epoch.number,
-                number,
-                count,
-            );
+            frame::end(out, start, Type::Chunk, self.epoch.number, number, count);
             self.said(now, out.len() - start);
             return Ok(());
         }
@@ -809,34 +852,35 @@ impl<D: Data> Source<D> {
         Ok(())
     }
 
-    fn end_wave(&mut self, now: u64, out: &mut Vec<u8>) {
+    fn end_wave(&mut self, data: &D, now: u64, out: &mut Vec<u8>) {
         let Some(wave) = self.wave.take() else {
             return;
         };
         // It is empty no longer.
         self.copy_items = self.copy_items.max(1);
-        let mut theirs: Vec<u64> = wave.theirs.into_iter().collect();
-        theirs.sort_unstable();
-        for digests in theirs.chunks(DIGESTS_PER_FRAME) {
-            let message = Message::Drop {
-                digests: digests.to_vec(),
-                last: false,
-            };
-            self.say(now, 0, &message, out);
+        let mut partitions = 0;
+        for (number, theirs) in wave.theirs.iter().enumerate() {
+            let Some(theirs) = theirs else { continue };
+            if let Some(strangers) = theirs.strangers() {
+                self.say(now, number, &Message::Drop(&strangers), out);
+            }
+            partitions |= 1 << number;
+            self.states[number] = State::Tail;
         }
-        let message = Message::Drop {
-            digests: Vec::new(),
-            last: true,
-        };
-        self.say(now, 0, &message, out);
-        for number in 0..PARTITIONS {
-            if wave.partitions & 1 << number != 0 {
-                self.states[number] = State::Tail;
+        self.say(now, 0, &Message::Synced(partitions), out);
+        for number in (0..PARTITIONS).filter(|number| partitions & 1 << number != 0) {
+            self.whole_from[number] = self.whole_from[number].min(self.sent);
+            if !wave.empty {
+                self.prove(data, number);
             }
         }
-        self.say(now, 0, &Message::Synced(wave.partitions), out);
-        for number in (0..PARTITIONS).filter(|number| wave.partitions & 1 << number != 0) {
-            self.whole_from[number] = self.whole_from[number].min(self.sent);
+    }
+
+    /// Short digests have been compared: a whole one in the log tells whether that was enough. Who only
+    /// gives its items back to an empty leader has no log of its own.
+    fn prove(&self, data: &D, number: usize) {
+        if !data.journal().is_follower() {
+            data.journal().mark(number);
         }
     }
 
@@ -857,7 +901,8 @@ impl<D: Data> Source<D> {
             looked += item.record.argument + 64;
             let record = Record {
                 kind: Kind::Check,
-                argument: item.value_digest,
+                client_flags: u32::from(item.value_digest.1),
+                argument: item.value_digest.0,
                 value: &item.digest.to_le_bytes(),
                 ..item.record
             };

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use arrayvec::ArrayVec;
 
 use super::digest;
-use crate::store::journal::{self, Change, Record};
+use crate::store::journal::{self, Change, Kind, Record};
 use crate::store::raw::flag;
 use crate::store::{Cx, Mode, Put, Refused, Store, Stored, Upload};
 
@@ -23,6 +23,16 @@ fn lease_flags(marks: u8) -> u8 {
         0
     };
     stale | sent
+}
+
+/// What has become of a value that was to go on with some bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extended {
+    Done,
+    /// The item is not what the record says that it was.
+    Other,
+    /// There is no room for all of it: it has gone, and is known to be missing.
+    NoRoom,
 }
 
 fn record_put<'r>(record: &Record<'r>, hash: u64, expires: u32) -> Put<'r> {
@@ -163,16 +173,66 @@ impl Store {
         }
     }
 
-    /// A follower's: takes an item out if it is still the one with this digest.
-    pub fn apply_delete_exactly(&self, cx: Cx<'_>, key: &[u8], exactly: u64) {
+    /// A follower's: takes out the item with this digest, of those whose keys have this hash.
+    pub fn apply_delete_exactly(&self, cx: Cx<'_>, hash: u64, exactly: u64) {
         let inner = &self.inner;
-        let hash = self.hash(key);
         let guard = inner.table.lock(&inner.arena, hash);
-        if let Some(place) = guard.find(hash, key)
-            && digest(&guard.item(&place), journal::place(key)) == exactly
-        {
+        let mut found = None;
+        guard.each(|item| {
+            if digest(&item, journal::place(&item.key())) == exactly {
+                found = Some(item.handle());
+            }
+        });
+        if let Some(place) = found.and_then(|handle| guard.find_handle(hash, handle)) {
             inner.unlink(cx, guard, place, hash);
         }
+    }
+
+    /// A follower's: adds bytes to a value, if the item is the one that the leader added them to.
+    pub fn apply_extend(&self, cx: Cx<'_>, record: &Record<'_>) -> Extended {
+        let inner = &self.inner;
+        let hash = self.hash(record.key);
+        let flushed = {
+            let guard = inner.table.lock(&inner.arena, hash);
+            let Some(place) = guard.find(hash, record.key) else {
+                return Extended::Other;
+            };
+            let item = guard.item(&place);
+            let was = (item.cas(), item.length() as u64);
+            if was != (record.argument, u64::from(record.expires)) {
+                return Extended::Other;
+            }
+            // The leader has found it alive. Whether it has been flushed or has expired here meanwhile
+            // is not asked.
+            let accessed = &item.head().accessed;
+            let flushed = inner.flush.moment(cx.now).kills(0, accessed.load(Relaxed));
+            accessed.store(inner.stamp(cx.now), Relaxed);
+            flushed
+        };
+        let put = Put {
+            mode: match record.kind {
+                Kind::Prepend => Mode::Prepend,
+                _ => Mode::Append,
+            },
+            cas: Some(record.argument),
+            ..record_put(record, hash, 0)
+        };
+        let timeless = Cx { now: 0, ..cx };
+        let stored = self.put(timeless, &put, record.value);
+        if !matches!(stored, Stored::Stored { .. }) {
+            self.apply_lose(cx, record.key);
+            return Extended::NoRoom;
+        }
+        let guard = inner.table.lock(&inner.arena, hash);
+        if let Some(place) = guard.find(hash, record.key) {
+            let accessed = match flushed {
+                true => inner.flush.mark(cx.now),
+                false => inner.stamp(cx.now),
+            };
+            let item = guard.item(&place);
+            item.head().accessed.store(accessed, Relaxed);
+        }
+        Extended::Done
     }
 
     /// A follower's: hides everything that is there.

@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::{digest, marks};
 use crate::store::journal::{self, Change, INLINE_MAX, Journal, Kind, Record};
 use crate::store::raw::Item;
-use crate::store::{Inner, Store};
+use crate::store::write::Pieces;
+use crate::store::{Inner, Mode, Store};
 
 thread_local! {
     static LOGGED: Cell<bool> = const { Cell::new(false) };
@@ -117,6 +118,42 @@ impl Inner {
             ..self.describe(journal, item, &key)
         };
         journal.append(place, &record, change);
+        LOGGED.set(true);
+    }
+
+    /// As [`log_stored`](Inner::log_stored), for an item of this CAS id and length whose value has been
+    /// extended by `added` bytes, which `value` shows: a long one is not sent again for a few bytes.
+    pub(in crate::store) fn log_extended(
+        &self,
+        item: &Item<'_>,
+        before: Before,
+        mode: Mode,
+        (cas, length): (u64, usize),
+        value: &Pieces<'_>,
+    ) {
+        let Some(journal) = &self.journal else {
+            return;
+        };
+        let added = item.length() - length;
+        if journal.is_follower() || item.length() <= INLINE_MAX || added > INLINE_MAX {
+            return self.log_item(journal, item, before);
+        }
+        let key = item.key();
+        let place = before.place.unwrap_or_else(|| journal::place(&key));
+        let mut bytes = Vec::with_capacity(added);
+        value(&mut |piece| bytes.extend_from_slice(piece));
+        let kind = match mode {
+            Mode::Prepend => Kind::Prepend,
+            _ => Kind::Append,
+        };
+        let record = Record {
+            cas: item.cas(),
+            argument: cas,
+            expires: length as u32,
+            value: &bytes,
+            ..Record::new(kind, &key)
+        };
+        journal.append(place, &record, Change(before.digest ^ digest(item, place)));
         LOGGED.set(true);
     }
 

@@ -18,6 +18,7 @@ mod walk;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+pub use apply::Extended;
 pub use log::take_logged;
 pub(in crate::store) use log::{Before, log_flush};
 pub use walk::Seen;

@@ -75,7 +75,10 @@ impl Node {
         let dead = self.flushed.get(&number).copied().unwrap_or(0) < self.flushes.len();
         match record.kind {
             Kind::Put => assert!(self.store.apply_put(self.cx(now), record, expires, dead)),
-            Kind::PutLater => {
+            Kind::Append | Kind::Prepend
+                if self.store.apply_extend(self.cx(now), record) == Extended::Done => {}
+            // In their order they are applied; behind something newer they are not.
+            Kind::PutLater | Kind::Append | Kind::Prepend => {
                 let whole = leader.store.look(record.key, |seen| {
                     let mut value = Vec::new();
                     seen.hit.pieces(|piece| value.extend_from_slice(piece));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::{digest, marks};
 use crate::store::journal::{self, Kind, Record};
+use crate::store::merkle;
 use crate::store::raw::Item;
 use crate::store::read::Hit;
 use crate::store::{Inner, Store};
@@ -47,6 +48,11 @@ impl<'g> Hit<'g> {
         marks(self.item())
     }
 
+    /// The root that was made of the value when it was stored, if one was.
+    pub fn stored_root(&self) -> Option<merkle::Digest> {
+        self.item().digests()?.first_chunk().copied()
+    }
+
     /// Calls `piece` with the parts of the value, in order. For short values: the lock is held.
     pub fn pieces(&self, piece: impl FnMut(&[u8])) {
         self.item().pieces(piece);
@@ -86,6 +92,7 @@ impl Store {
             if shown >= limit {
                 return Some(pair);
             }
+            inner.table.foresee(&inner.arena, pair);
             let guard = inner.table.lock_pair(&inner.arena, pair);
             guard.each(|item| {
                 shown += 1;

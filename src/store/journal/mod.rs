@@ -102,6 +102,27 @@ pub fn moves(before: u32, after: u32, now: u32) -> bool {
     }
 }
 
+/// Leaves under one inner node.
+pub const FANOUT: usize = 16;
+
+/// Inner nodes of a partition.
+pub const NODES: usize = LEAVES / FANOUT;
+
+/// What is told first of a row: the XOR of the leaves under each node, cut short.
+pub fn nodes(row: &Row) -> [u32; NODES] {
+    std::array::from_fn(|node| {
+        let leaves = &row[node * FANOUT..][..FANOUT];
+        leaves.iter().fold(0, |sum, leaf| sum ^ leaf) as u32
+    })
+}
+
+/// 24 bits of a digest, others for another salt: enough to find what differs. Whatever two nodes
+/// overlook so, the next [`Kind::Digest`] finds, and then it is looked for with another salt.
+#[inline]
+pub fn short(digest: u64, salt: u64) -> u32 {
+    (digest.wrapping_mul(salt | 1) >> 40) as u32
+}
+
 /// What a mutation does to its leaf: what it takes out XOR what it puts in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Change(pub u64);
@@ -140,6 +161,9 @@ struct Log {
     frozen: Option<Frozen>,
     since_digest: u32,
     /// What has been prepared and neither committed nor aborted, and its bytes.
+    /// Sequence of the last flush, if there was one since the log began here.
+    flushed: u64,
+    /// What has been prepared and neither committed nor aborted.
     prepared: Vec<Prepared>,
     prepared_bytes: usize,
 }
@@ -191,6 +215,7 @@ impl Journal {
                 lossy: None,
                 frozen: None,
                 since_digest: 0,
+                flushed: 0,
                 prepared: Vec::new(),
                 prepared_bytes: 0,
             }),
@@ -422,6 +447,11 @@ impl Journal {
         self.partitions[partition].seq.load(Relaxed)
     }
 
+    /// Sequence of a partition's last flush that a copy can come to; 0 if there is none.
+    pub fn flushed(&self, partition: usize) -> u64 {
+        self.log(partition).flushed
+    }
+
     /// Those of all partitions.
     pub fn positions(&self) -> [u64; PARTITIONS] {
         std::array::from_fn(|partition| self.seq(partition))
@@ -439,6 +469,7 @@ impl Journal {
         log.seq = seq;
         partition.seq.store(seq, Relaxed);
         log.frozen = None;
+        log.flushed = 0;
         log.prepared.clear();
         log.prepared_bytes = 0;
         if let Some(ring) = &mut log.ring {
@@ -646,6 +677,7 @@ impl Log {
                 ..*record
             });
         }
+        self.note_flush(record, self.seq);
         if let Some(ring) = &mut self.ring {
             ring.push(&Record {
                 seq: self.seq,
@@ -653,6 +685,13 @@ impl Log {
             });
         }
         self.seq
+    }
+
+    #[inline]
+    fn note_flush(&mut self, record: &Record<'_>, seq: u64) {
+        if record.kind == Kind::Flush && record.expires == 0 {
+            self.flushed = seq;
+        }
     }
 
     fn prepare(&mut self, record: &Record<'_>) {
@@ -701,6 +740,7 @@ impl Log {
             ring.restart(record.seq);
         }
         self.seq = record.seq;
+        self.note_flush(record, record.seq);
         if let Some(ring) = &mut self.ring {
             ring.push(&record.for_ring());
         }

@@ -3,7 +3,7 @@
 //! little-endian, then the key, then the value.
 //!
 //! ```text
-//!  0 length u32 (header included)   4 kind u8   5 marks u8   6 key length u16
+//!  0 length u32 (header included)   4 kind, 5 bits, and marks, 3   5 key length u24
 //!  8 client flags u32              12 expires u32 (Unix seconds; 0 never)
 //! 16 sequence u64                  24 cas u64   32 argument u64
 //! ```
@@ -12,6 +12,12 @@ use super::INLINE_MAX;
 
 /// Bytes before the key.
 pub const HEADER: usize = 40;
+
+/// The longest key.
+pub const KEY_MAX: usize = (1 << 24) - 1;
+
+/// Bits of a [`Kind`].
+const KIND_BITS: u32 = 5;
 
 /// The item is stale (`I`).
 pub const STALE: u8 = 1;
@@ -49,12 +55,18 @@ pub enum Kind {
     Abort = 11,
     /// A value that was replaced before it could be sent; a later record follows for its key.
     Superseded = 12,
-    /// Not in the log: the key's value must have this digest (argument).
+    /// Not in the log: the key's value must have this digest (argument), which is that of its root if
+    /// the client flags are 1.
     Check = 13,
     /// As [`Prepare`](Kind::Prepare), of a value that is too long for the log; its length is the argument.
     PrepareLater = 14,
     /// A stretch of it; the argument is total length << 32 | offset.
     PreparePart = 15,
+    /// The value goes on with these bytes, if the item has the CAS id of the argument and the length
+    /// that stands where others have their expiry; what else it has stays.
+    Append = 16,
+    /// It begins with them.
+    Prepend = 17,
 }
 
 impl Kind {
@@ -80,6 +92,8 @@ impl Kind {
             13 => Kind::Check,
             14 => Kind::PrepareLater,
             15 => Kind::PreparePart,
+            16 => Kind::Append,
+            17 => Kind::Prepend,
             _ => return None,
         })
     }
@@ -135,6 +149,11 @@ impl<'a> Record<'a> {
         }
     }
 
+    /// The kind of the record that `bytes` begin with.
+    pub fn kind_of(bytes: &[u8]) -> Option<Kind> {
+        Kind::from_byte(bytes.get(4)? & ((1 << KIND_BITS) - 1))
+    }
+
     /// Bytes it takes.
     pub fn length(&self) -> usize {
         HEADER + self.key.len() + self.value.len()
@@ -144,9 +163,9 @@ impl<'a> Record<'a> {
     pub fn header(&self) -> [u8; HEADER] {
         let mut header = [0; HEADER];
         header[..4].copy_from_slice(&(self.length() as u32).to_le_bytes());
-        header[4] = self.kind as u8;
-        header[5] = self.marks;
-        header[6..8].copy_from_slice(&(self.key.len() as u16).to_le_bytes());
+        let first = u32::from(self.kind as u8) | u32::from(self.marks) << KIND_BITS;
+        let key = first | (self.key.len() as u32) << 8;
+        header[4..8].copy_from_slice(&key.to_le_bytes());
         header[8..12].copy_from_slice(&self.client_flags.to_le_bytes());
         header[12..16].copy_from_slice(&self.expires.to_le_bytes());
         header[16..24].copy_from_slice(&self.seq.to_le_bytes());
@@ -173,7 +192,7 @@ impl<'a> Record<'a> {
             u32::from_le_bytes(four)
         };
         let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
-        let key_length = usize::from(u16::from_le_bytes([header[6], header[7]]));
+        let key_length = (u32_at(4) >> 8) as usize;
         let body = (u32_at(0) as usize)
             .checked_sub(HEADER)
             .filter(|&body| body >= key_length && body <= rest.len())
@@ -181,8 +200,8 @@ impl<'a> Record<'a> {
         let (body, rest) = rest.split_at(body);
         let (key, value) = body.split_at(key_length);
         let record = Record {
-            kind: Kind::from_byte(header[4]).ok_or(Malformed)?,
-            marks: header[5],
+            kind: Record::kind_of(header).ok_or(Malformed)?,
+            marks: header[4] >> KIND_BITS,
             client_flags: u32_at(8),
             expires: u32_at(12),
             seq: u64_at(16),
@@ -209,7 +228,7 @@ mod tests {
             seq: u64::MAX - 3,
             cas: 1 << 53,
             argument: 77 << 32 | 5,
-            key: b"a key",
+            key: &[b'k'; 70_000],
             value: b"\x00value\r\n",
         };
         let mut bytes = Vec::new();
@@ -227,7 +246,7 @@ mod tests {
         for length in 0..good.len() {
             assert_eq!(Record::parse(&good[..length]), Err(Malformed), "{length}");
         }
-        for (at, byte) in [(0, 39), (0, 255), (3, 255), (4, 0), (4, 99), (7, 1)] {
+        for (at, byte) in [(0, 39), (0, 255), (3, 255), (4, 0), (4, 31), (7, 1)] {
             let mut bad = good.clone();
             bad[at] = byte;
             assert_eq!(Record::parse(&bad), Err(Malformed), "{at}");

@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use super::bucket::{Bucket, ENTRIES, acquire, release, try_acquire};
 use super::pair::{PairGuard, Spot};
-use super::{Arena, Handle, Region, ReserveError, Source};
+use super::{Arena, Handle, Region, ReserveError, Source, prefetch};
 
 /// Items per pair, in quarters, at which the table grows: 72 % of its 24 entries.
 const QUARTERS_PER_PAIR: usize = 69;
@@ -238,6 +238,25 @@ impl Table {
             table: self,
             arena,
             buckets,
+        }
+    }
+
+    /// Asks for the memory of pairs that a walk will soon come to, and of their items.
+    pub fn foresee(&self, arena: &Arena, pair: usize) {
+        const BUCKETS: usize = 24;
+        const ITEMS: usize = 8;
+        let pairs = self.pairs();
+        if pair + BUCKETS < pairs {
+            self.pair(pair + BUCKETS).iter().for_each(prefetch);
+        }
+        if pair + ITEMS < pairs {
+            for bucket in self.pair(pair + ITEMS) {
+                let mut live = bucket.live() & bucket.usable();
+                while live != 0 {
+                    arena.prefetch(bucket.handle(live.trailing_zeros() as usize));
+                    live &= live - 1;
+                }
+            }
         }
     }
 
