@@ -16,6 +16,7 @@ LARDER = sys.argv[1]
 BASE = int(sys.argv[2]) if len(sys.argv) > 2 else 28001
 ITEMS = 300_000
 SINGLE = 30_000
+CLIENTS = 50
 
 
 class Node:
@@ -121,24 +122,53 @@ def singles(node, name, others=()):
     print(f"    p50 {times[SINGLE // 2] * 1e6:.0f} us, p99 {times[SINGLE * 99 // 100] * 1e6:.0f} us", flush=True)
 
 
+def closed_loop(port):
+    """Clients that each send one mutation and wait for its answer, as most load generators do."""
+    print(f"values of 100 bytes, {CLIENTS} clients that wait for each answer:")
+    plain, first = Node(port), leader(port + 1)
+    second = follower(port + 2, port + 1)
+    while second.told()["in_sync"] != "1":
+        time.sleep(0.02)
+    value = b"x" * 100
+    clients = {node: [socket.create_connection(("127.0.0.1", node.port)) for _ in range(CLIENTS)] for node in (plain, first)}
+
+    def work(node):
+        for number in range(0, ITEMS // 3, CLIENTS):
+            for at, client in enumerate(clients[node]):
+                client.sendall(b"set key%08d 0 0 100\r\n%s\r\n" % (number + at, value))
+            for client in clients[node]:
+                client.recv(100)
+
+    for _ in range(3):
+        measure("no log", ITEMS // 3, [plain], lambda: work(plain))
+        measure("one follower", ITEMS // 3, [first, second], lambda: work(first))
+    for node in (plain, first, second):
+        node.kill()
+
+
 def streams(port, length):
     lines = payload(length)
+    # So much that all of it is there for the tail; memory that has been touched before is written to
+    # from the second time on, as it is by a leader that runs for long.
+    ring = f"--repl-ring={ITEMS * (length + 60) * 5 // 4 >> 20}"
     print(f"values of {length} bytes, requests without replies:")
     plain = Node(port)
     sets(plain, lines)
-    measure("no log", ITEMS, [plain], lambda: sets(plain, lines))
+    for _ in range(3):
+        measure("no log", ITEMS, [plain], lambda: sets(plain, lines))
     plain.kill()
-    first = leader(port + 1, "--repl-ring=1024")
+    first = leader(port + 1, ring)
     sets(first, lines)
-    measure("a log, no follower", ITEMS, [first], lambda: sets(first, lines))
-    second = follower(port + 2, port + 1, "--repl-ring=1024")
+    for _ in range(3):
+        measure("a log, no follower", ITEMS, [first], lambda: sets(first, lines))
+    second = follower(port + 2, port + 1, ring)
     measure("full synchronisation", ITEMS, [first, second], lambda: caught_up(first, second))
 
     def both():
         sets(first, lines)
         caught_up(first, second)
 
-    for _ in range(3):
+    for _ in range(4):
         measure("one follower, until it has all", ITEMS, [first, second], both)
     second.follow("127.0.0.1:1")
     time.sleep(0.2)
@@ -177,4 +207,5 @@ def levels(port):
 if __name__ == "__main__":
     streams(BASE, 100)
     streams(BASE + 10, 1000)
-    levels(BASE + 20)
+    closed_loop(BASE + 20)
+    levels(BASE + 30)

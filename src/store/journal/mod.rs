@@ -146,7 +146,7 @@ pub struct Frozen {
 #[repr(align(128))]
 struct Partition {
     /// See [`Row`].
-    row: Box<[AtomicU64]>,
+    row: raw::Words,
     /// Sequence of the last record, for whoever may be a moment late.
     seq: AtomicU64,
     log: Mutex<Log>,
@@ -206,8 +206,10 @@ pub struct Reader<'j> {
 impl Journal {
     /// An empty one. `ring_bytes` are divided between the partitions once somebody reads.
     pub fn new(ring_bytes: usize, role: Role) -> Journal {
-        let partitions = (0..PARTITIONS).map(|_| Partition {
-            row: (0..LEAVES).map(|_| AtomicU64::new(0)).collect(),
+        // Half a megabyte that is changed all over: in one huge page rather than many.
+        let rows = raw::Words::reserve(PARTITIONS, LEAVES).expect("address space for 512 KiB");
+        let partitions = rows.into_iter().map(|row| Partition {
+            row,
             seq: AtomicU64::new(0),
             log: Mutex::new(Log {
                 seq: 0,
@@ -656,7 +658,7 @@ impl Partition {
     /// The leaves as they are.
     fn row(&self) -> Box<Row> {
         let mut row = Box::new([0; LEAVES]);
-        for (leaf, now) in row.iter_mut().zip(&self.row) {
+        for (leaf, now) in row.iter_mut().zip(&self.row[..]) {
             *leaf = now.load(Relaxed);
         }
         row

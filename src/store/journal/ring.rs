@@ -32,6 +32,8 @@ pub struct Ring {
     next: u64,
     /// The oldest record, one in every stretch, and every one whose value is elsewhere.
     marks: VecDeque<Mark>,
+    /// From here on the next record gets a mark.
+    mark_at: u64,
     /// Marks that have gone.
     unmarked: u64,
 }
@@ -84,6 +86,7 @@ impl Ring {
             first: next,
             next,
             marks: VecDeque::new(),
+            mark_at: 0,
             unmarked: 0,
         }
     }
@@ -94,6 +97,7 @@ impl Ring {
         self.marks.clear();
         self.start = self.end;
         (self.first, self.next) = (next, next);
+        self.mark_at = self.end;
     }
 
     pub fn capacity(&self) -> usize {
@@ -138,14 +142,16 @@ impl Ring {
             self.first = record.seq;
         }
         let later = record.kind.is_later();
-        let stretch = STRETCH.min(self.bytes.len() as u64 / 32);
-        let marked = self.marks.back();
-        if later || marked.is_none_or(|mark| mark.later || self.end - mark.at >= stretch) {
+        if later || self.end >= self.mark_at {
             self.marks.push_back(Mark {
                 seq: record.seq,
                 at: self.end,
                 later,
             });
+            self.mark_at = match later {
+                true => self.end,
+                false => self.end + STRETCH.min(self.bytes.len() as u64 / 32),
+            };
         }
         let header = record.header();
         let place = self.bytes.get_mut(self.head..self.head + length);
@@ -178,7 +184,10 @@ impl Ring {
         self.unmarked += u64::from(self.marks.pop_front().is_some());
         (self.start, self.first) = match self.marks.front() {
             Some(mark) => (mark.at, mark.seq),
-            None => (self.end, self.next),
+            None => {
+                self.mark_at = self.end;
+                (self.end, self.next)
+            }
         };
     }
 

@@ -51,7 +51,7 @@ pub use memory::{Region, ReserveError};
 pub use pages::{BinPages, PageTable};
 pub use pair::{PairGuard, Place, Spot};
 pub use salvage::{Intact, Salvage};
-pub use share::Share;
+pub use share::{Share, Words};
 pub use slot::{NewItem, Parked, Pinned, Slot};
 pub use table::{Table, TableState};
 

@@ -2,6 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use super::memory::{HUGE, Region, ReserveError};
 
@@ -21,7 +22,7 @@ impl Share {
     pub fn reserve(count: usize, bytes: usize) -> Result<Vec<Share>, ReserveError> {
         let total = count * bytes;
         let region = Arc::new(Region::reserve(total)?);
-        if total >= HUGE {
+        if total >= HUGE / 4 {
             region.advise_huge();
         }
         let share = |number| Share {
@@ -62,9 +63,52 @@ impl std::fmt::Debug for Share {
     }
 }
 
+/// A share as numbers that all threads may change.
+#[derive(Debug)]
+pub struct Words(Share);
+
+impl Words {
+    /// As [`Share::reserve`], for parts of so many numbers, 0 at first.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn reserve(count: usize, numbers: usize) -> Result<Vec<Words>, ReserveError> {
+        let shares = Share::reserve(count, numbers * size_of::<AtomicU64>())?;
+        Ok(shares.into_iter().map(Words).collect())
+    }
+}
+
+impl Deref for Words {
+    type Target = [AtomicU64];
+
+    #[inline]
+    fn deref(&self) -> &[AtomicU64] {
+        let Share {
+            region,
+            offset,
+            bytes,
+        } = &self.0;
+        // SAFETY: as for the bytes of a share; it begins and ends at multiples of 8, was zeroed, and is
+        // only ever used as these atomics.
+        unsafe {
+            let base = region.base().as_ptr().add(*offset);
+            std::slice::from_raw_parts(base.cast(), bytes / size_of::<AtomicU64>())
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_are_apart() {
+        use std::sync::atomic::Ordering::Relaxed;
+        let words = Words::reserve(2, 100).unwrap();
+        words[0][99].store(7, Relaxed);
+        assert!(words[1].len() == 100 && words[1].iter().all(|word| word.load(Relaxed) == 0));
+        assert_eq!(words[0][99].load(Relaxed), 7);
+    }
 
     #[test]
     fn shares_are_zero_and_apart_and_outlive_one_another() {
