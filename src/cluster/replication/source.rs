@@ -28,6 +28,8 @@ const STEP: usize = 256;
 const LOOK: u64 = 32 << 10;
 /// Items that are listed in one wave of a repair, about.
 const WAVE: u64 = 2 << 20;
+/// Bytes of lists that a copy may send in one wave: there may be more items than was expected.
+const TOLD_MOST: u64 = 64 * WAVE;
 
 /// How far a partition is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +53,8 @@ struct Wave {
     theirs: Vec<Option<Theirs>>,
     /// The copy has nothing at all.
     empty: bool,
+    /// Bytes of lists so far.
+    told: u64,
     /// The copy has said everything.
     listed: bool,
     /// Where the walk goes on.
@@ -337,15 +341,15 @@ impl<D: Data> Source<D> {
                 }
             }
             Message::List { first, items } => {
-                let wave = self.wave.as_mut().filter(|wave| !wave.listed);
-                let theirs = wave.and_then(|wave| wave.theirs[frame_partition].as_mut());
-                let Some(theirs) = theirs else {
+                let Some(wave) = self.wave.as_mut().filter(|wave| !wave.listed) else {
                     return Err(Broken::Unexpected(Type::List));
                 };
-                theirs.take(first, items).ok_or(Broken::Malformed)?;
-                if theirs.len() as u64 > 16 * WAVE {
-                    return Err(Broken::Malformed);
-                }
+                wave.told += items.len() as u64;
+                let theirs = wave.theirs[frame_partition].as_mut();
+                theirs
+                    .filter(|_| wave.told <= TOLD_MOST)
+                    .and_then(|theirs| theirs.take(first, items))
+                    .ok_or(Broken::Malformed)?;
             }
             Message::ListEnd => match &mut self.wave {
                 Some(wave) => wave.listed = true,
