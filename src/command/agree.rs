@@ -260,11 +260,11 @@ fn try_out(
     state.tickets += 1;
     let ticket = state.tickets;
     state.votes.begin(ticket, place, seq, now);
-    Some(Next::Vote(Ballot {
+    Some(Next::Vote(Box::new(Ballot {
         ticket,
         mark,
         refusal: reply::aborted_later(style),
-    }))
+    })))
 }
 
 /// An item with its value as a record; nothing if there is none, or none that lives.

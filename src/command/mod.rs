@@ -75,7 +75,7 @@ pub enum Next {
     /// Send what waits and what the dump appends, step by step; then go on.
     Dump(Box<Dump>),
     /// The reply waits for a verdict, and so does everything behind it.
-    Vote(Ballot),
+    Vote(Box<Ballot>),
     /// What follows may be of another dialect.
     Renegotiate,
     /// Another mutation of the key, by its [`place`](crate::store::journal::place), is under way: run

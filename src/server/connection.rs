@@ -92,7 +92,7 @@ struct Holding {
 
 /// Mutations that are on their way to the leader.
 struct Away {
-    outgoing: Outgoing,
+    outgoing: Box<Outgoing>,
     slot: Arc<Slot>,
     /// What was answered before.
     replies: Box<Replies>,
@@ -189,10 +189,14 @@ impl Connection {
                 Flushed::Closed => return Outcome::Close(Reason::Normal),
             }
         }
-        if let Some(outcome) = self.release(turn) {
+        if self.held.is_some()
+            && let Some(outcome) = self.release(turn)
+        {
             return outcome;
         }
-        if let Some(outcome) = self.come_back(turn) {
+        if self.away.is_some()
+            && let Some(outcome) = self.come_back(turn)
+        {
             return outcome;
         }
         self.row.set(Activity::Parse);
@@ -304,7 +308,7 @@ impl Connection {
 
     /// What the replies so far wait for, if anything has been changed and that is to be known
     /// elsewhere first.
-    fn hold(&mut self, turn: &mut Turn<'_>) -> Option<Holding> {
+    fn hold(&mut self, turn: &mut Turn<'_>) -> Option<Box<Holding>> {
         let replicas = turn.context.shared.replicas.as_ref()?;
         let logged = (replicas.holds() || replicas.paces()) && copies::take_logged();
         let level = self.conversation.take_level();
@@ -329,16 +333,34 @@ impl Connection {
         {
             hold = hold.and_copies(turn.context.store().journal()?, level);
         }
-        (first.is_some() || replicas.waits(&hold)).then(|| Holding {
-            hold,
-            replies: Box::new(turn.replies.take_rest()),
-            otherwise,
+        (first.is_some() || replicas.waits(&hold)).then(|| {
+            Box::new(Holding {
+                hold,
+                replies: Box::new(turn.replies.take_rest()),
+                otherwise,
+            })
         })
     }
 
     /// What it waits for, if it waits for copies.
     pub fn holding(&self) -> Option<&Hold> {
         self.held.as_ref().map(|holding| &holding.hold)
+    }
+
+    /// Whether copies, or the leader, have to be heard before the replies so far are sent.
+    fn waits_for_others(&mut self, turn: &mut Turn<'_>) -> bool {
+        self.held = self.hold(turn);
+        if self.held.is_some() {
+            return true;
+        }
+        if let Some(outgoing) = self.conversation.take_outgoing() {
+            self.away = Some(Box::new(Away {
+                outgoing,
+                slot: Arc::default(),
+                replies: Box::new(turn.replies.take_rest()),
+            }));
+        }
+        self.away.is_some()
     }
 
     fn serve(&mut self, turn: &mut Turn<'_>, served: &mut Served) -> Outcome {
@@ -364,16 +386,7 @@ impl Connection {
                 }
             }
             work += turn.replies.waiting();
-            if let Some(holding) = self.hold(turn) {
-                self.held = Some(Box::new(holding));
-                return Outcome::Held;
-            }
-            if let Some(outgoing) = self.conversation.take_outgoing() {
-                self.away = Some(Box::new(Away {
-                    outgoing,
-                    slot: Arc::default(),
-                    replies: Box::new(turn.replies.take_rest()),
-                }));
+            if turn.context.shared.replicas.is_some() && self.waits_for_others(turn) {
                 return Outcome::Held;
             }
             match self.send(turn.replies, &turn.context) {

@@ -74,7 +74,7 @@ pub struct Conversation {
     /// What the replies so far wait for, and the next request.
     wait: Option<Wait>,
     /// What is for the leader.
-    outgoing: Option<Outgoing>,
+    outgoing: Option<Box<Outgoing>>,
     /// Bytes of a long line, or a long key, that were looked at and have no end.
     seen: usize,
 }
@@ -88,7 +88,10 @@ enum State {
     /// To a value that is read straight into its item, or to its terminator.
     Value(Box<Pending>),
     /// To a value that goes to the leader, of which so much is missing.
-    Leaving { outgoing: Outgoing, missing: usize },
+    Leaving {
+        outgoing: Box<Outgoing>,
+        missing: usize,
+    },
     /// To the rest of a refused request; the reply follows when that many bytes have passed.
     Skip { bytes: u64, reply: Refusal },
     /// To the rest of a line that has been answered already.
@@ -102,10 +105,10 @@ enum State {
 }
 
 /// What is waited for before anything more is run.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub enum Wait {
     /// The verdict on a mutation.
-    Verdict(Ballot),
+    Verdict(Box<Ballot>),
     /// Its turn: another mutation of the key is under way.
     Turn { place: u64, since: Instant },
 }
@@ -159,7 +162,7 @@ impl Conversation {
     }
 
     /// What goes to the leader, before anything more is run.
-    pub fn take_outgoing(&mut self) -> Option<Outgoing> {
+    pub fn take_outgoing(&mut self) -> Option<Box<Outgoing>> {
         self.outgoing.take()
     }
 
@@ -444,7 +447,7 @@ impl Conversation {
         }
         let mut plan = Plan::empty();
         let forwards = self.session.forwards(context);
-        let mut outgoing: Option<Outgoing> = None;
+        let mut outgoing: Option<Box<Outgoing>> = None;
         plan.fill(context, dialect, keys, forwards, input);
         plan.prefetch(context);
         let mut end = 0;
@@ -452,7 +455,6 @@ impl Conversation {
         let mut enough = false;
         let mut broken = false;
         let mut skip = None;
-        let mut leaving = None;
         for (step, step_end) in &plan.steps {
             let begin = std::mem::replace(&mut end, *step_end);
             let replied = turn.replies.bytes().len();
@@ -464,7 +466,7 @@ impl Conversation {
             }
             if forwards {
                 if let Some(refusal) = outgoing_refusal(step) {
-                    let outgoing = outgoing.get_or_insert_with(|| Outgoing::new(dialect));
+                    let outgoing = outgoing.get_or_insert_with(|| Box::new(Outgoing::new(dialect)));
                     outgoing.add(&input[begin..end], refusal);
                     continue;
                 }
@@ -546,10 +548,10 @@ impl Conversation {
                                     then,
                                 },
                                 None => {
-                                    let mut outgoing = Outgoing::new(dialect);
+                                    let mut outgoing = Box::new(Outgoing::new(dialect));
                                     let refusal = command::not_leading(&request.style);
                                     outgoing.add(&input[begin..end], refusal);
-                                    leaving = Some(State::Leaving {
+                                    skip = Some(State::Leaving {
                                         outgoing,
                                         missing: bytes,
                                     });
@@ -594,7 +596,7 @@ impl Conversation {
                 trace::reply(context.connection, dialect, replies);
             }
             enough = turn.replies.waiting() >= turn.limits.replies;
-            if enough || broken || leaving.is_some() || !matches!(next, Next::Done) {
+            if enough || broken || skip.is_some() || !matches!(next, Next::Done) {
                 break;
             }
         }
@@ -605,12 +607,15 @@ impl Conversation {
         }
         turn.input.take(end);
         self.active = context.now;
-        self.state = match (skip.or(leaving), keys) {
+        self.state = match (skip, keys) {
             (Some(skip), _) => skip,
             (None, Some(how)) => State::Keys { how, mark },
             (None, None) => State::Commands,
         };
-        let ran = self.follow(next, turn.control);
+        let ran = match next {
+            Next::Done => None,
+            next => self.follow(next, turn.control),
+        };
         if outgoing.is_some() {
             self.outgoing = outgoing;
             return Some(Ran::Enough);
