@@ -15,7 +15,9 @@ use super::route::Tree;
 use super::target::{Access, Target};
 use crate::net::address::reason;
 use crate::protocol;
-use crate::settings::proxy::{self, Address, Groups, Limits, Reads, Route, RouteId, Scheme};
+use crate::settings::proxy::{
+    self, Address, COMMANDS, Groups, Limits, Reads, Route, RouteId, Scheme,
+};
 
 /// A pool that has come with a reload waits no longer to be looked up.
 const RESOLVE_MAX: Duration = Duration::from_secs(5);
@@ -38,6 +40,8 @@ pub struct Cluster {
     hot: Mutex<Vec<Vec<Shown>>>,
     /// Bytes that servers have not taken yet.
     queued: AtomicUsize,
+    /// What clients have asked for, by command; a key of a get counts as one.
+    pub asked: [AtomicU64; COMMANDS],
     /// Threads that share the requests; at least 1.
     pub workers: u32,
     /// When servers were last looked up that are found by name.
@@ -365,6 +369,7 @@ impl Cluster {
             seed: getrandom::u64().unwrap_or_default(),
             hot: Mutex::default(),
             queued: AtomicUsize::new(0),
+            asked: Default::default(),
             workers: u32::try_from(workers).unwrap_or(u32::MAX).max(1),
             found: AtomicU64::new(0),
             bell: Arc::default(),

@@ -293,6 +293,20 @@ fn what_is_answered_by_the_proxy_itself() {
     }
     client.expect("x\r\nEND\r\n");
     assert_eq!(lines.iter().filter(|line| *line == "END").count(), 2);
+    for line in ["STAT cmd_get 0", "STAT cmd_set 1", "STAT cmd_touch 0"] {
+        assert!(lines.iter().any(|told| told == line), "{line}: {lines:?}");
+    }
+    client.send("get k l m\r\nmg k\r\nmd l\r\ngat 0 k\r\nmn\r\n");
+    while client.line() != "MN" {}
+    client.send("stats proxy\r\n");
+    let mut told = Vec::new();
+    while told.last().is_none_or(|line| line != "END") {
+        told.push(client.line());
+    }
+    // The get behind the first stats, then three keys and a meta get.
+    for line in ["STAT cmd_get 5", "STAT cmd_gat 1", "STAT cmd_delete 1"] {
+        assert!(told.iter().any(|told| told == line), "{line}: {told:?}");
+    }
     client.send("get k\r\nget k\r\nquit\r\nget k\r\n");
     client.expect("VALUE k 0 1\r\nx\r\nEND\r\n".repeat(2));
     client.expect_end();

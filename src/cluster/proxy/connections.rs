@@ -367,6 +367,11 @@ impl Proxy {
             return;
         }
         self.ticked = self.now;
+        for (sum, asked) in self.cluster.asked.iter().zip(&mut self.asked) {
+            if *asked > 0 {
+                sum.fetch_add(std::mem::take(asked), Relaxed);
+            }
+        }
         for (_, upstream) in &mut self.upstreams {
             self.servers[upstream.server].answered += upstream.take_answered();
         }

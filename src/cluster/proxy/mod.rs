@@ -49,7 +49,7 @@ use crate::net::Input;
 use crate::net::buffer::SIZE;
 use crate::protocol::Dialect;
 use crate::protocol::answer::{self, Shape};
-use crate::settings::proxy::{Command, Commands};
+use crate::settings::proxy::{COMMANDS, Command, Commands};
 
 use hot::Heats;
 use tasks::Tasks;
@@ -164,6 +164,8 @@ pub struct Proxy {
     input: Input,
     tasks: Tasks,
     heats: Heats,
+    /// What has been asked for since the last tick, by command.
+    asked: [u64; COMMANDS],
     /// Of the worker; the first asks servers whether they are alive.
     number: usize,
     now: u64,
@@ -204,6 +206,7 @@ impl Proxy {
             input: Input::for_commands(answer::line_max(cluster.requests) + SIZE),
             tasks: Tasks::default(),
             heats: Heats::new(&cluster, &plan, 0, 0),
+            asked: [0; COMMANDS],
             number,
             cluster,
             now: 0,
@@ -372,6 +375,7 @@ impl Proxy {
     /// Sends a request of a client on, or answers it.
     #[inline]
     pub fn forward(&mut self, seat: usize, request: &Forward<'_>) {
+        self.asked[request.command as usize] += 1;
         let pool = match self.settle(seat, request.command, request.key) {
             Settled::Pool(pool) => pool,
             Settled::Route(route) => return self.walk(seat, request, route),
@@ -467,6 +471,7 @@ impl Proxy {
             Some(b'a') => Command::Gat,
             _ => Command::Get,
         };
+        self.asked[what as usize] += 1;
         let pool = match self.settle(seat, what, key) {
             Settled::Pool(pool) => pool,
             Settled::Route(route) => return self.walk_key(seat, command, key, what, route),

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::Proxy;
 use crate::cluster::upstream::Upstream;
+use crate::settings::proxy::Command;
 
 /// Keys that are shown.
 const TOP: usize = 100;
@@ -64,6 +65,15 @@ impl Proxy {
             .zip(sums)
         {
             line(name, sum);
+        }
+        for command in Command::ALL {
+            let at = command as usize;
+            // This worker's are told before the others have seen them.
+            let asked = self.cluster.asked[at].load(Relaxed) + self.asked[at];
+            emit(
+                format_args!("cmd_{}", command.name()),
+                format_args!("{asked}"),
+            );
         }
     }
 

@@ -44,6 +44,7 @@ impl Proxy {
         forward: &Forward<'_>,
         length: u64,
     ) -> Option<Long> {
+        self.asked[forward.command as usize] += 1;
         let mut ticket = self.ticket(forward);
         let Settled::Pool(pool) = self.settle(seat, forward.command, forward.key) else {
             return None;

@@ -160,8 +160,11 @@ pub enum Command {
     Debug,
 }
 
+/// So many there are.
+pub const COMMANDS: usize = 13;
+
 impl Command {
-    pub const ALL: [Command; 13] = [
+    pub const ALL: [Command; COMMANDS] = [
         Command::Get,
         Command::Gat,
         Command::Set,
