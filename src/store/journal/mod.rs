@@ -9,14 +9,25 @@
 //!
 //! A partition's mutex comes after a pair's bit and is held for a copy of at most a few KiB.
 
+// Who waits for the next entry.
+mod bell;
+
+// What tells that items are the same.
+mod digest;
+
 // Entries of the log.
 pub mod record;
 
+// Their memory.
 mod ring;
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use bell::{Bell, Reader};
+pub use digest::{
+    FANOUT, NODES, Row, item_digest, leaf, nodes, partition, place, row_digest, short,
+};
 pub use record::{Kind, Malformed, Record};
 use ring::Ring;
 pub use ring::{Cursor, Lost, Read};
@@ -43,52 +54,6 @@ const RING_LEAST: usize = if cfg!(test) { 16 << 10 } else { 128 << 10 };
 /// A digest goes into a partition's log after so many records.
 const DIGEST_EVERY: u32 = 100_000;
 
-/// The leaves of one partition.
-pub type Row = [u64; LEAVES];
-
-/// The hash of a key by which nodes divide the keys; the same everywhere.
-#[inline]
-pub fn place(key: &[u8]) -> u64 {
-    xxhash_rust::xxh3::xxh3_64(key)
-}
-
-/// The partition of a [`place`].
-#[inline]
-pub fn partition(place: u64) -> usize {
-    (place >> (u64::BITS - PARTITION_BITS)) as usize
-}
-
-/// The leaf of a [`place`] in its partition.
-#[inline]
-pub fn leaf(place: u64) -> usize {
-    (place >> 48) as usize & (LEAVES - 1)
-}
-
-/// What an item adds to its leaf. Its CAS identifies its value within one history.
-#[inline]
-pub fn item_digest(place: u64, cas: u64, client_flags: u32, length: usize) -> u64 {
-    let mix = |a: u64, b: u64| {
-        let product = u128::from(a) * u128::from(b);
-        product as u64 ^ (product >> 64) as u64
-    };
-    let seed = mix(place ^ 0x9e37_79b9_7f4a_7c15, cas ^ 0xd6e8_feb8_6659_fd93);
-    mix(
-        seed ^ 0xa076_1d64_78bd_642f,
-        place.rotate_left(32)
-            ^ (u64::from(client_flags) | (length as u64) << 32)
-            ^ 0xe703_7ed1_a0b4_28db,
-    ) ^ seed.rotate_left(17)
-}
-
-/// The digest of a row.
-pub fn row_digest(row: &Row) -> u64 {
-    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
-    for leaf in row {
-        hasher.update(&leaf.to_le_bytes());
-    }
-    hasher.digest()
-}
-
 /// Whether a copy has to be told that an expiry time has become another. If that moves it by less than a
 /// hundredth of what is left, it is told later: when a whole step has been passed, be it in steps of
 /// different length, so that small moves do not add up.
@@ -100,27 +65,6 @@ pub fn moves(before: u32, after: u32, now: u32) -> bool {
         Some(step) => before >> step != after >> step,
         None => true,
     }
-}
-
-/// Leaves under one inner node.
-pub const FANOUT: usize = 16;
-
-/// Inner nodes of a partition.
-pub const NODES: usize = LEAVES / FANOUT;
-
-/// What is told first of a row: the XOR of the leaves under each node, cut short.
-pub fn nodes(row: &Row) -> [u32; NODES] {
-    std::array::from_fn(|node| {
-        let leaves = &row[node * FANOUT..][..FANOUT];
-        leaves.iter().fold(0, |sum, leaf| sum ^ leaf) as u32
-    })
-}
-
-/// 24 bits of a digest, others for another salt: enough to find what differs. Whatever two nodes
-/// overlook so, the next [`Kind::Digest`] finds, and then it is looked for with another salt.
-#[inline]
-pub fn short(digest: u64, salt: u64) -> u32 {
-    (digest.wrapping_mul(salt | 1) >> 40) as u32
 }
 
 /// What a mutation does to its leaf: what it takes out XOR what it puts in.
@@ -160,7 +104,6 @@ struct Log {
     lossy: Option<Box<[u64; LEAVES / 64]>>,
     frozen: Option<Frozen>,
     since_digest: u32,
-    /// What has been prepared and neither committed nor aborted, and its bytes.
     /// Sequence of the last flush, if there was one since the log began here.
     flushed: u64,
     /// What has been prepared and neither committed nor aborted.
@@ -189,18 +132,6 @@ pub struct Journal {
     lost_locally: AtomicU64,
     /// Tells one flush from another, on whatever node it was.
     flushes: AtomicU64,
-}
-
-/// Wakes a reader of the log.
-pub type Bell = Box<dyn Fn() + Send + Sync>;
-
-/// Readers that can sleep at a time.
-const READERS: usize = usize::BITS as usize;
-
-/// The place of one reader among those that can be woken; it is free again with the value.
-pub struct Reader<'j> {
-    journal: &'j Journal,
-    number: usize,
 }
 
 impl Journal {
@@ -582,64 +513,6 @@ impl Journal {
         let partition = &self.partitions[partition];
         partition.log().freeze(partition)
     }
-
-    /// A place among those that are woken by what is appended. Nothing if there are too many.
-    pub fn reader(&self, bell: Bell) -> Option<Reader<'_>> {
-        let mut bells = self.bells();
-        let number =
-            (0..READERS).find(|&number| bells.iter().all(|(taken, _)| *taken != number))?;
-        bells.push((number, bell));
-        Some(Reader {
-            journal: self,
-            number,
-        })
-    }
-
-    fn bells(&self) -> MutexGuard<'_, Vec<(usize, Bell)>> {
-        self.bells.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Wakes everybody who sleeps, for whatever reason.
-    #[cold]
-    pub fn wake(&self) {
-        let asleep = self.asleep.swap(0, Relaxed);
-        for (number, bell) in self.bells().iter() {
-            if asleep & 1 << number != 0 {
-                bell();
-            }
-        }
-    }
-}
-
-impl Reader<'_> {
-    /// From here on the bell is rung by the next record. Whoever calls this looks at the log once
-    /// more before sleeping.
-    pub fn sleep(&self) {
-        self.journal.asleep.fetch_or(1 << self.number, Relaxed);
-        // Whoever appends after this sees the mark; what was appended before is seen from here on.
-        for partition in &self.journal.partitions {
-            drop(partition.log());
-        }
-    }
-
-    /// Records appended so far.
-    pub fn records(&self) -> u64 {
-        self.journal.records()
-    }
-
-    /// The bell is not wanted any more.
-    pub fn rise(&self) {
-        self.journal.asleep.fetch_and(!(1 << self.number), Relaxed);
-    }
-}
-
-impl Drop for Reader<'_> {
-    fn drop(&mut self) {
-        self.rise();
-        self.journal
-            .bells()
-            .retain(|(number, _)| *number != self.number);
-    }
 }
 
 impl Partition {
@@ -770,8 +643,6 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     fn put<'a>(key: &'a [u8], value: &'a [u8], cas: u64) -> Record<'a> {
@@ -871,20 +742,6 @@ mod tests {
     }
 
     #[test]
-    fn digests_of_items_differ_in_every_part() {
-        let mut seen = std::collections::HashSet::new();
-        for place in [1, 2, 1 << 40, u64::MAX] {
-            for cas in [0, 1, 2, 1 << 32, u64::MAX] {
-                for flags in [0, 1, 1 << 31] {
-                    for length in [0, 1, 1 << 20] {
-                        assert!(seen.insert(item_digest(place, cas, flags, length)));
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
     fn what_was_prepared_is_committed_without_its_value() {
         let journal = Journal::new(1 << 20, Role::Leader);
         journal.open_rings();
@@ -926,24 +783,5 @@ mod tests {
         assert_eq!(journal.from_wire(1_000_100, 0), 100);
         assert_eq!(journal.from_wire(1_000_100, 5), 95);
         assert_eq!(journal.from_wire(1, 0), 1, "long dead");
-    }
-
-    #[test]
-    fn sleepers_are_woken_once() {
-        let journal = Journal::new(1 << 20, Role::Leader);
-        let rung = Arc::new(AtomicU64::new(0));
-        let bell = rung.clone();
-        let reader = journal
-            .reader(Box::new(move || {
-                bell.fetch_add(1, Relaxed);
-            }))
-            .unwrap();
-        let at = place(b"key");
-        journal.append(at, &put(b"key", b"", 1), Change(0));
-        assert_eq!(rung.load(Relaxed), 0, "it was awake");
-        reader.sleep();
-        journal.append(at, &put(b"key", b"", 2), Change(0));
-        journal.append(at, &put(b"key", b"", 3), Change(0));
-        assert_eq!(rung.load(Relaxed), 1);
     }
 }
