@@ -658,7 +658,7 @@ fn turn(
     }
     let ahead = match (line.session.source(), line.dialer) {
         (Some(source), _) => source.counts.clock_skew,
-        (None, true) => node.copy.skew_ms,
+        (None, true) => node.copy.clock.ms(),
         (None, false) => 0,
     };
     if (ahead.abs() >= SKEW_ALARM) != line.skewed {

@@ -114,6 +114,8 @@ fn stopped_follower(time: Duration) -> (Memory, Memory, u64) {
     expect_equal(&leader, &follower, STEADY);
     let all = all_told(&mut client);
     assert_eq!((&all["full_syncs"][..], &all["diff_syncs"][..]), ("0", "0"));
+    // What had waited for it to go on was no sign of another time.
+    assert_eq!(number(&mut reader, "clock_alarms"), 0);
     assert!(grown < (64 + 8 + 4) << 20, "{grown} bytes more");
     (before, during, grown)
 }

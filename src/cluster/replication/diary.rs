@@ -28,8 +28,6 @@ struct Seen {
     whole: u32,
     in_sync: bool,
     items: u64,
-    skew_ms: i64,
-    alarms: u64,
     differed: u64,
     lost: u64,
     copies: BTreeMap<u64, Copy>,
@@ -74,8 +72,6 @@ impl Seen {
             whole: copy.whole.count_ones(),
             in_sync: copy.in_sync,
             items: copy.counts.items,
-            skew_ms: copy.skew_ms,
-            alarms: copy.counts.clock_alarms,
             differed: copy.counts.digests_differed,
             lost: state.data.journal().lost_locally(),
             copies: copies.collect(),
@@ -90,7 +86,6 @@ pub struct Diary {
     looked_at: u64,
     /// When progress was told last, and what goes on.
     told_at: u64,
-    alarms: u64,
     lost: u64,
     differed: u64,
 }
@@ -166,15 +161,6 @@ impl Diary {
                 any = true;
             }
         };
-        once(
-            &mut self.alarms,
-            seen.alarms,
-            format!(
-                "the leader's clock is {} ms ahead of this node's: set both by NTP, items expire by the \
-                 leader's here",
-                seen.skew_ms
-            ),
-        );
         once(
             &mut self.lost,
             seen.lost,
@@ -307,8 +293,6 @@ mod tests {
             whole: 0,
             in_sync: false,
             items: 0,
-            skew_ms: 0,
-            alarms: 0,
             differed: 0,
             lost: 0,
             copies: BTreeMap::new(),

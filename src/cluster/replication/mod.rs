@@ -47,6 +47,9 @@ pub mod session;
 // The side that copies.
 pub mod sink;
 
+// Other nodes' clocks.
+pub mod skew;
+
 // The side that has the items.
 pub mod source;
 

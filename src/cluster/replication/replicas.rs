@@ -716,7 +716,7 @@ impl Replicas {
             }
             line("whole_partitions", &copy.whole.count_ones());
             line("in_sync", &u8::from(copy.in_sync));
-            line("clock_skew_ms", &copy.skew_ms);
+            line("clock_skew_ms", &copy.clock.ms());
         }
         for (name, value) in &state.election {
             line(name, value);

@@ -12,6 +12,7 @@ use super::data::{Data, Extended};
 use super::frame::Broken;
 use super::history::History;
 use super::message::{self, Heartbeat, Message, Mode, Positions, Tier, Type};
+use super::skew::Skew;
 use super::{HEARTBEAT, PREPARED_MAX, SKEW_ALARM};
 use crate::store::journal::{self, Kind, PARTITIONS, Record, Row};
 
@@ -38,7 +39,7 @@ pub struct Copy {
     /// The source's last CAS id that was heard of.
     pub cas: u64,
     /// By how much the source's clock is ahead, milliseconds.
-    pub skew_ms: i64,
+    pub clock: Skew,
     pub source_records: u64,
     /// Where clients reach the source; empty if that was not said.
     pub source_clients: String,
@@ -71,7 +72,7 @@ impl Default for Copy {
             ahead: [0; PARTITIONS],
             in_sync: false,
             cas: 0,
-            skew_ms: 0,
+            clock: Skew::default(),
             source_records: 0,
             source_clients: String::new(),
             heard_at: 0,
@@ -103,10 +104,11 @@ impl Copy {
     }
 
     fn skew(&self) -> i64 {
-        if self.skew_ms.abs() < SKEW_ALARM {
+        let ahead = self.clock.ms();
+        if ahead.abs() < SKEW_ALARM {
             0
         } else {
-            self.skew_ms.div_euclid(1000)
+            ahead.div_euclid(1000)
         }
     }
 }
@@ -218,6 +220,7 @@ impl<D: Data> Sink<D> {
         let epoch = mode.history.epoch().number;
         copy.history = mode.history.clone();
         copy.in_sync = false;
+        copy.clock.begin();
         let compares = mode.tiers.contains(&Tier::Diff);
         if !copy.flushes.are_complete() || compares && copy.flushes.hide {
             // The source may never have had that flush: what it has hidden goes, and comes again.
@@ -290,8 +293,8 @@ impl<D: Data> Sink<D> {
                 copy.cas = copy.cas.max(beat.cas);
                 copy.in_sync = beat.in_sync;
                 copy.source_records = beat.records;
-                copy.skew_ms = beat.unix_ms as i64 - unix_ms as i64;
-                if copy.skew_ms.abs() >= SKEW_ALARM {
+                copy.clock.heard(beat.unix_ms, unix_ms, now);
+                if copy.clock.ms().abs() >= SKEW_ALARM {
                     copy.counts.clock_alarms += 1;
                 }
                 if !copy.abstains {
