@@ -439,6 +439,7 @@ impl Store {
                 ..Hit::shown(inner, item)
             };
             let result = read(&hit);
+            let logged = inner.before(&guard.item(&place));
             if won && (how.leases || created) {
                 head.update(|word| word.with_flags(word.flags() | flag::TOKEN_SENT));
             }
@@ -448,7 +449,7 @@ impl Store {
             if inner.journal.is_some() {
                 let moved = |expires| journal::moves(before, expires, cx.now);
                 if won || how.touch.is_some_and(moved) {
-                    inner.log_meta(&item);
+                    inner.log_meta(&item, logged);
                 }
             }
             return Ok(result);

@@ -254,7 +254,7 @@ mod tests {
     fn items(numbers: Range<u64>) -> Vec<(u64, u64)> {
         let item = |number: u64| {
             let place = place(&number.to_le_bytes());
-            (place, journal::item_digest(place, number, 0, 0))
+            (place, journal::item_digest(place, number, 0, 0, 0))
         };
         numbers.map(item).collect()
     }

@@ -47,8 +47,14 @@ impl Model {
         }
     }
 
-    fn digest(key: &[u8], entry: &Entry) -> u64 {
-        item_digest(place(key), entry.cas, entry.flags, entry.value.len())
+    pub fn digest(key: &[u8], entry: &Entry) -> u64 {
+        item_digest(
+            place(key),
+            entry.cas,
+            entry.flags,
+            entry.marks,
+            entry.value.len(),
+        )
     }
 
     pub fn store(&self, key: &[u8], entry: Entry) {

@@ -510,10 +510,13 @@ impl World {
                         ..Record::new(Kind::Meta, key)
                     };
                     let mut items = data.items.borrow_mut();
+                    let mut change = 0;
                     if let Some(entry) = items.get_mut(key) {
+                        change = Model::digest(key, entry);
                         entry.marks ^= 1;
+                        change ^= Model::digest(key, entry);
                     }
-                    data.journal.append(place(key), &record, Change::default());
+                    data.journal.append(place(key), &record, Change(change));
                 }
             }
         }

@@ -121,8 +121,10 @@ impl Store {
             let guard = inner.table.lock(&inner.arena, hash);
             if let Some(place) = guard.find(hash, record.key) {
                 let item = guard.item(&place);
+                let before = inner.before(&item);
                 let head = item.head();
                 head.update(|word| word.with_flags(word.flags() | lease));
+                inner.log_stored(&item, before);
                 if dead {
                     let mark = inner.flush.mark(cx.now);
                     head.accessed.store(mark, Relaxed);

@@ -159,13 +159,14 @@ impl Inner {
 
     /// An item's expiry or marks have changed, and nothing else.
     #[cold]
-    pub(in crate::store) fn log_meta(&self, item: &Item<'_>) {
+    pub(in crate::store) fn log_meta(&self, item: &Item<'_>, before: Before) {
         if let Some(journal) = &self.journal
             && !journal.is_follower()
         {
             let key = item.key();
+            let place = before.place.unwrap_or_else(|| journal::place(&key));
             let record = self.describe(journal, item, &key);
-            journal.append(journal::place(&key), &record, Change::default());
+            journal.append(place, &record, Change(before.digest ^ digest(item, place)));
             LOGGED.set(true);
         }
     }

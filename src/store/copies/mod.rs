@@ -41,7 +41,13 @@ fn marks(item: &Item<'_>) -> u8 {
 }
 
 fn digest(item: &Item<'_>, place: u64) -> u64 {
-    journal::item_digest(place, item.cas(), item.client_flags(), item.length())
+    journal::item_digest(
+        place,
+        item.cas(),
+        item.client_flags(),
+        marks(item),
+        item.length(),
+    )
 }
 
 impl Store {

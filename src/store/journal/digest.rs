@@ -27,16 +27,18 @@ pub fn leaf(place: u64) -> usize {
 
 /// What an item adds to its leaf. Its CAS identifies its value within one history.
 #[inline]
-pub fn item_digest(place: u64, cas: u64, client_flags: u32, length: usize) -> u64 {
+pub fn item_digest(place: u64, cas: u64, client_flags: u32, marks: u8, length: usize) -> u64 {
     let mix = |a: u64, b: u64| {
         let product = u128::from(a) * u128::from(b);
         product as u64 ^ (product >> 64) as u64
     };
     let seed = mix(place ^ 0x9e37_79b9_7f4a_7c15, cas ^ 0xd6e8_feb8_6659_fd93);
+    let marks = u64::from(marks).wrapping_mul(0x8ebc_6af0_9c88_c6e3);
     mix(
         seed ^ 0xa076_1d64_78bd_642f,
         place.rotate_left(32)
             ^ (u64::from(client_flags) | (length as u64) << 32)
+            ^ marks
             ^ 0xe703_7ed1_a0b4_28db,
     ) ^ seed.rotate_left(17)
 }
@@ -82,7 +84,9 @@ mod tests {
             for cas in [0, 1, 2, 1 << 32, u64::MAX] {
                 for flags in [0, 1, 1 << 31] {
                     for length in [0, 1, 1 << 20] {
-                        assert!(seen.insert(item_digest(place, cas, flags, length)));
+                        for marks in 0..8 {
+                            assert!(seen.insert(item_digest(place, cas, flags, marks, length)));
+                        }
                     }
                 }
             }

@@ -360,15 +360,14 @@ impl Journal {
         self.flushes.fetch_add(1, Relaxed)
     }
 
-    /// Puts a digest into the log of a partition that has ever been used.
+    /// Puts a digest into the log of a partition; of an empty one as well, for a copy may have something
+    /// there.
     pub fn mark(&self, partition: usize) {
         {
             let partition = &self.partitions[partition];
             let mut log = partition.log();
-            if log.seq > 0 {
-                log.mark(partition);
-                partition.seq.store(log.seq, Relaxed);
-            }
+            log.mark(partition);
+            partition.seq.store(log.seq, Relaxed);
         }
         self.tell();
     }
