@@ -379,7 +379,8 @@ impl Journal {
         self.partitions[partition].seq.load(Relaxed)
     }
 
-    /// Sequence of a partition's last flush that a copy can come to; 0 if there is none.
+    /// Sequence of a partition's last flush that a copy can come to, or up to which there may have been one; 0 if
+    /// there is none.
     pub fn flushed(&self, partition: usize) -> u64 {
         self.log(partition).flushed
     }
@@ -401,7 +402,8 @@ impl Journal {
         log.seq = seq;
         partition.seq.store(seq, Relaxed);
         log.frozen = None;
-        log.flushed = 0;
+        // There may have been one before.
+        log.flushed = seq;
         log.prepared.clear();
         log.prepared_bytes = 0;
         if let Some(ring) = &mut log.ring {

@@ -126,9 +126,10 @@ impl<D: Data> Source<D> {
             untouched || known && log.holds(number, seq + 1)
         };
         let mut tails: Vec<bool> = (0..PARTITIONS).map(is_tail).collect();
-        if tails.contains(&false) {
+        let past = |number| (1..=positions.seq[number]).contains(&log.flushed(number));
+        if tails.contains(&false) || (0..PARTITIONS).any(past) {
             // A flush hides the items of all partitions once the first one comes to it. None may come to
-            // one that others have behind them.
+            // one that others have behind them, and may have jumped over.
             for (number, tail) in tails.iter_mut().enumerate() {
                 *tail &= log.flushed(number) <= positions.seq[number];
             }
