@@ -514,16 +514,18 @@ mod tests {
         }
     }
 
+    const HELLO: Hello = Hello {
+        node: 1,
+        cluster: 2,
+        nonce: [3; 16],
+        epoch: Epoch { number: 4, id: 5 },
+        items: 6,
+        secret: true,
+    };
+
     #[test]
     fn an_epoch_that_has_no_next_is_not_believed() {
-        let mut hello = Hello {
-            node: 1,
-            cluster: 2,
-            nonce: [3; 16],
-            epoch: Epoch { number: 4, id: 5 },
-            items: 6,
-            secret: true,
-        };
+        let mut hello = HELLO;
         for (number, believed) in [
             (4, true),
             ((1 << 63) - 1, true),
@@ -540,14 +542,7 @@ mod tests {
 
     #[test]
     fn messages_come_back_as_they_were() {
-        let hello = Hello {
-            node: 1,
-            cluster: 2,
-            nonce: [3; 16],
-            epoch: Epoch { number: 4, id: 5 },
-            items: 6,
-            secret: true,
-        };
+        let hello = HELLO;
         let mut out = Vec::new();
         write(&mut out, 9, 0, &Message::Hello(hello));
         let (frame, used) = frame::parse(&out).unwrap().unwrap();
