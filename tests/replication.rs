@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::io::{ErrorKind, Read as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -593,6 +594,24 @@ fn noise_on_the_port_of_copies_does_no_harm() {
         stranger.finish();
         stranger.expect_end();
     }
+    let follower = TestServer::start_with(following(&leader));
+    let mut client = leader.connect();
+    client.ask("set k 0 0 3\r\none\r\n", "STORED\r\n");
+    caught_up(&mut client, &mut follower.connect());
+}
+
+#[test]
+fn strangers_keep_no_copy_out() {
+    let leader = TestServer::start_with(leading());
+    let connect = |_| TcpStream::connect(leader.copies_address()).unwrap();
+    let mut strangers: Vec<_> = (0..16).map(connect).collect();
+    let mut newcomer = connect(16);
+    // Whoever has said nothing for longest makes room, and the one who comes is let in.
+    assert_eq!(strangers[0].read(&mut [0; 100]).unwrap(), 0);
+    let patience = Some(Duration::from_millis(300));
+    newcomer.set_read_timeout(patience).unwrap();
+    let refused = newcomer.read(&mut [0; 100]);
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::WouldBlock);
     let follower = TestServer::start_with(following(&leader));
     let mut client = leader.connect();
     client.ask("set k 0 0 3\r\none\r\n", "STORED\r\n");

@@ -354,12 +354,29 @@ impl Keeper {
                     continue;
                 }
             };
-            if self.lines.len() >= CONNECTIONS {
+            if self.lines.len() >= CONNECTIONS && !self.make_room() {
                 log::warn!("{peer}: too many copies");
                 continue;
             }
             self.begin(stream, peer, false);
         }
+    }
+
+    /// Ends the connection that has been silent longest of those that have not shown who they are: strangers
+    /// keep no copy out. Whether there was one.
+    fn make_room(&mut self) -> bool {
+        let stranger = self
+            .lines
+            .iter()
+            .filter(|(_, line)| !line.dialer && !line.session.introduced())
+            .min_by_key(|(_, line)| line.session.heard_at())
+            .map(|(key, _)| key);
+        let Some(key) = stranger else {
+            return false;
+        };
+        let end = End::Refused("others came before it had shown who it is".to_owned());
+        self.end(key, &end, self.replicas.now());
+        true
     }
 
     /// Connects to the leader, if this node should follow and does not.

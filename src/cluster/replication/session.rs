@@ -201,6 +201,11 @@ impl<D: Data> Session<D> {
         self.theirs.node
     }
 
+    /// Both sides have shown who they are, and which is the source.
+    pub fn introduced(&self) -> bool {
+        matches!(self.state, State::Source(_) | State::Sink(_))
+    }
+
     pub fn source(&mut self) -> Option<&mut Source<D>> {
         match &mut self.state {
             State::Source(source) => Some(source),
