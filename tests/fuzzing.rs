@@ -143,6 +143,11 @@ fn numbers() {
 }
 
 #[test]
+fn copies() {
+    replay("copies", 600, entry::copies);
+}
+
+#[test]
 fn sessions() {
     let server = entry::Server::new(|_| {});
     replay("session", 6_000, |input| {

@@ -1,5 +1,9 @@
-//! What is fuzzed: one function per parser, and whole sessions. The fuzz targets call these, and so
+//! What is fuzzed: one function per parser, whole sessions, and two copies. The fuzz targets call these, and so
 //! does `tests/fuzzing.rs`, with the corpus and with mutations of it.
+
+// Two copies, and somebody in between.
+#[path = "copies.rs"]
+mod copies;
 
 use std::sync::Arc;
 
@@ -12,6 +16,8 @@ use larder::protocol::{Dialect, base64, datagram, number, parse};
 use larder::server::control::Control;
 use larder::server::conversation::{Conversation, Limits, Ran, Served, Turn};
 use larder::settings::{Protocol, Settings};
+
+pub use copies::copies;
 
 /// Takes the input apart as a connection would; checks what a parser promises.
 fn requests(dialect: Dialect, input: &[u8]) {
