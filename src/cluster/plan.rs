@@ -71,6 +71,8 @@ pub struct Pool {
     /// Of groups: by their places on the ring, the places of their nodes in `targets`, the leader's
     /// first. Empty for servers.
     pub seats: Vec<Vec<usize>>,
+    /// What tells groups apart, by their places on the ring; the same in every plan.
+    pub group_ids: Vec<u32>,
     pub reads: Reads,
     /// Groups have come or gone lately: where keys were before.
     pub before: Option<Before>,
@@ -221,6 +223,12 @@ impl Pool {
             }
         };
         let grouped = settings.groups.as_ref();
+        let groups = grouped.map_or(&[][..], |groups| &groups.list);
+        let id = |group: &proxy::Group| {
+            let name = format!("{}\0{}", settings.name, group.name);
+            super::tag(name.as_bytes())
+        };
+        let group_ids = groups.iter().map(id).collect();
         let targets = places
             .into_iter()
             .map(|place| {
@@ -242,6 +250,7 @@ impl Pool {
             ring: Ring::build(&settings.scheme, &members)
                 .map_err(|error| format!("pool {}: {error}", settings.name))?,
             seats,
+            group_ids,
             reads: grouped.map_or(Reads::Leader, |groups| groups.reads),
             before: None,
             names: labels.into_iter().filter_map(|label| label.name).collect(),

@@ -77,6 +77,15 @@ pub enum To {
     Flush,
     /// The answer has to be good, or the server does not let us in.
     Greeting,
+    /// How far the leader of a group has come with what the client in this seat has written.
+    Position {
+        seat: u32,
+        generation: u32,
+        group: u32,
+        partition: u16,
+    },
+    /// How far a node has come; as the target's [`forgotten`](Target::forgotten) was.
+    Positions { forgotten: u64 },
     /// Nobody's: a copy.
     Nobody,
 }
@@ -325,7 +334,7 @@ impl Upstream {
     fn complete(&mut self, ticket: &Ticket) {
         self.tickets.pop_front();
         // What a server says to those does not show that it does its work.
-        if !matches!(ticket.to, To::Probe | To::Greeting) {
+        if !matches!(ticket.to, To::Probe | To::Greeting | To::Positions { .. }) {
             self.answered += 1;
         }
     }
@@ -356,6 +365,9 @@ impl Upstream {
     pub fn holds_up_others(&self) -> bool {
         let seat = |ticket: &Ticket| match ticket.to {
             To::Client {
+                seat, generation, ..
+            }
+            | To::Position {
                 seat, generation, ..
             } => Some((seat, generation)),
             _ => None,

@@ -78,6 +78,10 @@ pub fn control(
         Op::CacheMemlimit { megabytes } => cache_memlimit(cx, *megabytes),
         Op::Lru { words } => lru(cx, words).unwrap_or(ERROR),
         Op::Slabs { words } => slabs(cx, words),
+        Op::Repl { words } if matches!(style, Style::Binary { .. }) => {
+            super::repl::packet(cx, session, words, style, replies);
+            return Next::Done;
+        }
         Op::Repl { words } if super::repl::is_forwarding(words) => {
             session.forwarded = true;
             reply::line(style, b"OK", replies);

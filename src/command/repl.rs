@@ -1,11 +1,15 @@
 #![forbid(unsafe_code)]
-//! `repl status|promote|follow|verify|export`: what operators ask of replication.
+//! `repl status|promote|follow|verify|export`: what operators ask of replication; `repl position` and
+//! `repl forwarded`: what proxies and followers do.
+
+use std::fmt::Write;
 
 use crate::cluster::replication::data::Data;
 use crate::cluster::replication::replicas::{NotPromoted, Replicas};
 use crate::protocol::request::Style;
+use crate::store::journal::PARTITIONS;
 
-use super::context::Context;
+use super::context::{Context, Session};
 use super::replies::Replies;
 use super::{reply, words};
 
@@ -19,6 +23,12 @@ pub fn repl(cx: &Context<'_>, said: &[u8], style: &Style<'_>, replies: &mut Repl
         let off = b"SERVER_ERROR replication is off: start with --repl-listen or --follow";
         return reply::line(style, off, replies);
     };
+    if let Some(position) = position(cx, replicas, said) {
+        return match position {
+            Ok(position) => replies.line(position.as_bytes()),
+            Err(()) => reply::not_leading(style, replies),
+        };
+    }
     let said: Vec<&[u8]> = words(said).take(3).collect();
     match said[..] {
         [] | [b"status"] => status(replicas, replies),
@@ -56,6 +66,69 @@ pub fn repl(cx: &Context<'_>, said: &[u8], style: &Style<'_>, replies: &mut Repl
                 b"CLIENT_ERROR usage: repl status|promote [--force]|follow HOST:PORT|verify [KEY]|export HOST:PORT|stop";
             reply::line(style, usage, replies);
         }
+    }
+}
+
+/// The same in binary, as far as proxies and followers ask for it. Where nothing is copied the opcode is as
+/// unknown as it is to memcached.
+pub fn packet(
+    cx: &Context<'_>,
+    session: &mut Session,
+    said: &[u8],
+    style: &Style<'_>,
+    replies: &mut Replies,
+) {
+    let Style::Binary { opcode, opaque, .. } = *style else {
+        return;
+    };
+    let Some(replicas) = &cx.shared.replicas else {
+        return reply::binary_error(opcode, opaque, reply::STATUS_UNKNOWN, replies);
+    };
+    let body = if is_forwarding(said) {
+        session.forwarded = true;
+        String::new()
+    } else {
+        match position(cx, replicas, said) {
+            Some(Ok(position)) => position,
+            Some(Err(())) => return reply::not_leading(style, replies),
+            None => return reply::binary_error(opcode, opaque, reply::STATUS_INVALID, replies),
+        }
+    };
+    reply::binary(
+        opcode,
+        opaque,
+        reply::STATUS_OK,
+        0,
+        body.as_bytes(),
+        replies,
+    );
+}
+
+/// `position N`: how far the leader's log has come in a partition, all that was answered before counted in;
+/// `positions`: how far this node has come in all, 0 where it is not whole. `None`: something else is asked.
+/// An error: this node does not lead.
+fn position(cx: &Context<'_>, replicas: &Replicas, said: &[u8]) -> Option<Result<String, ()>> {
+    let mut words = words(said);
+    match (words.next(), words.next(), words.next()) {
+        (Some(b"position"), Some(partition), None) => {
+            let partition = std::str::from_utf8(partition).ok()?.parse().ok()?;
+            if partition >= PARTITIONS {
+                return None;
+            }
+            let position = replicas.position(cx.store().journal()?, partition);
+            let line = position.map(|(epoch, seq)| format!("POSITION {epoch} {seq}"));
+            Some(line.ok_or(()))
+        }
+        (Some(b"positions"), None, _) => {
+            let (epoch, seqs) = replicas.positions();
+            let mut line = format!("POSITION {epoch}");
+            for seq in seqs {
+                // Appending cannot fail.
+                let _ = write!(line, " {seq}");
+            }
+            Some(Ok(line))
+        }
+        _ => None,
     }
 }
 

@@ -30,6 +30,8 @@ pub enum Shape {
     Line,
     /// One line of a meta command, or a value.
     Meta,
+    /// One line of `repl position`.
+    Position,
     /// A binary packet with this opcode.
     Binary(u8),
 }
@@ -89,6 +91,9 @@ pub fn frame(shape: Shape, most: usize, input: &[u8]) -> Framed {
         Shape::Gets => values(most, input),
         Shape::Line => line(most, input, classic),
         Shape::Meta => meta(most, input),
+        Shape::Position => line(most, input, |text| {
+            text.starts_with(b"POSITION ").then_some(Verdict::Done)
+        }),
         Shape::Binary(opcode) => binary(opcode, input),
     }
 }

@@ -12,6 +12,8 @@ use super::text::KEY_MAX;
 
 /// Bytes of a header.
 pub const HEADER: usize = 24;
+/// The opcode of `repl`.
+pub const REPL: u8 = 0xe0;
 /// The first byte of a request.
 pub const MAGIC: u8 = 0x80;
 /// The longest body.
@@ -45,6 +47,8 @@ mod opcode {
     pub const SASL_AUTH: u8 = 0x21;
     pub const SASL_STEP: u8 = 0x22;
     pub const GATK: u8 = 0x23;
+    /// Larder's own: what proxies and followers ask, in the place of a key as words behind `repl`.
+    pub const REPL: u8 = super::REPL;
 }
 
 /// The opcode whose meaning this one has, and whether it is the quiet one.
@@ -195,6 +199,9 @@ pub fn parse_by(rules: Rules, input: &[u8]) -> Parsed<'_> {
         opcode::SASL_AUTH | opcode::SASL_STEP => {
             header.extras == 0 && has_key && header.key <= KEY_MAX
         }
+        opcode::REPL if header.extras == 0 && has_key && header.key <= KEY_MAX && length == 0 => {
+            true
+        }
         _ => return header.unknown(),
     };
     if !shaped {
@@ -272,6 +279,7 @@ fn op<'a>(code: u8, header: &Header, extras: &[u8], raw: &'a [u8], length: usize
             exptime: Some(i64::from(number32(extras))),
         },
         opcode::STAT => Op::Stats { words: raw },
+        opcode::REPL => Op::Repl { words: raw },
         opcode::VERSION => Op::Version,
         opcode::QUIT => Op::Quit,
         opcode::SASL_LIST => Op::SaslListMechanisms,

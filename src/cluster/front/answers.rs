@@ -2,7 +2,7 @@
 //! Where answers of servers go: to the slots of the clients that have asked, to tasks, or to whom a probe or a
 //! delete matters.
 
-use super::{Event, Front, Seat};
+use super::{Event, Front, Position, Positions, Seat};
 use crate::cluster::slots::Slots;
 use crate::cluster::upstream::{Fault, KeyTicket, Quiet, Sink, Ticket, To};
 use crate::protocol::answer::{HEADER, Shape, Verdict};
@@ -120,6 +120,47 @@ impl Front {
         }
     }
 
+    /// A node has said how far its log has come, or will not.
+    fn positions(&mut self, ticket: &Ticket, answer: Option<(&[u8], Verdict)>) {
+        let server = ticket.opaque as usize;
+        let said = answer.and_then(|(answer, verdict)| {
+            if verdict == Verdict::Unknown {
+                self.events.push(Event::Untold { server });
+            }
+            let body = match ticket.shape {
+                Shape::Binary(_) => answer.get(HEADER..)?,
+                _ => answer,
+            };
+            (verdict == Verdict::Done).then(|| Positions::parse(body))?
+        });
+        match ticket.to {
+            To::Position {
+                seat,
+                generation,
+                group,
+                partition,
+            } => {
+                let position = said.and_then(|said| {
+                    let seq = *said.seqs.first()?;
+                    let reign = said.reign;
+                    (said.seqs.len() == 1).then_some(Position { reign, seq })
+                });
+                let now = self.now;
+                if let Some(seat) = self.seats.get_mut(seat as usize)
+                    && seat.generation == generation
+                {
+                    seat.written.told(group, partition.into(), position, now);
+                }
+            }
+            To::Positions { forgotten } => self.events.push(Event::Told {
+                server,
+                forgotten,
+                positions: said,
+            }),
+            _ => {}
+        }
+    }
+
     /// A request of the worker's own has been answered, or will not be.
     fn own(&mut self, ticket: &Ticket, verdict: Option<Verdict>) {
         let server = ticket.opaque as usize;
@@ -190,6 +231,10 @@ impl Sink for Front {
                 // It is not among what the client is owed yet: others before it may be.
                 let owed = self.seats.get(seat as usize);
                 owed.is_some_and(|seat| seat.slots.bytes() > self.limit)
+            }
+            To::Position { .. } | To::Positions { .. } => {
+                self.positions(ticket, Some((answer, verdict)));
+                false
             }
             _ => {
                 self.own(ticket, Some(verdict));
@@ -301,6 +346,7 @@ impl Sink for Front {
                     fault,
                 });
             }
+            To::Position { .. } | To::Positions { .. } => self.positions(ticket, None),
             _ => self.own(ticket, None),
         }
     }

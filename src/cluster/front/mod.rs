@@ -5,6 +5,9 @@
 // Where answers of servers go.
 mod answers;
 
+// What clients have written.
+mod written;
+
 use std::sync::Arc;
 
 use slab::Slab;
@@ -15,6 +18,7 @@ use super::upstream::Fault;
 use crate::protocol::answer::Verdict;
 
 pub use answers::{nothing, refusal};
+pub use written::{Least, Position, Positions, Written};
 
 /// How many times its limit a client may be owed, if its answers come in an order that calls for it.
 const EXTRA_MAX: usize = 64;
@@ -36,10 +40,8 @@ pub struct Seat {
     pub generation: u32,
     /// What the server calls it.
     pub owner: usize,
-    /// When it last wrote something to a group, on the cluster's clock, or, once that is known, when
-    /// all it has written was there.
-    pub wrote_at: u64,
-    pub written: bool,
+    /// What it has written to groups.
+    pub written: Written,
     /// The tag of the listener it has come by.
     pub listener: Option<Arc<str>>,
     /// It is in the list of those that may have something to send.
@@ -76,6 +78,17 @@ pub enum Event {
     /// A key has been deleted that was written elsewhere while this server was down, or it has been
     /// emptied because such keys are not known any more.
     Deleted { server: usize, good: bool },
+    /// A node has said how far its log has come, as it was asked when its [`forgotten`] was so; or does not
+    /// say.
+    ///
+    /// [`forgotten`]: super::target::Target::forgotten
+    Told {
+        server: usize,
+        forgotten: u64,
+        positions: Option<Positions>,
+    },
+    /// A node does not know what it was asked.
+    Untold { server: usize },
 }
 
 /// A long answer to a task.
@@ -145,8 +158,7 @@ impl Front {
             slots: Slots::default(),
             generation: self.generation,
             owner,
-            wrote_at: 0,
-            written: false,
+            written: Written::default(),
             listener: None,
             touched: false,
             asked_from: 0,

@@ -163,11 +163,12 @@ impl Proxy {
 
     /// A connection to a server has ended, or another has begun: of a group's node it is not known any
     /// more whether it leads, and what it has.
-    fn look_again(&self, server: usize) {
-        let server = &self.servers[server];
+    fn look_again(&mut self, server: usize) {
+        let server = &mut self.servers[server];
         let pool = self.plan.pools.get(server.pool);
         if pool.is_some_and(|pool| !pool.seats.is_empty()) {
             server.target.forget_fresh();
+            server.log.tells = true;
             self.cluster.bell.ring();
         }
     }

@@ -38,7 +38,7 @@ use mio::{Registry, Token};
 use slab::Slab;
 
 use super::Cluster;
-use super::front::{Front, refusal};
+use super::front::{Front, Positions, refusal};
 use super::hotkey::writes::Writes;
 use super::plan::{Plan, Pool, Rules};
 use super::ring::Ring;
@@ -120,6 +120,31 @@ struct Server {
     pool: usize,
     /// See [`Target::moves`], when its connections were last looked at.
     moves: u64,
+    /// A node's: how far its log has come.
+    log: LogOf,
+}
+
+/// How far the log of a node has come, as it has said itself to this worker.
+#[derive(Debug)]
+struct LogOf {
+    positions: Option<Positions>,
+    /// As the target's [`forgotten`](Target::forgotten) was then.
+    forgotten: u64,
+    /// When it was last asked, and whether the answer is to come.
+    asked_at: u64,
+    asked: bool,
+    /// It knows what it is asked.
+    tells: bool,
+}
+
+impl LogOf {
+    const UNKNOWN: LogOf = LogOf {
+        positions: None,
+        forgotten: 0,
+        asked_at: 0,
+        asked: false,
+        tells: true,
+    };
 }
 
 /// Keys that have been written elsewhere while their server was down, and are being deleted.
@@ -265,6 +290,7 @@ impl Proxy {
                         answered: 0,
                         deleting: None,
                         pool: number,
+                        log: LogOf::UNKNOWN,
                     })
                 });
                 self.servers[place].wanted = true;
@@ -397,14 +423,18 @@ impl Proxy {
         self.send(seat, request, &request.pieces, place);
     }
 
-    /// Sends a request of a client to a server.
+    /// Sends a request of a client to a server. Returns the connection that it is sent on.
     #[inline]
-    fn send(&mut self, seat: usize, request: &Forward<'_>, pieces: &[&[u8]], place: usize) {
+    fn send(
+        &mut self,
+        seat: usize,
+        request: &Forward<'_>,
+        pieces: &[&[u8]],
+        place: usize,
+    ) -> Option<usize> {
         let mut ticket = self.ticket(request);
         let found = self.connection(place, request.dialect, seat);
-        let Some(client) = self.front.seats.get_mut(seat) else {
-            return;
-        };
+        let client = self.front.seats.get_mut(seat)?;
         match found {
             Ok(number) => {
                 ticket.to = To::Client {
@@ -420,8 +450,12 @@ impl Proxy {
                 }
                 upstream.push_ticket(ticket);
                 self.mark(number);
+                Some(number)
             }
-            Err(refused) => self.refuse(seat, &ticket, place, &refused),
+            Err(refused) => {
+                self.refuse(seat, &ticket, place, &refused);
+                None
+            }
         }
     }
 
@@ -489,6 +523,7 @@ impl Proxy {
         }
         let mut server = self.owner(pool, key);
         if self.is_grouped(pool) {
+            self.note_writer(seat, what);
             server = self.node(pool, seat, what, Dialect::Text, key);
         } else if !self.servers[server].target.admits(key) {
             server = self.stand_in_for(pool, server, key);

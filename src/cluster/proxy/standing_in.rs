@@ -62,10 +62,11 @@ impl Proxy {
             }
         };
         let Some(of) = instead.of else {
-            return match bytes {
+            match bytes {
                 Some(bytes) => self.send(seat, request, &[&bytes], instead.place),
                 None => self.send(seat, request, &request.pieces, instead.place),
             };
+            return;
         };
         let kind = if self.plan.pools[pool].rules.replicas > 1 {
             Kind::Copied {

@@ -1,6 +1,8 @@
 #![forbid(unsafe_code)]
 //! Who led when: by this two copies find out how far their logs are the same.
 
+use std::fmt;
+
 use crate::store::journal::PARTITIONS;
 
 use super::message::{Reader, put_u64};
@@ -13,6 +15,12 @@ pub const EPOCHS: usize = 64;
 pub struct Epoch {
     pub number: u64,
     pub id: u64,
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{:016x}", self.number, self.id)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,12 +4,17 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+    fence,
+};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::data::{Data, StoreData};
 use super::group::{Group, Level, Verdict, Votes};
+use super::history::Epoch;
 use super::session::{Node, Role};
 use super::sink;
 use super::source::SourceCounts;
@@ -20,6 +25,9 @@ use crate::store::journal::{ALL, Journal, Kind, PARTITIONS, Role as LogRole};
 pub struct Replicas {
     /// Mutations are taken here, if a lease allows it where one is needed.
     leading: AtomicBool,
+    /// The number of the epoch that this node leads in, or has led in last.
+    epoch: AtomicU64,
+    id: u64,
     /// A service outside decides who leads.
     elected: bool,
     /// Until when its lease allows mutations, and until when no copy in sync stands, on the node's
@@ -291,6 +299,8 @@ impl Replicas {
         let recovering_until = Some(settings.recover_ms);
         let replicas = Replicas {
             leading: AtomicBool::new(false),
+            epoch: AtomicU64::new(0),
+            id,
             elected,
             lease_until: AtomicU64::new(0),
             vouched_until: AtomicU64::new(0),
@@ -348,6 +358,35 @@ impl Replicas {
     #[inline]
     pub fn leading(&self) -> bool {
         self.leading.load(Relaxed) && (!self.elected || self.allowed_for() > 0)
+    }
+
+    /// In which epoch this node leads, and how far its log has come in a partition: all that has been
+    /// answered before is in it. Takes no lock. Nothing if it does not lead.
+    pub fn position(&self, log: &Journal, partition: usize) -> Option<(Epoch, u64)> {
+        let epoch = || {
+            let number = self.epoch.load(Acquire);
+            self.leading().then_some(Epoch {
+                number,
+                id: self.id,
+            })
+        };
+        let before = epoch()?;
+        let seq = log.seq(partition);
+        // Were it not its own log any more, it would not lead.
+        fence(Acquire);
+        (epoch() == Some(before)).then_some((before, seq))
+    }
+
+    /// In whose epoch this node's log is, and how far that has come; 0 in partitions that are not whole.
+    pub fn positions(&self) -> (Epoch, [u64; PARTITIONS]) {
+        let state = self.state();
+        let positions = state.node.copy.positions(&state.data);
+        let whole = |number: usize| positions.whole & 1 << number != 0;
+        let seqs = std::array::from_fn(|number| match whole(number) {
+            true => positions.seq[number],
+            false => 0,
+        });
+        (positions.epoch, seqs)
     }
 
     /// Milliseconds for which an elected leader may take mutations, as things are. A process that was
@@ -498,7 +537,8 @@ impl Replicas {
     pub fn lead_with(&self, epoch: u64, in_sync: &[u64]) {
         let mut guard = self.state();
         let state = &mut *guard;
-        state.node.lead(&state.data, epoch);
+        let epoch = state.node.lead(&state.data, epoch);
+        self.epoch.store(epoch.number, Release);
         state.group = Group::new(&state.data.journal().positions());
         state.group.freeze(self.elected);
         state.group.require(usize::from(self.min_isr));

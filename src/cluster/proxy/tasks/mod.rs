@@ -195,7 +195,8 @@ impl Proxy {
         }
     }
 
-    /// Sends a request without a key to every server, and answers it when all have.
+    /// Sends a request without a key to every server, of groups to the leaders, and answers it when all
+    /// have.
     pub fn to_all(&mut self, seat: usize, request: &Forward<'_>) {
         let ticket = self.ticket(request);
         let kind = Kind::All {
@@ -206,8 +207,22 @@ impl Proxy {
             return;
         };
         self.cluster.writes.all_written(self.now);
+        if let Some(client) = self.front.seats.get_mut(seat) {
+            client.written.untold(self.now);
+        }
         let bytes = request.pieces.concat();
-        let places: Vec<usize> = self.places.iter().flatten().copied().collect();
+        let places: Vec<usize> = self
+            .plan
+            .pools
+            .iter()
+            .zip(&self.places)
+            .flat_map(|(pool, places)| match pool.seats.len() {
+                0 => places,
+                // They come first.
+                leaders => &places[..leaders],
+            })
+            .copied()
+            .collect();
         for place in places {
             match self.send_for(task, 0, place, request.dialect, &bytes, ticket) {
                 Ok(()) => {
@@ -367,6 +382,16 @@ impl Proxy {
                     }
                     Event::Probed { server, good } => self.probed(server, good),
                     Event::Deleted { server, good } => self.deleted(server, good),
+                    Event::Told {
+                        server,
+                        forgotten,
+                        positions,
+                    } => self.told_positions(server, forgotten, positions),
+                    Event::Untold { server } => {
+                        if let Some(server) = self.servers.get_mut(server) {
+                            server.log.tells = false;
+                        }
+                    }
                 }
             }
         }
