@@ -11,6 +11,9 @@ use crate::common::Client;
 use crate::faults::{Faults, Tamper};
 use crate::nodes::{Node, all_told, caught_up, eventually, in_sync, number, told};
 
+/// Bytes by which long values are compared.
+const SEGMENT: usize = 64 << 10;
+
 /// Text that is nowhere else in a process.
 fn noise(length: usize, mut seed: u64) -> String {
     let letters = (0..length).map(|_| {
@@ -83,6 +86,12 @@ fn rots(length: usize, options: &[&str]) -> Duration {
     in_sync(&mut reader);
     // Beyond the first segment, where there are several.
     let at = length * 2 / 3;
+    let sent = |client: &mut Client<TcpStream>| {
+        let all = all_told(client);
+        let number = |name: &str| all[name].parse::<usize>().expect("a number");
+        (number("values_patched"), number("sent_bytes"))
+    };
+    let (_, before) = sent(&mut client);
     assert!(rot(&follower, &value[at..at + 30]) > 0, "it is found");
     let took = eventually("it is found and made good", || {
         let found = number(&mut reader, "values_differed");
@@ -95,6 +104,12 @@ fn rots(length: usize, options: &[&str]) -> Duration {
         Some(value),
         "the leader's is right"
     );
+    if number(&mut reader, "values_differed") > 0 && length >= 2 * SEGMENT {
+        // Only the segment that it was in.
+        let (patched, after) = sent(&mut client);
+        assert_eq!(patched, 1);
+        assert!(after - before < length / 2, "{} bytes", after - before);
+    }
     took
 }
 

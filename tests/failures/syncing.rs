@@ -29,6 +29,13 @@ fn expect_equal(client: &mut Client<TcpStream>, reader: &mut Client<TcpStream>, 
     assert_eq!(items(reader, keys()), items(client, keys()));
 }
 
+/// Writes so many items over and over, until a log of 8 MiB has forgotten what was before.
+fn write_over(client: &mut Client<TcpStream>, items: u64) {
+    for round in 0..(20 << 20) / (items * 150) + 1 {
+        fill(client, 0..items, &format!("new {round}"));
+    }
+}
+
 /// A follower that was away until the log no longer reached back: only what differs is sent.
 fn differs_a_little(count: u64) -> (Duration, u64, u64) {
     let leader = Node::leader(&["--repl-ring=8", "-m", "1024"]);
@@ -39,12 +46,8 @@ fn differs_a_little(count: u64) -> (Duration, u64, u64) {
     caught_up(&mut client, &mut reader);
     faults.down(true);
     eventually("it is gone", || told(&mut client, "state") == "gone");
-    // Over and over, until the log has forgotten where the follower is.
     let changed = count / 100;
-    let rounds = (20 << 20) / (changed * 150) + 1;
-    for round in 0..rounds {
-        fill(&mut client, 0..changed, &format!("new {round}"));
-    }
+    write_over(&mut client, changed);
     let (down, up) = (faults.passed(Way::Down), faults.passed(Way::Up));
     let dialled = faults.accepted();
     faults.down(false);
@@ -65,6 +68,65 @@ fn differs_a_little(count: u64) -> (Duration, u64, u64) {
 #[test]
 fn only_what_differs_is_sent() {
     differs_a_little(20_000);
+}
+
+/// As before, with large values that were changed here and there.
+#[test]
+fn of_large_values_only_segments_that_differ_are_sent() {
+    const COUNT: usize = 10;
+    const LENGTH: usize = 900_000;
+    let leader = Node::leader(&["--repl-ring=8"]);
+    let faults = Faults::before(leader.copies);
+    let follower = Node::follower(faults.address(), &[]);
+    let (mut client, mut reader) = (leader.connect(), follower.connect());
+    let set = |client: &mut Client<TcpStream>, number: usize, value: &[u8]| {
+        client.send(format!("set large{number} 5 0 {LENGTH}\r\n"));
+        client.send(value);
+        client.ask("\r\n", "STORED\r\n");
+    };
+    let mut values: Vec<Vec<u8>> = (0..COUNT)
+        .map(|number| vec![b'a' + number as u8; LENGTH])
+        .collect();
+    for (number, value) in values.iter().enumerate() {
+        set(&mut client, number, value);
+    }
+    caught_up(&mut client, &mut reader);
+    faults.down(true);
+    eventually("it is gone", || told(&mut client, "state") == "gone");
+    for (number, value) in values.iter_mut().enumerate() {
+        // Of the last one everything.
+        match number {
+            9 => value.fill(b'-'),
+            _ => value[number * 99_000] = b'-',
+        }
+        set(&mut client, number, value);
+    }
+    write_over(&mut client, 2000);
+    let before = faults.passed(Way::Down);
+    faults.down(false);
+    caught_up(&mut client, &mut reader);
+    let down = faults.passed(Way::Down) - before;
+    let (whole, segments) = (LENGTH as u64, 9 * (64 << 10));
+    let rest = 500 << 10;
+    assert!(
+        (whole + segments..whole + segments + rest).contains(&down),
+        "{down} bytes"
+    );
+    let all = all_told(&mut client);
+    assert_eq!(
+        (&all["diff_syncs"][..], &all["values_patched"][..]),
+        ("1", "9")
+    );
+    for (number, value) in values.iter().enumerate() {
+        let heads = [&mut reader, &mut client].map(|client| {
+            client.send(format!("gets large{number}\r\n"));
+            let head = client.line();
+            client.expect(value);
+            client.expect("\r\nEND\r\n");
+            head
+        });
+        assert_eq!(heads[0], heads[1], "with the same CAS");
+    }
 }
 
 #[test]

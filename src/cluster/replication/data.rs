@@ -36,6 +36,17 @@ pub trait Long {
     fn length(&self) -> usize;
     /// Bytes from `offset` on, some of them; none at the end.
     fn slice(&self, offset: usize) -> &[u8];
+
+    /// So many bytes from `offset` on, or as many as there are.
+    fn bytes(&self, offset: usize, most: usize) -> Vec<u8> {
+        let most = most.min(self.length() - offset);
+        let mut bytes = Vec::with_capacity(most);
+        while bytes.len() < most {
+            let slice = self.slice(offset + bytes.len());
+            bytes.extend_from_slice(&slice[..slice.len().min(most - bytes.len())]);
+        }
+        bytes
+    }
 }
 
 impl Long for Pin {

@@ -20,7 +20,7 @@ pub const PAYLOAD_MAX: usize = 1 << 20;
 pub const WHOLE_MAX: usize = 17 << 20;
 
 const MAGIC: u16 = 0x524c;
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// One frame, as it lies in the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -58,6 +58,8 @@ pub enum Type {
     LeavesRequest = 22,
     /// Those.
     Leaves = 23,
+    /// Copy to source: what it has of a long value, in answer to an offer if the count is 1.
+    Segments = 24,
 }
 
 impl Type {
@@ -87,6 +89,7 @@ impl Type {
             Nodes,
             LeavesRequest,
             Leaves,
+            Segments,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == byte)
@@ -205,6 +208,13 @@ pub enum Message<'a> {
     LeavesRequest(u64),
     /// [`Short`](crate::store::journal::short) ones, three bytes each, salted with 0.
     Leaves(&'a [u8]),
+    /// Digests of the segments of the value that stands under a key, 8 bytes each; none: it is to come
+    /// whole.
+    Segments {
+        offered: bool,
+        key: &'a [u8],
+        digests: &'a [u8],
+    },
 }
 
 /// Digests of three bytes.
@@ -391,6 +401,15 @@ fn decode<'a>(frame: &Frame<'a>) -> Option<Message<'a>> {
         }
         Type::LeavesRequest => Message::LeavesRequest(from.u64()?),
         Type::Leaves => Message::Leaves(frame.payload),
+        Type::Segments => {
+            let key = usize::from(from.u16()?);
+            let (key, digests) = from.0.split_at_checked(key)?;
+            Message::Segments {
+                offered: frame.count == 1,
+                key,
+                digests,
+            }
+        }
     })
 }
 
@@ -419,6 +438,7 @@ pub fn write(out: &mut Vec<u8>, epoch: u64, partition: usize, message: &Message<
         Message::Nodes(_) => (Type::Nodes, 0),
         Message::LeavesRequest(_) => (Type::LeavesRequest, 0),
         Message::Leaves(_) => (Type::Leaves, 0),
+        Message::Segments { offered, .. } => (Type::Segments, usize::from(*offered)),
     };
     frame::write(out, kind, epoch, partition, count, |out| {
         encode(out, message)
@@ -478,6 +498,11 @@ fn encode(out: &mut Vec<u8>, message: &Message<'_>) {
         }
         Message::ListEnd => {}
         Message::Clients(address) => out.extend_from_slice(address.as_bytes()),
+        Message::Segments { key, digests, .. } => {
+            out.extend_from_slice(&(key.len() as u16).to_le_bytes());
+            out.extend_from_slice(key);
+            out.extend_from_slice(digests);
+        }
         Message::Synced(partitions) => put_u64(out, *partitions),
         Message::Ahead(until) => put_u64(out, *until),
         Message::GoAway { epoch, reason } => {
@@ -494,7 +519,7 @@ mod tests {
     #[test]
     fn damaged_payloads_are_refused_and_never_panic() {
         // Every type with every length of noise: it is understood or refused.
-        for kind in 0..=24u8 {
+        for kind in 0..=25u8 {
             let Some(kind) = Type::from_byte(kind) else {
                 continue;
             };

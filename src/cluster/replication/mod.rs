@@ -10,7 +10,8 @@
 //! * [`group`] is what a leader knows of its copies together: who is in sync, who has what, which
 //!   prepared mutations may be committed.
 //! * [`history`] tells how far two logs are the same; [`frame`] and [`message`] are the wire.
-//! * `compare` is how two copies find what differs; [`data`] is what is asked of the items.
+//! * `compare` is how two copies find what differs, and `segments` what of a long value does; [`data`]
+//!   is what is asked of the items.
 //!
 //! Positions, partitions and digests are the [journal](crate::store::journal)'s.
 
@@ -40,6 +41,9 @@ pub mod message;
 
 // What threads share.
 pub mod replicas;
+
+// Long values of which a copy has parts.
+mod segments;
 
 // One connection.
 pub mod session;

@@ -25,7 +25,7 @@ pub(super) struct Model {
     cas: Cell<u64>,
 }
 
-pub(super) struct LongValue(Vec<u8>);
+pub(super) struct LongValue(pub Vec<u8>);
 
 impl Long for LongValue {
     fn length(&self) -> usize {

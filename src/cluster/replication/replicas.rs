@@ -808,6 +808,7 @@ impl Replicas {
                 line("diff_syncs", &u8::from(counts.diffs > 0));
                 line("digest_repairs", &counts.digest_repairs);
                 line("scrub_repairs", &counts.scrub_repairs);
+                line("values_patched", &counts.values_patched);
                 line("clock_skew_ms", &counts.clock_skew);
             }
         }

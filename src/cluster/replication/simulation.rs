@@ -103,6 +103,10 @@ struct Faults {
 
 const SECRET: &[u8] = b"simulated";
 
+/// Bytes of long values, at least, and how many more: some segments, and some pieces.
+const LONG: usize = 5000;
+const LONGEST: u64 = 20_000;
+
 impl World {
     fn new(seed: u64, nodes: usize, faults: Faults) -> World {
         let mut world = World {
@@ -195,9 +199,10 @@ impl World {
         match self.dice.roll(3) {
             0 => {
                 if let Some(entry) = data.items.borrow_mut().get_mut(key)
-                    && let Some(byte) = entry.value.first_mut()
+                    && !entry.value.is_empty()
                 {
-                    *byte ^= 1;
+                    let place = self.dice.roll(entry.value.len() as u64) as usize;
+                    entry.value[place] ^= 1;
                 }
             }
             1 => data.remove(key),
@@ -484,12 +489,29 @@ impl World {
         let what = self.dice.roll(20);
         match what {
             0..12 => {
-                let length = match self.dice.roll(30) {
-                    0 if self.faults.long_values => 5000 + self.dice.roll(100_000),
-                    _ => 1 + self.dice.roll(20),
-                };
                 let fill = self.dice.roll(256) as u8;
-                data.write(key, vec![fill; length as usize]);
+                let old = match self.dice.roll(20) {
+                    0 if self.faults.long_values => Some(Vec::new()),
+                    // Another of which much is as it was.
+                    1 if self.faults.long_values => data.read(key),
+                    _ => None,
+                };
+                let value = match old {
+                    None => vec![fill; 1 + self.dice.roll(20) as usize],
+                    Some(mut value) => {
+                        let length = value.len() as u64;
+                        let place = self.dice.roll(length + 1) as usize;
+                        value.truncate(value.len() - self.dice.roll(length / 4 + 1) as usize);
+                        if let Some(byte) = value.get_mut(place) {
+                            *byte ^= fill | 1;
+                        }
+                        if value.len() < LONG {
+                            value.resize(LONG + self.dice.roll(LONGEST) as usize, fill);
+                        }
+                        value
+                    }
+                };
+                data.write(key, value);
             }
             12..14 => data.remove(key),
             14..16 => {
@@ -561,7 +583,7 @@ impl World {
             Action::Write(Some(value)) | Action::Count(value) => {
                 let mut bytes = value.to_le_bytes().to_vec();
                 if self.faults.long_values && self.dice.once_in(8) {
-                    bytes.resize(5000 + self.dice.roll(100_000) as usize, 7);
+                    bytes.resize(LONG + self.dice.roll(LONGEST) as usize, 7);
                 }
                 Some(bytes)
             }
@@ -794,6 +816,40 @@ fn a_leader_that_waits_for_no_votes_is_found_out() {
         !world.histories.iter().all(|one| linearizable::check(one))
     });
     assert!(found.is_some());
+}
+
+/// By scrubbing, and by comparing a copy that has fallen off the log.
+#[test]
+fn of_a_long_value_only_segments_that_differ_are_sent() {
+    let mut world = World::new(1, 2, Faults::default());
+    let key = world.keys[0].clone();
+    let mut value = vec![7; 100_000];
+    world.nodes[0].data.write(&key, value.clone());
+    world.settle(1);
+    let counts = |world: &mut World| {
+        let session = world.wires[0].sessions[1].as_mut();
+        let source = session.and_then(Session::source);
+        source.expect("a leader's").counts
+    };
+    let before = counts(&mut world);
+    let rotten = |entry: &mut Entry| entry.value[50_000] ^= 1;
+    let entry = &world.nodes[1].data.items;
+    entry.borrow_mut().get_mut(&key).map(rotten).expect("there");
+    world.settle(1);
+    let after = counts(&mut world);
+    assert_eq!((before.values_patched, after.values_patched), (0, 1));
+    let bytes = after.bytes - before.bytes;
+    assert!((4096..25_000).contains(&bytes), "{bytes}");
+
+    world.cut(0);
+    value[10_000] ^= 1;
+    value.extend_from_slice(b"and more");
+    world.nodes[0].data.write(&key, value);
+    world.nodes[0].data.journal.close_rings();
+    world.settle(1);
+    let anew = counts(&mut world);
+    assert_eq!((anew.values_patched, anew.diffs > 0), (1, true));
+    assert!((4096..25_000).contains(&anew.bytes), "{}", anew.bytes);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use super::data::{Data, Extended};
 use super::frame::Broken;
 use super::history::History;
 use super::message::{self, Heartbeat, Message, Mode, Positions, Tier, Type};
+use super::segments::{self, Building, Built, SEGMENT};
 use super::skew::Skew;
 use super::{HEARTBEAT, PREPARED_MAX, SKEW_ALARM};
 use crate::store::journal::{self, Kind, PARTITIONS, Record, Row};
@@ -197,6 +198,7 @@ struct Arriving<U> {
 pub struct Sink<D: Data> {
     epoch: u64,
     arriving: Option<Arriving<D::Upload>>,
+    building: Option<Building<D>>,
     /// A long value that is being prepared: its sequence, and what has come of it.
     preparing: Option<(u64, Vec<u8>)>,
     taken: u64,
@@ -248,6 +250,7 @@ impl<D: Data> Sink<D> {
         Sink {
             epoch,
             arriving: None,
+            building: None,
             preparing: None,
             taken: 0,
             told: 0,
@@ -496,6 +499,20 @@ impl<D: Data> Sink<D> {
                 self.check(data, copy, number, record, out);
                 return Ok(());
             }
+            Kind::Offer => {
+                self.ask(
+                    number,
+                    true,
+                    record.key,
+                    &segments::tell_of(data, record.key),
+                    out,
+                );
+                return Ok(());
+            }
+            Kind::Patch => {
+                self.patch(data, copy, number, record, out)?;
+                return Ok(());
+            }
             // Those are applied in runs; and what is not in the log is sent in parts.
             Kind::Put | Kind::Meta | Kind::Delete | Kind::PutLater | Kind::PrepareLater => {
                 return Err(Broken::Malformed);
@@ -653,10 +670,54 @@ impl<D: Data> Sink<D> {
         let Some((digest, value)) = data.digests(record.key, rooted) else {
             return;
         };
-        if record.value == digest.to_le_bytes() && value != record.argument {
-            copy.counts.values_differed += 1;
+        if record.value != digest.to_le_bytes() || value == record.argument {
+            return;
+        }
+        copy.counts.values_differed += 1;
+        let told = segments::tell_of(data, record.key);
+        // A short one comes by the log.
+        if segments::are_worth_it(record.key, told.len() / 8 * SEGMENT) {
+            self.ask(number, false, record.key, &told, out);
+        } else {
             message::write(out, self.epoch, number, &Message::Fetch(record.key));
         }
+    }
+
+    /// Asks for a long value of which these segments are here.
+    fn ask(&self, number: usize, offered: bool, key: &[u8], digests: &[u8], out: &mut Vec<u8>) {
+        let segments = Message::Segments {
+            offered,
+            key,
+            digests,
+        };
+        message::write(out, self.epoch, number, &segments);
+    }
+
+    /// A segment of a value, or its root.
+    fn patch(
+        &mut self,
+        data: &D,
+        copy: &mut Copy,
+        number: usize,
+        record: &Record<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Broken> {
+        let skew = copy.skew();
+        if !record.key.is_empty() {
+            self.building = Some(Building::new(data, record, skew));
+        }
+        let mut building = self.building.take().ok_or(Broken::Malformed)?;
+        let Some(root) = building.take(data, record)? else {
+            self.building = Some(building);
+            return Ok(());
+        };
+        let dead = copy.flushes.are_ahead_of(number);
+        match building.finish(data, record, skew, dead, root) {
+            (_, Built::Done) => copy.counts.items += 1,
+            (_, Built::NoRoom) => copy.counts.no_room += 1,
+            (key, Built::Other) => self.ask(number, false, &key, &[], out),
+        }
+        Ok(())
     }
 
     /// One step of what takes longer. True: there is more.

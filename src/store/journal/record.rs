@@ -67,6 +67,12 @@ pub enum Kind {
     Append = 16,
     /// It begins with them.
     Prepend = 17,
+    /// Not in the log: the item will be this, with a value of so many bytes (argument). The copy says
+    /// which segments of it it has.
+    Offer = 18,
+    /// Not in the log: a segment of that, which the copy has not; the argument is total length << 32 |
+    /// offset. Behind the end stands the root of the whole value.
+    Patch = 19,
 }
 
 impl Kind {
@@ -94,6 +100,8 @@ impl Kind {
             15 => Kind::PreparePart,
             16 => Kind::Append,
             17 => Kind::Prepend,
+            18 => Kind::Offer,
+            19 => Kind::Patch,
             _ => return None,
         })
     }

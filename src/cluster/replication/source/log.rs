@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::super::data::{Data, Long, Opened};
+use super::super::data::{Data, Long};
 use super::super::frame;
 use super::super::message::{Message, Type};
 use super::{BATCH, PIECE, Source};
@@ -122,28 +122,28 @@ impl<D: Data> Source<D> {
         now: u64,
         out: &mut Vec<u8>,
     ) {
-        let opened = data.open(key);
-        let record = opened
-            .as_ref()
-            .and_then(|opened| Record::parse(&opened.bytes).ok())
-            .map(|(record, _)| record);
+        let (bytes, long) = match data.open(key) {
+            Some(opened) => (opened.bytes, opened.long),
+            None => (Vec::new(), None),
+        };
+        let record = Record::parse(&bytes).ok().map(|(record, _)| record);
         if record.as_ref().is_none_or(|record| record.cas != cas) {
             // It has been replaced: what is there now is sent in its place, so that a copy which has
             // this sequence has at least this mutation.
             let until = data.journal().seq(number);
             self.say(now, number, &Message::Ahead(until), out);
         }
-        match (record, opened.as_ref()) {
-            (Some(record), Some(opened)) if opened.long.is_none() => {
+        match (record, long) {
+            (Some(record), None) => {
                 let record = Record { seq, ..record };
                 self.send_record(Type::Batch, number, &record, now, out);
             }
-            (Some(record), Some(_)) => {
+            (Some(record), Some(long)) => {
                 let mut bytes = Vec::new();
                 Record { seq, ..record }.encode(&mut bytes);
-                self.send_long(Type::Batch, number, bytes, opened);
+                self.send_long(Type::Batch, number, bytes, long);
             }
-            _ => {
+            (None, _) => {
                 let gone = Record {
                     seq,
                     ..Record::new(Kind::Delete, key)
@@ -173,17 +173,15 @@ impl<D: Data> Source<D> {
         kind: Type,
         partition: usize,
         record: Vec<u8>,
-        opened: Option<Opened<D::Long>>,
+        long: D::Long,
     ) {
-        if let Some(long) = opened.and_then(|opened| opened.long) {
-            self.sending = Some(Sending {
-                record,
-                kind,
-                value: Value::Held(long),
-                offset: 0,
-                partition,
-            });
-        }
+        self.sending = Some(Sending {
+            record,
+            kind,
+            value: Value::Held(long),
+            offset: 0,
+            partition,
+        });
     }
 
     /// Sends a prepared mutation whose value is long, in pieces, outside of the log.
@@ -217,15 +215,7 @@ impl<D: Data> Source<D> {
             return;
         };
         let total = sending.value.length();
-        let mut piece = Vec::with_capacity(PIECE.min(total - sending.offset));
-        while piece.len() < PIECE {
-            let slice = sending.value.slice(sending.offset + piece.len());
-            if slice.is_empty() {
-                break;
-            }
-            let take = slice.len().min(PIECE - piece.len());
-            piece.extend_from_slice(&slice[..take]);
-        }
+        let piece = sending.value.bytes(sending.offset, PIECE);
         let part = Record {
             kind: match sending.value {
                 Value::Held(_) => Kind::Part,

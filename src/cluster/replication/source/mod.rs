@@ -8,12 +8,16 @@
 // The log on its way.
 mod log;
 
+// Values of which the copy has parts.
+mod segments;
+
 // What the copy lacks.
 mod walk;
 
 use std::collections::VecDeque;
 
 use log::Sending;
+use segments::Segments;
 use walk::{Scrub, Wave};
 
 use super::compare::{differing_leaves, differing_nodes};
@@ -26,8 +30,8 @@ use crate::store::journal::{Cursor, LEAVES, Lost, PARTITIONS, Row};
 
 /// Bytes of records in one frame, about.
 const BATCH: usize = 64 << 10;
-/// Bytes of a long value in one record.
-const PIECE: usize = 64 << 10;
+/// Bytes of a long value in one record. In unit tests values are shorter.
+const PIECE: usize = if cfg!(test) { 4 << 10 } else { 64 << 10 };
 /// Items that one step of a walk looks at, about.
 const STEP: usize = 256;
 /// Items that are looked at before what was found is sent: more of a partition in one frame, and the
@@ -68,6 +72,8 @@ pub struct SourceCounts {
     pub digest_repairs: u64,
     /// Values that the copy had differently under the same CAS.
     pub scrub_repairs: u64,
+    /// Long values of which only segments that differ were sent.
+    pub values_patched: u64,
     /// By how much the copy's clock is ahead, milliseconds.
     pub clock_skew: i64,
 }
@@ -80,6 +86,7 @@ pub struct Source<D: Data> {
     /// Items of the copy when it came: how large waves may be.
     copy_items: u64,
     sending: Option<Sending<D::Long>>,
+    segments: Segments<D::Long>,
     /// What walks have found: partition, the sequence it contains, its record. Goes before all else.
     found: VecDeque<(usize, u64, Vec<u8>)>,
     /// Bytes put into the stream, and bytes the copy has taken out of it.
@@ -163,6 +170,7 @@ impl<D: Data> Source<D> {
             wave: None,
             copy_items: positions.items,
             sending: None,
+            segments: Segments::new(),
             found: VecDeque::new(),
             sent: 0,
             taken: 0,
@@ -314,6 +322,14 @@ impl<D: Data> Source<D> {
                 self.counts.scrub_repairs += 1;
                 data.log_again(key);
             }
+            Message::Segments {
+                offered,
+                key,
+                digests,
+            } => {
+                self.counts.scrub_repairs += u64::from(!offered);
+                self.segments.told(offered, key, digests)?;
+            }
             _ => return Err(Broken::Malformed),
         }
         Ok(())
@@ -388,6 +404,9 @@ impl<D: Data> Source<D> {
             }
             if self.sending.is_some() {
                 self.send_piece(now, out);
+                continue;
+            }
+            if self.send_asked(data, now, out)? {
                 continue;
             }
             if !self.found.is_empty() {

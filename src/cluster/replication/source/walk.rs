@@ -57,6 +57,9 @@ impl<D: Data> Source<D> {
             return Ok(true);
         }
         let Some(mut from) = wave.next else {
+            if !self.segments.are_settled() {
+                return Ok(false);
+            }
             self.end_wave(data, now, out);
             return Ok(true);
         };
@@ -217,12 +220,14 @@ impl<D: Data> Source<D> {
         let Ok((record, _)) = Record::parse(&opened.bytes) else {
             return Ok(());
         };
-        let (seq, bytes) = (record.seq, opened.bytes.clone());
+        let seq = record.seq;
         if self.cursors[number].seq <= seq {
             self.send_log_of(data, number, seq, now, out)?;
-            self.found.push_front((number, seq, bytes));
-        } else if opened.long.is_some() {
-            self.send_long(Type::Chunk, number, bytes, Some(opened));
+            self.found.push_front((number, seq, opened.bytes));
+        } else if let Some(long) = opened.long {
+            if !self.offer(number, &record, now, out) {
+                self.send_long(Type::Chunk, number, opened.bytes, long);
+            }
         } else {
             self.send_record(Type::Chunk, number, &record, now, out);
         }
