@@ -57,7 +57,6 @@ _CLOCK = "the LRU is kept as a clock: what was read once outlives what was never
 OURS = {
     "64bit": ({6}, f"wants all of a long value in one class; Larder's has its ends in small ones. {_CHUNKS}"),
     "binary-sasl": ({6}, "PLAIN is the one mechanism; CRAM-MD5 would need the passwords in the clear"),
-    "watcher": ({"ends"}, "waits for the eviction that one more set makes, now and then in vain; why is not known yet"),
     "conn-limits": ({1, 2, 3, 4}, "memcached refuses 500 answers at once within 32 KiB of response objects; Larder has none, and answers"),
     "dyn-maxbytes": ({"check evicted", "stats slabs total_malloced increased"}, f"{_ROOM}, and one more needs no page"),
     "issue_22": ({41, 84}, _ROOM),

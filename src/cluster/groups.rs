@@ -9,12 +9,11 @@
 //! While etcd does not answer, everything stays as it was last known.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::election::directory::{Directory, Failed};
@@ -23,6 +22,7 @@ use super::election::wire::{self, Entry, Keys};
 use super::plan::{Cluster, Plan};
 use super::target::Access;
 use crate::net::address;
+use crate::observe::Bell;
 use crate::protocol::Dialect;
 use crate::settings::proxy::{Address, Group, Groups, Pool, Server, Topology};
 
@@ -38,38 +38,6 @@ const READ_AGAIN: Duration = Duration::from_millis(500);
 const ETCD_PATIENCE: Duration = Duration::from_secs(1);
 /// Lines of a node's answer that are read.
 const LINES_MAX: usize = 1000;
-
-/// Calls for a look at groups.
-#[derive(Default)]
-pub struct Bell {
-    rung: AtomicBool,
-    wake: OnceLock<Box<dyn Fn() + Send + Sync>>,
-}
-
-impl fmt::Debug for Bell {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Bell").field(&self.rung).finish()
-    }
-}
-
-impl Bell {
-    pub fn ring(&self) {
-        if !self.rung.swap(true, Ordering::AcqRel)
-            && let Some(wake) = self.wake.get()
-        {
-            wake();
-        }
-    }
-
-    pub fn is_rung(&self) -> bool {
-        self.rung.load(Ordering::Acquire)
-    }
-
-    /// What wakes whoever looks; the first counts.
-    pub fn on_ring(&self, wake: impl Fn() + Send + Sync + 'static) {
-        let _ = self.wake.set(Box::new(wake));
-    }
-}
 
 /// What a node says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -245,7 +213,7 @@ struct Reader {
 impl Scout {
     /// One look. Blocks while nodes take their time; returns how long to wait before the next.
     pub fn look(&mut self, cluster: &Cluster) -> Duration {
-        cluster.bell.rung.store(false, Ordering::Release);
+        cluster.bell.answer();
         let plan = cluster.plan();
         let mut settings = plan.settings.clone();
         let mut any = false;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::groups::{self, Bell};
+use super::groups;
 use super::hotkey::writes::Writes;
 use super::membership;
 use super::proxy::Shown;
@@ -14,6 +14,7 @@ use super::ring::{Member, Ring};
 use super::route::Tree;
 use super::target::{Access, Target};
 use crate::net::address::reason;
+use crate::observe::Bell;
 use crate::protocol;
 use crate::settings::proxy::{
     self, Address, COMMANDS, Groups, Limits, Reads, Route, RouteId, Scheme,

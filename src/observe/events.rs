@@ -1,6 +1,7 @@
 #![forbid(unsafe_code)]
 //! What happens, as `watch` tells it: each thread writes finished lines into a ring of its own,
-//! bounded and lossy, and one reader collects them.
+//! bounded and lossy, and one reader collects them: now and then, and as soon as a ring fills. A part
+//! of each ring is each stream's own, so that a flood of one does not cost the lines of another.
 //!
 //! Nobody watching costs one relaxed load per place where something could be told. A full ring, or
 //! one that the reader holds at that moment, loses the line and counts it: no worker ever waits.
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::bell::Bell;
 use super::counters::Counter;
 use crate::settings::KEY_MAX;
 
@@ -26,6 +28,8 @@ pub const DELETIONS: u32 = 1 << 3;
 pub const CONNECTIONS: u32 = 1 << 4;
 /// `watch sysevents`
 pub const SYSTEM: u32 = 1 << 5;
+/// Streams there are.
+const STREAMS: usize = 6;
 /// Not a stream: `stats detail on`, kept here so that a request asks one question only.
 pub const DETAIL: u32 = 1 << 31;
 /// Nor is this: leases have been handed out, so that whoever changes a key has to look for one.
@@ -36,6 +40,7 @@ pub const LEASES: u32 = 1 << 30;
 pub struct Taps {
     wanted: AtomicU32,
     last: AtomicU64,
+    full: Bell,
 }
 
 impl Taps {
@@ -64,6 +69,11 @@ impl Taps {
         }
     }
 
+    /// Rung when so much waits in a ring that it should be read soon.
+    pub fn full(&self) -> &Bell {
+        &self.full
+    }
+
     /// Lines get numbers above this from now on; the number itself is used up.
     pub fn mark(&self) -> u64 {
         self.last.fetch_add(1, Relaxed) + 1
@@ -85,14 +95,21 @@ pub struct Told {
 struct Ring {
     lines: Vec<Told>,
     bytes: usize,
+    /// Of these, by stream.
+    of_stream: [usize; STREAMS],
 }
+
+/// The part of a ring that each stream has to itself, beside what all share, and the part in use at which
+/// the reader is called.
+const OWN_SHARE: usize = 8;
+const CALL_SHARE: usize = 4;
 
 /// One thread's lines.
 #[derive(Debug)]
 pub struct Log {
     taps: Arc<Taps>,
     ring: Mutex<Ring>,
-    /// Bytes of lines that may wait.
+    /// Bytes of lines that may wait, beside what streams have of their own.
     capacity: usize,
     /// `log_worker_written`
     pub written: Counter,
@@ -174,17 +191,26 @@ impl Log {
             now.subsec_micros()
         );
         let cost = line.len() + size_of::<Told>();
-        if ring.bytes + cost > self.capacity {
+        let own = stream.trailing_zeros() as usize % STREAMS;
+        if ring.bytes + cost > self.capacity
+            && ring.of_stream[own] + cost > self.capacity / OWN_SHARE
+        {
             self.dropped.add(1);
             return;
         }
         ring.bytes += cost;
+        ring.of_stream[own] += cost;
         ring.lines.push(Told {
             number,
             stream,
             line,
         });
         self.written.add(1);
+        let waits = ring.bytes;
+        drop(ring);
+        if waits > self.capacity / CALL_SHARE {
+            self.taps.full.ring();
+        }
     }
 
     /// Takes what has been told; for the one reader.
@@ -430,6 +456,51 @@ mod tests {
         assert_eq!(log.dropped.get(), 10 - kept);
         log.deleted(b"k", "delete", 1, 1);
         assert_eq!(told(&log).len(), 1, "room again once read");
+    }
+
+    #[test]
+    fn a_flood_of_one_stream_leaves_the_others_their_part() {
+        let log = Log::new(Arc::default(), 8192);
+        while log.dropped.get() == 0 {
+            log.item_get(b"flood", "found", 1, 30, 5);
+        }
+        log.item_store(b"k", "stored", "set", 60, 2, 31, 0);
+        log.eviction(b"e", true, -1, 9, 3, 7);
+        let lines = told(&log);
+        let kinds: Vec<&str> = lines
+            .iter()
+            .filter_map(|line| line.split(' ').nth(1))
+            .collect();
+        assert_eq!(
+            kinds[kinds.len() - 3..],
+            ["type=item_get", "type=item_store", "type=eviction"]
+        );
+        // What was read makes room for all again.
+        log.item_get(b"flood", "found", 1, 30, 5);
+        assert_eq!(log.dropped.get(), 1);
+    }
+
+    #[test]
+    fn the_reader_is_called_before_lines_are_lost() {
+        let taps = Arc::new(Taps::default());
+        let log = Log::new(taps.clone(), 8192);
+        let calls = Arc::new(AtomicU32::new(0));
+        let count = calls.clone();
+        taps.full().on_ring(move || {
+            count.fetch_add(1, Relaxed);
+        });
+        log.deleted(b"k", "delete", 1, 1);
+        assert!(!taps.full().is_rung(), "one line can wait");
+        for round in 1..3 {
+            while !taps.full().is_rung() {
+                log.deleted(b"k", "delete", 1, 1);
+            }
+            log.deleted(b"k", "delete", 1, 1);
+            assert_eq!(log.dropped.get(), 0);
+            assert_eq!(calls.load(Relaxed), round, "called once");
+            taps.full().answer();
+            assert!(told(&log).len() > 2);
+        }
     }
 
     #[test]

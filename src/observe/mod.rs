@@ -10,6 +10,9 @@ pub mod admission;
 // What happens, as `watch` tells it.
 pub mod events;
 
+// What wakes a thread that sleeps until there is something to do.
+pub mod bell;
+
 // Counts per key prefix.
 pub mod prefix;
 
@@ -17,6 +20,7 @@ pub mod prefix;
 pub mod board;
 
 pub use admission::Admission;
+pub use bell::Bell;
 pub use board::Board;
 pub use counters::{ClassCounters, Counter, Registry, ThreadCounters};
 pub use events::Taps;

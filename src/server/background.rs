@@ -32,7 +32,7 @@ pub fn start_clock(clock: Arc<Clock>, control: Arc<Control>) -> io::Result<JoinH
     })
 }
 
-/// How long a line for watchers waits at most.
+/// How long a line for watchers waits at most, if not so many come that they have to be fetched sooner.
 const WATCH: Duration = Duration::from_millis(20);
 
 /// Hands out to those who watch what the threads have told.
@@ -41,14 +41,20 @@ const WATCH: Duration = Duration::from_millis(20);
 /// The system cannot start a thread.
 pub fn start_watch(shared: &Arc<Shared>, control: Arc<Control>) -> io::Result<JoinHandle<()>> {
     let shared = shared.clone();
+    let calls = control.clone();
+    let full = shared.registry.taps().full();
+    full.on_ring(move || calls.call());
     Builder::new().name("watch".to_owned()).spawn(move || {
+        let full = shared.registry.taps().full();
         loop {
+            full.answer();
             let watched = shared.watchers.count() > 0;
             if watched {
                 shared.watchers.pump(&shared.registry);
             }
             // A new watcher has to be noticed, too.
-            if !control.sleep(if watched { WATCH } else { 5 * WATCH }) {
+            let wait = if watched { WATCH } else { 5 * WATCH };
+            if !control.sleep_unless(Instant::now() + wait, || full.is_rung()) {
                 break;
             }
         }

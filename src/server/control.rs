@@ -27,6 +27,8 @@ pub struct Control {
     /// What sleeping threads wait on; holds whether to end.
     ended: Mutex<bool>,
     bell: Condvar,
+    /// And those who may be called before their time.
+    calls: Condvar,
 }
 
 impl Control {
@@ -36,6 +38,7 @@ impl Control {
             waker,
             ended: Mutex::new(false),
             bell: Condvar::new(),
+            calls: Condvar::new(),
         }
     }
 
@@ -54,6 +57,7 @@ impl Control {
             .compare_exchange(0, value, Ordering::AcqRel, Ordering::Acquire);
         *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.bell.notify_all();
+        self.calls.notify_all();
         self.waker.wake()
     }
 
@@ -72,19 +76,22 @@ impl Control {
 
     /// Sleeps until an instant; false means that the server stops and the thread should end.
     pub fn sleep_until(&self, deadline: Instant) -> bool {
-        self.sleep_unless(deadline, || false)
+        self.sleep_at(&self.bell, deadline, || false)
     }
 
     /// The same, or until something is so; whoever makes it so [calls](Control::call) then.
     pub fn sleep_unless(&self, deadline: Instant, is_so: impl Fn() -> bool) -> bool {
+        self.sleep_at(&self.calls, deadline, is_so)
+    }
+
+    fn sleep_at(&self, bell: &Condvar, deadline: Instant, is_so: impl Fn() -> bool) -> bool {
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         while !*ended {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || is_so() {
                 return true;
             }
-            (ended, _) = self
-                .bell
+            (ended, _) = bell
                 .wait_timeout(ended, left)
                 .unwrap_or_else(PoisonError::into_inner);
         }
@@ -95,7 +102,7 @@ impl Control {
     pub fn call(&self) {
         // Nobody is between looking and sleeping while this is held.
         drop(self.ended.lock().unwrap_or_else(PoisonError::into_inner));
-        self.bell.notify_all();
+        self.calls.notify_all();
     }
 }
 

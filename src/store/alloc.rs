@@ -16,7 +16,7 @@ const ATTEMPTS: usize = 16;
 /// Slots of the HOT ring that are looked at before the hand gets its turn.
 const RING_STEPS: usize = 32;
 
-/// Slots that are kept free in a bin whose items are being evicted: one for so many items, and at most.
+/// Slots that are kept free in a bin whose items are being evicted: one of so many, and at most.
 const AHEAD_SHARE: usize = 256;
 const AHEAD_MOST: usize = 128;
 
@@ -128,10 +128,26 @@ impl Inner {
         state.pages.give(&self.pages, &self.arena, slot);
     }
 
-    /// Slots that are missing in a bin to those that are kept free ahead of need.
-    fn missing_ahead(&self, bin: u8, state: &BinState) -> usize {
-        let ahead = (self.items_in(bin) as usize / AHEAD_SHARE).min(AHEAD_MOST);
-        ahead.saturating_sub(state.pages.capacity() - state.pages.used())
+    /// Slots that are kept free ahead of need in a bin that gives up items. Those in use count with the
+    /// free ones, so that it is the same before and after some have been freed.
+    fn ahead(state: &BinState) -> usize {
+        (state.pages.capacity() / AHEAD_SHARE).min(AHEAD_MOST)
+    }
+
+    /// Slots that are missing in a bin to those.
+    fn missing_ahead(state: &BinState) -> usize {
+        let free = state.pages.capacity() - state.pages.used();
+        Inner::ahead(state).saturating_sub(free)
+    }
+
+    /// Free slots of a bin that are not kept ahead of need.
+    pub(super) fn spare_slots(state: &BinState) -> usize {
+        let free = state.pages.capacity() - state.pages.used();
+        free.saturating_sub(if state.pressed {
+            Inner::ahead(state)
+        } else {
+            0
+        })
     }
 
     /// Evicts an item for a slot that was freed ahead of need and has just been taken. The maintainer would
@@ -141,7 +157,7 @@ impl Inner {
     fn evict_another(&self, cx: Cx<'_>, bin: u8, state: &mut BinState) -> Option<Slot<'_>> {
         let (used, limit) = self.pool.usage();
         let full = self.evicting && state.pressed && used >= limit;
-        if !full || self.missing_ahead(bin, state) == 0 {
+        if !full || Inner::missing_ahead(state) == 0 {
             return None;
         }
         match self.evict(cx, bin, state)? {
@@ -155,7 +171,9 @@ impl Inner {
         let mut gone = Vec::new();
         {
             let mut state = self.bins[usize::from(bin)].lock();
-            for _ in 0..self.missing_ahead(bin, &state) {
+            // A large item leaves many slots.
+            let each = state.pages.used() / (self.items_in(bin) as usize).max(1);
+            for _ in 0..Inner::missing_ahead(&state) / each.max(1) {
                 match self.evict(cx, bin, &mut state) {
                     Some(Victim::Here(slot) | Victim::Elsewhere(slot)) => gone.push(slot),
                     None => break,

@@ -250,7 +250,8 @@ impl Inner {
                 let spare = {
                     let state = self.bins[usize::from(bin)].lock();
                     let per_page = PAGE / state.pages.size();
-                    let free = state.pages.capacity() - state.pages.used();
+                    // Else what is freed ahead of need would go to the pool, and come back with the next items.
+                    let free = Inner::spare_slots(&state);
                     free * 2 > per_page * SPARE_HALVES && state.pages.pages().len() > 1
                 };
                 if !spare {

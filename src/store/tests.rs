@@ -196,6 +196,34 @@ fn while_evictions_are_watched_one_follows_each_new_item_of_a_full_class() {
 }
 
 #[test]
+fn what_is_freed_ahead_is_not_taken_for_pages_to_spare() {
+    // Five to a page, so that what is kept free is more than a bin otherwise keeps.
+    let fixture = Fixture::small(48);
+    let evicted = || {
+        let totals = fixture.registry.totals();
+        totals.over_classes(|class| class.evicted)
+    };
+    let value = vec![b'x'; 11_000];
+    let mut numbers = 0..;
+    let mut set_new = || {
+        let before = evicted();
+        fixture.set(format!("key{}", numbers.next().unwrap()).as_bytes(), &value);
+        evicted() - before
+    };
+    while set_new() == 0 {}
+    fixture
+        .registry
+        .taps()
+        .want(crate::observe::events::EVICTIONS);
+    for number in 0..40 {
+        fixture.store.maintain(fixture.cx(100));
+        let (used, limit) = fixture.store.inner.pool.usage();
+        assert_eq!(used, limit, "{number}");
+        assert_eq!(set_new(), 1, "{number}");
+    }
+}
+
+#[test]
 fn pages_of_long_values_are_emptied_with_what_their_items_leave_elsewhere() {
     let fixture = Fixture::small(8);
     // Two chunks each, so that their pages have parts of twice as many items.
