@@ -166,7 +166,7 @@ fn a_new_group_comes_onto_the_ring() {
         gateway.with(|store| store.value("/larder/larder/g/g1/leader").is_some())
     });
     let proxy = proxy(&format!(
-        "[pools.main]\netcd = {{ endpoints = [\"{}\"] }}",
+        "[pools.main]\nsettle = \"300ms\"\netcd = {{ endpoints = [\"{}\"] }}",
         gateway.url()
     ));
     let mut client = proxy.connect();
@@ -410,7 +410,7 @@ fn without_etcd_groups_stay() {
         gateway.with(|store| store.value("/larder/larder/g/g1/leader").is_some())
     });
     let proxy = proxy(&format!(
-        "[pools.main]\netcd = {{ endpoints = [\"{}\"] }}",
+        "[pools.main]\nsettle = \"300ms\"\netcd = {{ endpoints = [\"{}\"] }}",
         gateway.url()
     ));
     let mut client = proxy.connect();
@@ -447,7 +447,7 @@ fn keys_move_while_they_are_written() {
         gateway.with(|store| store.value("/larder/larder/g/g1/leader").is_some())
     });
     let proxy = proxy(&format!(
-        "[pools.main]\nwarm_ttl = \"1m\"\netcd = {{ endpoints = [\"{}\"] }}",
+        "[pools.main]\nsettle = \"300ms\"\nwarm_ttl = \"1m\"\netcd = {{ endpoints = [\"{}\"] }}",
         gateway.url()
     ));
     write(&mut proxy.connect(), "k", "x");

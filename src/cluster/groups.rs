@@ -24,7 +24,7 @@ use super::target::Access;
 use crate::net::address;
 use crate::observe::Bell;
 use crate::protocol::Dialect;
-use crate::settings::proxy::{Address, Group, Groups, Pool, Server, Topology};
+use crate::settings::proxy::{Address, Group, Groups, Moving, Pool, Server, Topology};
 
 /// Between two looks at all nodes, if nobody calls for one.
 pub const LOOK: Duration = Duration::from_millis(200);
@@ -193,7 +193,7 @@ pub struct Scout {
     epochs: HashMap<(String, String), u64>,
     /// By pool.
     topologies: HashMap<String, Reader>,
-    /// Until when keys are looked for where they were before, by pool.
+    /// Since when keys move, by pool.
     warming: HashMap<String, u64>,
 }
 
@@ -317,18 +317,35 @@ impl Scout {
         }
     }
 
-    /// Ends the time in which keys are looked for where they were.
+    /// Goes on with the moving of keys, as time passes.
     fn warm(&mut self, pool: &str, groups: &mut Groups, now: u64) {
         if groups.before.is_empty() {
             self.warming.remove(pool);
             return;
         }
-        let ends = now + groups.warm_ms;
-        let until = *self.warming.entry(pool.to_owned()).or_insert(ends);
-        if now >= until {
-            log::info!("pool {pool}: keys are not looked for any more where they were");
+        let since = *self.warming.entry(pool.to_owned()).or_insert(now);
+        let settled = since + groups.settle_ms;
+        let brought = settled + groups.warm_ms;
+        let stage = if now < settled {
+            Moving::Settling
+        } else if now < brought {
+            Moving::Bringing
+        } else if now < brought + groups.settle_ms {
+            Moving::Ending
+        } else {
             groups.before.clear();
             self.warming.remove(pool);
+            return;
+        };
+        if stage != groups.moving {
+            groups.moving = stage;
+            match stage {
+                Moving::Settling => {}
+                Moving::Bringing => log::info!("pool {pool}: keys go where they belong now"),
+                Moving::Ending => {
+                    log::info!("pool {pool}: keys are not looked for any more where they were");
+                }
+            }
         }
     }
 
@@ -364,7 +381,10 @@ impl Scout {
                 reader.changed.store(true, Ordering::Release);
             }
         }
-        take_over(found, groups);
+        if take_over(found, groups) && groups.moving == Moving::Settling {
+            // Nothing has been brought over yet: all proxies have to hear of this, too.
+            self.warming.remove(&pool.name);
+        }
         for (group, epoch) in epochs {
             let known = self.epochs.entry((pool.name.clone(), group)).or_default();
             *known = epoch.max(*known);
@@ -446,17 +466,17 @@ fn gather(keys: &Keys, entries: &[Entry], list: &[Group]) -> (Vec<Group>, Vec<(S
     (found, epochs)
 }
 
-/// From now on these are the groups, if there are any.
-fn take_over(found: Vec<Group>, groups: &mut Groups) {
+/// From now on these are the groups, if there are any. True if keys move.
+fn take_over(found: Vec<Group>, groups: &mut Groups) -> bool {
     if found.is_empty() {
-        return;
+        return false;
     }
     for group in &found {
         if !groups.list.iter().any(|known| known.name == group.name) {
             log::info!("group {} is there", group.name);
         }
     }
-    groups.replace(found);
+    groups.replace(found)
 }
 
 impl Reader {

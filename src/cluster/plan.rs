@@ -17,7 +17,7 @@ use crate::net::address::reason;
 use crate::observe::Bell;
 use crate::protocol;
 use crate::settings::proxy::{
-    self, Address, COMMANDS, Groups, Limits, Reads, Route, RouteId, Scheme,
+    self, Address, COMMANDS, Groups, Limits, Moving, Reads, Route, RouteId, Scheme,
 };
 
 /// A pool that has come with a reload waits no longer to be looked up.
@@ -89,6 +89,8 @@ pub struct Before {
     pub pool: usize,
     /// Looks for keys there that are not where they belong now.
     pub route: RouteId,
+    /// How far the moving is.
+    pub moving: Moving,
 }
 
 /// How the servers of a pool are dealt with.
@@ -153,15 +155,17 @@ impl Plan {
             routed.routes.extend([
                 Route::Pool { pool: number },
                 Route::Pool { pool: pools.len() },
-                Route::Warmup {
-                    cold: route - 2,
-                    warm: route - 1,
+                Route::Moving {
+                    old: route - 1,
+                    new: route - 2,
                     ttl: groups.warm_ttl,
+                    stage: groups.moving,
                 },
             ]);
             pools[number].before = Some(Before {
                 pool: pools.len(),
                 route,
+                moving: groups.moving,
             });
             pools.push(hidden);
         }

@@ -73,6 +73,15 @@ impl Leases {
 
     /// A token for one who has missed a key, or [`WAIT`].
     fn grant(&self, hash: u64, now: u32) -> u64 {
+        self.hand_out(hash, now, false)
+    }
+
+    /// A token for one who has missed a key, the same as another holds. The first of them stores.
+    pub fn share(&self, hash: u64, now: u32) -> u64 {
+        self.hand_out(hash, now, true)
+    }
+
+    fn hand_out(&self, hash: u64, now: u32, shared: bool) -> u64 {
         let mut shard = self.shard(hash);
         if shard.is_empty() {
             shard.resize(SHARD, Lease::default());
@@ -80,8 +89,8 @@ impl Leases {
         }
         let ways = Leases::ways(&mut shard, hash);
         let held = |lease: &Lease| lease.token != 0 && lease.ends > now;
-        if ways.iter().any(|lease| lease.hash == hash && held(lease)) {
-            return WAIT;
+        if let Some(lease) = ways.iter().find(|it| it.hash == hash && held(it)) {
+            return if shared { lease.token } else { WAIT };
         }
         let token = self.next.fetch_add(1, Relaxed);
         // Its own old place, else one that is free, else the one that ends first.
@@ -204,6 +213,19 @@ mod tests {
         assert_eq!(leases.redeem(7, second, 111, || 5), None, "once");
         assert_eq!(leases.redeem(7, WAIT, 111, || ()), None);
         assert_eq!(leases.redeem(7, 0, 111, || ()), None);
+    }
+
+    #[test]
+    fn those_who_share_a_lease_have_one_token() {
+        let leases = leases();
+        let token = leases.share(7, 100);
+        assert_eq!((leases.share(7, 101), leases.grant(7, 101)), (token, WAIT));
+        assert_eq!(leases.redeem(7, token, 102, || ()), Some(()));
+        assert_eq!(leases.redeem(7, token, 102, || ()), None, "the other one");
+        let next = leases.share(7, 102);
+        assert!(next > token);
+        leases.revoke(7);
+        assert_eq!(leases.redeem(7, next, 102, || ()), None);
     }
 
     #[test]

@@ -31,6 +31,15 @@ pub fn repl(cx: &Context<'_>, said: &[u8], style: &Style<'_>, replies: &mut Repl
     }
     let said: Vec<&[u8]> = words(said).take(3).collect();
     match said[..] {
+        // For a proxy that brings a key over: others may have the same token, and one of them fills it.
+        [b"lease", key] if key.len() <= cx.shared.rules.key_max() => {
+            if !replicas.leading() {
+                return reply::not_leading(style, replies);
+            }
+            let hash = cx.store().hash(key);
+            let token = cx.shared.leases.share(hash, cx.now);
+            replies.format(format_args!("LEASE {token}\r\n"));
+        }
         [] | [b"status"] => status(replicas, replies),
         [b"promote"] => promote(replicas, false, style, replies),
         [b"promote", b"--force"] => promote(replicas, true, style, replies),

@@ -30,8 +30,8 @@ pub enum Shape {
     Line,
     /// One line of a meta command, or a value.
     Meta,
-    /// One line of `repl position`.
-    Position,
+    /// One line of `repl position` or `repl lease`.
+    Repl,
     /// A binary packet with this opcode.
     Binary(u8),
 }
@@ -91,8 +91,8 @@ pub fn frame(shape: Shape, most: usize, input: &[u8]) -> Framed {
         Shape::Gets => values(most, input),
         Shape::Line => line(most, input, classic),
         Shape::Meta => meta(most, input),
-        Shape::Position => line(most, input, |text| {
-            text.starts_with(b"POSITION ").then_some(Verdict::Done)
+        Shape::Repl => line(most, input, |text| {
+            (text.starts_with(b"POSITION ") || text.starts_with(b"LEASE ")).then_some(Verdict::Done)
         }),
         Shape::Binary(opcode) => binary(opcode, input),
     }

@@ -278,6 +278,8 @@ struct Frames {
 }
 
 impl Frames {
+    /// What a frame begins with.
+    const MAGIC: &[u8] = b"LR";
     /// Bytes of a frame before its payload, and the type of those with records of the log.
     const HEADER: usize = 24;
     const BATCH: u8 = 5;
@@ -287,6 +289,10 @@ impl Frames {
     const SUPERSEDED: u8 = 12;
 
     fn pass(&mut self, knobs: &Knobs, bytes: Vec<u8>) -> Vec<u8> {
+        if self.part.is_empty() && !bytes.starts_with(Frames::MAGIC) {
+            // It is not two nodes that speak.
+            return bytes;
+        }
         self.part.extend_from_slice(&bytes);
         let mut out = Vec::new();
         while self.part.len() >= Frames::HEADER {

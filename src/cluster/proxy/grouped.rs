@@ -100,7 +100,7 @@ impl Proxy {
         let upstream = &mut self.upstreams[number];
         match upstream.dialect {
             Dialect::Text => {
-                ticket.shape = Shape::Position;
+                ticket.shape = Shape::Repl;
                 upstream.send_piece(b"repl ");
                 upstream.send_piece(words);
                 upstream.send_piece(b"\r\n");

@@ -7,6 +7,7 @@ use crate::cluster::rewrite::{self, Change, Owned};
 use crate::cluster::route::Settled;
 use crate::cluster::upstream::{Fault, To};
 use crate::protocol::Dialect;
+use crate::settings::proxy::Moving;
 
 /// Long values on their way to one server at a time, and connections kept for more of them.
 const PRIVATE_MAX: usize = 64;
@@ -50,6 +51,7 @@ impl Proxy {
             return None;
         };
         self.note_writer(seat, forward.command);
+        let pool = self.where_it_moves(pool, forward.key, seat);
         let owner = self.owner(pool, forward.key);
         let mut place = owner;
         let mut stands_in = None;
@@ -102,12 +104,37 @@ impl Proxy {
     }
 
     /// Whether a long value for this key can be sent on as it comes: not if it may have to be sent again,
-    /// or to several.
-    pub fn streams(&self, seat: usize, request: &Forward<'_>) -> bool {
+    /// or to several. `kept`: it is not too long to be kept until it is whole.
+    pub fn streams(&self, seat: usize, request: &Forward<'_>, kept: bool) -> bool {
         match self.settle(seat, request.command, request.key) {
-            Settled::Pool(pool) => self.plan.pools[pool].rules.replicas == 1,
+            Settled::Pool(pool) => {
+                let moved = self.way_of_moved(pool, request.key).is_some();
+                self.plan.pools[pool].rules.replicas == 1 && !(moved && kept)
+            }
             Settled::Route(_) => false,
         }
+    }
+
+    /// The pool that a long value goes to, if its key moves; the other one is told to forget the key, and
+    /// nobody waits for that.
+    fn where_it_moves(&mut self, pool: usize, key: &[u8], seat: usize) -> usize {
+        let before = match &self.plan.pools[pool].before {
+            Some(before) if self.way_of_moved(pool, key).is_some() => before,
+            _ => return pool,
+        };
+        let (to, other) = match before.moving {
+            Moving::Settling => (before.pool, pool),
+            Moving::Bringing | Moving::Ending => (pool, before.pool),
+        };
+        let place = self.owner(other, key);
+        if let Ok(number) = self.connection(place, Dialect::Text, seat) {
+            let (line, shape) = rewrite::delete(key);
+            let mut ticket = self.own_ticket(To::Nobody, place);
+            ticket.shape = shape;
+            self.upstreams[number].send(&line, ticket);
+            self.mark(number);
+        }
+        to
     }
 
     /// More of a long value.

@@ -9,7 +9,9 @@
 
 mod walk;
 
-pub use walk::{Action, KeyId, Life, Outcome, Reply, Send, Source, Tag, Ttl, Walk, What, World};
+pub use walk::{
+    Action, KeyId, Life, Outcome, Reply, Send, Source, Tag, Token, Ttl, Walk, What, World,
+};
 
 use crate::cluster::limit::{InFlight, TokenBucket};
 use crate::hash::hashkit;

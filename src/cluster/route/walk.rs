@@ -4,11 +4,15 @@
 // What one place misses is read from another.
 mod fill;
 
+// Keys that go to another group.
+mod moving;
+
 use std::sync::Arc;
 
 use super::{Progress, Question, Tree, choose, has_moved, in_share};
 use crate::settings::proxy::{Command, Failure, Route, RouteId, Wait};
 use fill::FillStage;
+use moving::MovingStage;
 
 /// Names a send, and the reply to it.
 pub type Tag = u16;
@@ -48,10 +52,23 @@ pub enum What {
     Read,
     /// How long the key still lives.
     Life,
+    /// A token to fill the key with.
+    Token,
     /// An `add` of the value that came with the reply to `of`.
-    Fill { of: Tag, life: Life },
+    Fill { of: Tag, life: Life, token: Token },
     /// A delete of the key.
     Delete,
+}
+
+/// What allows a fill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Token {
+    /// What the reply to this, a [`What::Token`], has said.
+    Of(Tag),
+    /// The server has none to give: nothing but that the key is not there.
+    Unknown,
+    /// Nothing does.
+    Refused,
 }
 
 /// How long what fills a server lives.
@@ -229,6 +246,8 @@ enum State {
     },
     /// Tier and warmup alike: ask the first, then the second, then fill the first.
     Fill(FillStage),
+    /// Between an old place and a new one.
+    Moving(MovingStage),
     /// A place is taken in `in_flight`, and given back afterwards.
     Counted,
     /// It has given its reply.
@@ -320,6 +339,7 @@ impl Walk {
             State::Fill(FillStage::Life { of, before }) => {
                 *of == tag || before.as_ref().is_some_and(is)
             }
+            State::Moving(stage) => stage.needs(tag),
             State::Fill(_) | State::Counted | State::Over => false,
         })
     }
@@ -472,6 +492,7 @@ impl Walk {
             Route::Warmup { cold, warm, .. } => {
                 self.enter_fill(id, *cold, *warm, false, context, world, actions);
             }
+            Route::Moving { .. } => self.enter_moving(id, context, world, actions),
         }
     }
 
@@ -545,6 +566,7 @@ impl Walk {
                 | Route::Random { children } => children[0],
                 Route::Tier { near: to, .. }
                 | Route::Warmup { cold: to, .. }
+                | Route::Moving { new: to, .. }
                 | Route::Migrate { to, .. }
                 | Route::Shadow { main: to, .. }
                 | Route::Rewrite { to, .. }
@@ -672,6 +694,10 @@ impl Walk {
             (State::Fill(stage), _) => {
                 let stage = *stage;
                 self.filling(parent, stage, reply, world, actions);
+            }
+            (State::Moving(stage), _) => {
+                let stage = *stage;
+                self.moving(parent, stage, reply, world, actions);
             }
             (State::Over, _) => {}
             _ => unreachable!("a frame has the state of its route"),

@@ -601,8 +601,9 @@ impl Client {
         }
         let owes = desk.owes(self.seat);
         let forward = request::forward(request, key, head, b"", desk.scratch);
-        if !desk.proxy.streams(self.seat, &forward) {
-            if length > GATHER_MAX {
+        let kept = length <= GATHER_MAX;
+        if !desk.proxy.streams(self.seat, &forward, kept) {
+            if !kept {
                 return self.refuse_long(request, key, head.len(), length, desk);
             }
             self.state = State::Gather {

@@ -2,7 +2,7 @@
 //! Groups of nodes that hold the same keys: what stands on a ring in place of servers.
 
 use super::reader::{Found, Table, Value};
-use super::{Address, Server};
+use super::{Address, Moving, Server};
 use crate::settings::Etcd;
 
 /// Nodes of one group.
@@ -16,9 +16,13 @@ pub struct Groups {
     /// Those there were before groups have come or gone, for as long as keys are looked for there;
     /// empty otherwise.
     pub before: Vec<Group>,
+    /// How far they have come, while there are some.
+    pub moving: Moving,
     pub reads: Reads,
     /// They are found there.
     pub etcd: Option<Topology>,
+    /// How long a proxy may take longer than another to hear that a group has come or gone.
+    pub settle_ms: u64,
     /// How long keys are looked for where they were, after a group has come or gone; 0 is never.
     pub warm_ms: u64,
     /// Seconds: the life of what is brought over then; nothing is what it has left.
@@ -95,6 +99,7 @@ impl Groups {
         let old = std::mem::replace(&mut self.list, list);
         if moves && self.warm_ms > 0 && self.before.is_empty() {
             self.before = old;
+            self.moving = Moving::Settling;
         }
         // Those of before have leaders that change, too.
         for group in &mut self.before {
@@ -133,14 +138,16 @@ pub(super) fn groups(table: &Table<'_>) -> Found<Option<Groups>> {
     let mut groups = Groups {
         list: Vec::new(),
         before: Vec::new(),
+        moving: Moving::default(),
         reads: Reads::default(),
         etcd: None,
+        settle_ms: 8000,
         warm_ms: 600_000,
         warm_ttl: None,
     };
     match (table.get("groups"), table.get("etcd")) {
         (None, None) => {
-            return match ["reads", "warm", "warm_ttl"]
+            return match ["reads", "settle", "warm", "warm_ttl"]
                 .into_iter()
                 .find(|name| table.has(name))
             {
@@ -163,6 +170,9 @@ pub(super) fn groups(table: &Table<'_>) -> Found<Option<Groups>> {
         (None, Some(value)) => groups.etcd = Some(topology(&value)?),
     }
     table.set("reads", &mut groups.reads, reads)?;
+    table.set("settle", &mut groups.settle_ms, |value| {
+        value.duration_ms(0..=60_000)
+    })?;
     table.set("warm", &mut groups.warm_ms, |value| {
         value.duration_ms(0..=7 * 86_400_000)
     })?;

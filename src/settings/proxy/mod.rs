@@ -20,8 +20,8 @@ pub use ring::{
     SpyLabels,
 };
 pub use route::{
-    COMMANDS, Command, Commands, Failure, Failures, Order, ROUTES_MAX, Rate, Route, RouteId, Rule,
-    Wait,
+    COMMANDS, Command, Commands, Failure, Failures, Moving, Order, ROUTES_MAX, Rate, Route,
+    RouteId, Rule, Wait,
 };
 pub use server::{Address, Server};
 

@@ -49,6 +49,15 @@ pub enum Route {
         /// Seconds; nothing is what the value has left in `warm`, whose servers speak meta then.
         ttl: Option<u32>,
     },
+    /// A key that belongs to `new` and belonged to `old` a while ago. Nobody writes this: pools of groups
+    /// make it when groups come or go.
+    Moving {
+        old: RouteId,
+        new: RouteId,
+        /// As that of `Warmup`.
+        ttl: Option<u32>,
+        stage: Moving,
+    },
     /// From one route to another, key by key, over a time. Deletes go to both meanwhile.
     Migrate {
         from: RouteId,
@@ -117,6 +126,7 @@ impl Route {
             | Route::Random { children } => children.iter().copied().for_each(visit),
             Route::Tier { near, far, .. } => [*near, *far].into_iter().for_each(visit),
             Route::Warmup { cold, warm, .. } => [*cold, *warm].into_iter().for_each(visit),
+            Route::Moving { old, new, .. } => [*old, *new].into_iter().for_each(visit),
             Route::Migrate { from, to, .. } => [*from, *to].into_iter().for_each(visit),
             Route::Shadow { main, copies, .. } => [*main, *copies].into_iter().for_each(visit),
             Route::Rewrite { to, .. } | Route::Limit { to, .. } | Route::Fault { to, .. } => {
@@ -124,6 +134,18 @@ impl Route {
             }
         }
     }
+}
+
+/// How far the moving of keys is, after a group has come or gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Moving {
+    /// They stay where they were, until all proxies know of it.
+    #[default]
+    Settling,
+    /// They are brought over when they are read.
+    Bringing,
+    /// They are where they belong, or nowhere; until no proxy brings any over.
+    Ending,
 }
 
 /// A condition and where it leads. All that is given must apply.

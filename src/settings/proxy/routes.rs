@@ -145,7 +145,7 @@ impl<'doc> Routes<'doc> {
             Route::Pool { .. } => 1,
             Route::Match { .. } | Route::Random { .. } => one,
             // What fills the nearer one is a send of its own.
-            Route::Tier { .. } | Route::Warmup { .. } => 2 * all,
+            Route::Tier { .. } | Route::Warmup { .. } | Route::Moving { .. } => 2 * all,
             _ => all,
         };
         Cost { depth, sends }

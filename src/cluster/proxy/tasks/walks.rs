@@ -9,7 +9,7 @@ use crate::cluster::front::{nothing, refusal};
 use crate::cluster::proxy::{Forward, Refused};
 use crate::cluster::rewrite::{self, Change};
 use crate::cluster::route::{
-    Action, Life, Outcome, Question, Send, Source, Tag, Ttl, Walk, What, World,
+    Action, Life, Outcome, Question, Send, Source, Tag, Token, Ttl, Walk, What, World,
 };
 use crate::cluster::upstream::{Fault, To};
 use crate::protocol::Dialect;
@@ -207,6 +207,8 @@ impl Proxy {
         let command = match send.what {
             What::Request => task.command,
             What::Read | What::Life => Command::Get,
+            // For the leader only.
+            What::Token => Command::Add,
             What::Fill { .. } => Command::Add,
             What::Delete => Command::Delete,
         };
@@ -256,7 +258,9 @@ impl Proxy {
                 (task.request.dialect, bytes.ok_or(unsendable)?)
             }
             // No text has such a key.
-            What::Read | What::Life | What::Fill { .. } if key.iter().any(|&byte| byte <= b' ') => {
+            What::Read | What::Life | What::Token | What::Fill { .. }
+                if key.iter().any(|&byte| byte <= b' ') =>
+            {
                 return Err(unsendable);
             }
             What::Read => {
@@ -272,7 +276,11 @@ impl Proxy {
                 ticket.shape = Shape::Meta;
                 (Dialect::Text, [b"mg ", &key[..], b" t\r\n"].concat())
             }
-            What::Fill { of, life } => {
+            What::Token => {
+                ticket.shape = Shape::Repl;
+                (Dialect::Text, [b"repl lease ", &key[..], b"\r\n"].concat())
+            }
+            What::Fill { of, life, token } => {
                 let reply_to = |tag: Tag| task.replies.iter().find(|reply| reply.tag == tag);
                 let life = match life {
                     Life::Seconds(ttl) => Some(ttl),
@@ -289,8 +297,17 @@ impl Proxy {
                 });
                 let (flags, value) = value.ok_or(unsendable)?;
                 ticket.shape = Shape::Line;
+                let (command, token) = match token {
+                    Token::Of(tag) => {
+                        let said = reply_to(tag).map(|reply| reply.bytes.trim_ascii_end());
+                        let token = said.and_then(|said| said.strip_prefix(b"LEASE"));
+                        (&b"lease-set "[..], token.ok_or(unsendable)?)
+                    }
+                    Token::Unknown => (&b"add "[..], &b""[..]),
+                    Token::Refused => return Err(unsendable),
+                };
                 let head = format!(" {flags} {ttl} {}\r\n", value.len());
-                let line = [b"add ", &key[..], head.as_bytes(), value, b"\r\n"].concat();
+                let line = [command, &key[..], token, head.as_bytes(), value, b"\r\n"].concat();
                 (Dialect::Text, line)
             }
         };

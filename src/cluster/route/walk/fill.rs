@@ -1,7 +1,8 @@
 #![forbid(unsafe_code)]
 //! Tier and warmup: what one place misses is read from another, and put there.
 
-use super::{Action, Context, Life, Outcome, Reply, Source, State, Tag, Walk, What, World, alone};
+use super::alone;
+use super::{Action, Context, Life, Outcome, Reply, Source, State, Tag, Token, Walk, What, World};
 use crate::settings::proxy::{Command, Route, RouteId};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +124,12 @@ impl Walk {
                 match (fills, ttl) {
                     (Some(of), Some(ttl)) => {
                         let life = Life::Seconds(ttl);
-                        self.enter(first, filled(alone(above), of, life), world, actions);
+                        self.enter(
+                            first,
+                            filled(alone(above), of, life, Token::Unknown),
+                            world,
+                            actions,
+                        );
                     }
                     (Some(_), None) => self.enter(second, aging(below), world, actions),
                     (None, _) => {}
@@ -141,10 +147,20 @@ impl Walk {
                 };
                 match (before, life) {
                     (None, Some(life)) => {
-                        self.enter(first, filled(alone(above), of, life), world, actions);
+                        self.enter(
+                            first,
+                            filled(alone(above), of, life, Token::Unknown),
+                            world,
+                            actions,
+                        );
                     }
                     (Some(_), Some(life)) => {
-                        self.enter(first, filled(below, of, life), world, actions);
+                        self.enter(
+                            first,
+                            filled(below, of, life, Token::Unknown),
+                            world,
+                            actions,
+                        );
                     }
                     // It has gone meanwhile.
                     (Some(before), None) => self.leave(above, before, world, actions),
@@ -155,7 +171,12 @@ impl Walk {
                 (Outcome::Hit, Source::Reply(of)) => match ttl {
                     Some(ttl) => {
                         let life = Life::Seconds(ttl);
-                        self.enter(first, filled(below, of, life), world, actions);
+                        self.enter(
+                            first,
+                            filled(below, of, life, Token::Unknown),
+                            world,
+                            actions,
+                        );
                     }
                     None => {
                         let before = Some(before);
@@ -195,15 +216,15 @@ pub(super) fn forgetting(context: Context) -> Context {
     }
 }
 
-fn filled(context: Context, of: Tag, life: Life) -> Context {
+pub(super) fn filled(context: Context, of: Tag, life: Life, token: Token) -> Context {
     Context {
         command: Command::Add,
-        what: What::Fill { of, life },
+        what: What::Fill { of, life, token },
         ..context
     }
 }
 
-fn aging(context: Context) -> Context {
+pub(super) fn aging(context: Context) -> Context {
     Context {
         command: Command::Get,
         what: What::Life,

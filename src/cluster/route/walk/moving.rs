@@ -1,0 +1,373 @@
+#![forbid(unsafe_code)]
+//! A key that belongs to another group than a while ago, while not all proxies know that, and not all keys
+//! are where they belong.
+//!
+//! Proxies hear of a group within moments of each other, so two of them may be one stage apart, never two:
+//!
+//! | stage | reads | what is written |
+//! | --- | --- | --- |
+//! | before | old | old |
+//! | settling | old, then new | old, then new forgets it |
+//! | bringing | new, then old, which fills new | old forgets it, then new |
+//! | ending | new | old forgets it, then new |
+//! | after | new | new |
+//!
+//! Whoever writes has both changed before the client is told, so whatever stage a reader is at finds that or
+//! nothing older. What changes a value changes it where it is, and the other forgets it after that. What is read
+//! from the old place fills the new one by a token that was handed out there before: whoever changes or deletes
+//! the key there makes the token void, and reaches the old place before the new one, so that no token that is
+//! younger fills it with what was there before.
+
+use super::{Action, Context, Life, Outcome, Reply, Source, State, Tag, Token, Walk, What, World};
+use super::{alone, fill};
+use crate::settings::proxy::{Command, Failure, Moving, Route, RouteId};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MovingStage {
+    /// The place that has it, if any has, gets the request.
+    There,
+    /// The new place is looked at, before the old one stores what must not be there.
+    Looking,
+    /// The other one forgets the key; then this is the answer.
+    Forgetting(Reply),
+    /// The old place has forgotten the key, or has been asked to delete it; the new one gets the request.
+    OldIsDone,
+    /// The same, and what a delete has come to at the old place.
+    Last(Option<Reply>),
+    /// The new place is asked for a token. What it said before:
+    Asking(Option<Reply>),
+    /// The old place is read, to answer the client.
+    Reading(Token),
+    /// The old place is read, so that the new one can change what it had.
+    Fetching(Token, Option<Reply>),
+    /// The old place is asked how long the value of the reply `of` lives.
+    Aging {
+        of: Tag,
+        token: Token,
+        /// What is answered if it has gone; nothing if the client has its answer.
+        before: Option<Before>,
+    },
+    /// The new place is being filled, and gets the request after that. What it said before:
+    Filling(Option<Reply>),
+    /// It has got the request, with what was brought over.
+    Again,
+}
+
+/// What the new place said before a change, if it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Before(Option<Reply>);
+
+impl MovingStage {
+    /// Whether a reply may still become the answer, or fill the new place.
+    pub(super) fn needs(&self, tag: Tag) -> bool {
+        let is = |reply: &Reply| reply.source == Source::Reply(tag);
+        let token = |token: &Token| *token == Token::Of(tag);
+        match self {
+            MovingStage::There
+            | MovingStage::Looking
+            | MovingStage::OldIsDone
+            | MovingStage::Again => false,
+            MovingStage::Forgetting(reply) => is(reply),
+            MovingStage::Last(reply) | MovingStage::Asking(reply) | MovingStage::Filling(reply) => {
+                reply.as_ref().is_some_and(is)
+            }
+            MovingStage::Reading(of) => token(of),
+            MovingStage::Fetching(of, reply) => token(of) || reply.as_ref().is_some_and(is),
+            MovingStage::Aging {
+                of,
+                token: by,
+                before,
+            } => {
+                *of == tag
+                    || token(by)
+                    || before.is_some_and(|Before(reply)| reply.as_ref().is_some_and(is))
+            }
+        }
+    }
+}
+
+/// What stores whatever was there, or takes it away.
+fn overwrites(command: Command) -> bool {
+    matches!(command, Command::Set | Command::Delete)
+}
+
+/// Whether a request has not found the key. Text and binary say of some that they have not stored.
+fn has_missed(command: Command, outcome: Outcome) -> bool {
+    let needs_it = matches!(
+        command,
+        Command::Replace | Command::Append | Command::Prepend
+    );
+    outcome == Outcome::Miss || needs_it && outcome == Outcome::Refused
+}
+
+/// Whether something may have changed.
+fn has_changed(outcome: Outcome) -> bool {
+    matches!(outcome, Outcome::Done | Outcome::Hit | Outcome::Failed(_))
+}
+
+/// The places of a route.
+#[derive(Clone, Copy)]
+struct Places {
+    old: RouteId,
+    new: RouteId,
+    ttl: Option<u32>,
+    stage: Moving,
+}
+
+impl Walk {
+    fn places(&self, id: RouteId) -> Places {
+        match self.tree.routes[id] {
+            Route::Moving {
+                old,
+                new,
+                ttl,
+                stage,
+            } => Places {
+                old,
+                new,
+                ttl,
+                stage,
+            },
+            _ => unreachable!("this one moves keys"),
+        }
+    }
+
+    pub(super) fn enter_moving(
+        &mut self,
+        id: RouteId,
+        context: Context,
+        world: &mut impl World,
+        actions: &mut Vec<Action>,
+    ) {
+        let Places {
+            old, new, stage, ..
+        } = self.places(id);
+        let read = context.command.is_read();
+        if !context.awaited || read && stage == Moving::Ending {
+            return self.enter(new, context, world, actions);
+        }
+        let (first, to, what) = match stage {
+            // It is stored only if the key is not there: what the other place has counts.
+            Moving::Settling if context.command == Command::Add => {
+                (MovingStage::Looking, new, reading(context))
+            }
+            Moving::Settling => (MovingStage::There, old, context),
+            _ if context.command == Command::Delete => (MovingStage::OldIsDone, old, context),
+            _ if overwrites(context.command) => {
+                (MovingStage::OldIsDone, old, fill::forgetting(context))
+            }
+            Moving::Bringing if context.command == Command::Add => {
+                (MovingStage::Asking(None), new, asking(context))
+            }
+            _ => (MovingStage::There, new, context),
+        };
+        let parent = self.frame(id, context, State::Moving(first)).parent;
+        self.enter(to, Context { parent, ..what }, world, actions);
+    }
+
+    pub(super) fn moving(
+        &mut self,
+        parent: usize,
+        stage: MovingStage,
+        reply: Reply,
+        world: &mut impl World,
+        actions: &mut Vec<Action>,
+    ) {
+        let places = self.places(self.frames[parent].route);
+        let above = self.frames[parent].context;
+        let below = Context {
+            parent: Some(parent as u16),
+            ..above
+        };
+        let command = above.command;
+        let read = command.is_read();
+        let Places { old, new, ttl, .. } = places;
+        let settling = places.stage == Moving::Settling;
+        let (next, to, what) = match stage {
+            MovingStage::There if settling => {
+                let missed = has_missed(command, reply.outcome);
+                if missed {
+                    (MovingStage::Last(None), new, below)
+                } else if !read && has_changed(reply.outcome) {
+                    let forgets = fill::forgetting(below);
+                    (MovingStage::Forgetting(reply), new, forgets)
+                } else {
+                    return self.over(parent, reply, world, actions);
+                }
+            }
+            MovingStage::There => {
+                let missed = has_missed(command, reply.outcome);
+                if missed && places.stage == Moving::Bringing {
+                    (MovingStage::Asking(Some(reply)), new, asking(below))
+                } else if !read && has_changed(reply.outcome) {
+                    let forgets = fill::forgetting(below);
+                    (MovingStage::Forgetting(reply), old, forgets)
+                } else {
+                    return self.over(parent, reply, world, actions);
+                }
+            }
+            MovingStage::Looking if reply.outcome == Outcome::Hit => {
+                (MovingStage::Last(None), new, below)
+            }
+            MovingStage::Looking => (MovingStage::There, old, below),
+            MovingStage::Forgetting(answer) => return self.over(parent, answer, world, actions),
+            MovingStage::OldIsDone => {
+                let deleted = command == Command::Delete && reply.outcome == Outcome::Done;
+                (MovingStage::Last(deleted.then_some(reply)), new, below)
+            }
+            MovingStage::Last(deleted) => {
+                let reply = match deleted {
+                    Some(deleted) if reply.outcome == Outcome::Miss => deleted,
+                    _ => reply,
+                };
+                // Settling, it was nowhere, or has been changed where it belongs from now on.
+                return self.over(parent, reply, world, actions);
+            }
+            MovingStage::Asking(before) => {
+                let token = match (reply.outcome, reply.source) {
+                    (Outcome::Done, Source::Reply(tag)) => Token::Of(tag),
+                    // It does not know of tokens.
+                    (Outcome::Failed(Failure::Error), _) => Token::Unknown,
+                    _ => Token::Refused,
+                };
+                if read {
+                    (MovingStage::Reading(token), old, below)
+                } else {
+                    let reads = reading(below);
+                    (MovingStage::Fetching(token, before), old, reads)
+                }
+            }
+            MovingStage::Reading(token) => {
+                let of = match (reply.outcome, reply.source) {
+                    (Outcome::Hit, Source::Reply(of)) if command == Command::Get => of,
+                    _ => return self.over(parent, reply, world, actions),
+                };
+                if token == Token::Refused {
+                    return self.over(parent, reply, world, actions);
+                }
+                let stage = match ttl {
+                    Some(_) => State::Over,
+                    None => State::Moving(MovingStage::Aging {
+                        of,
+                        token,
+                        before: None,
+                    }),
+                };
+                self.frames[parent].state = stage;
+                self.leave(above, reply, world, actions);
+                let (to, what) = match ttl {
+                    Some(ttl) => {
+                        let life = Life::Seconds(ttl);
+                        (new, fill::filled(alone(above), of, life, token))
+                    }
+                    None => (old, fill::aging(below)),
+                };
+                return self.enter(to, what, world, actions);
+            }
+            MovingStage::Fetching(token, before) => match (reply.outcome, reply.source) {
+                (Outcome::Hit, Source::Reply(of)) if token != Token::Refused => match ttl {
+                    Some(ttl) => {
+                        let fills = fill::filled(below, of, Life::Seconds(ttl), token);
+                        (MovingStage::Filling(before), new, fills)
+                    }
+                    None => {
+                        let before = Some(Before(before));
+                        let aging = MovingStage::Aging { of, token, before };
+                        (aging, old, fill::aging(below))
+                    }
+                },
+                _ => return self.as_it_is(parent, before, world, actions),
+            },
+            MovingStage::Aging { of, token, before } => {
+                let known = matches!(reply.outcome, Outcome::Done | Outcome::Hit);
+                let life = match reply.source {
+                    Source::Reply(tag) if known => Some(Life::Of(tag)),
+                    _ => None,
+                };
+                match (before, life) {
+                    (None, life) => {
+                        self.frames[parent].state = State::Over;
+                        if let Some(life) = life {
+                            let fills = fill::filled(alone(above), of, life, token);
+                            self.enter(new, fills, world, actions);
+                        }
+                        return;
+                    }
+                    (Some(Before(before)), Some(life)) => {
+                        let fills = fill::filled(below, of, life, token);
+                        (MovingStage::Filling(before), new, fills)
+                    }
+                    // It has gone meanwhile.
+                    (Some(Before(before)), None) => {
+                        return self.as_it_is(parent, before, world, actions);
+                    }
+                }
+            }
+            MovingStage::Filling(before) => match reply.outcome {
+                // Filled, or somebody else has changed it meanwhile.
+                Outcome::Done | Outcome::Refused => (MovingStage::Again, new, below),
+                _ => return self.as_it_is(parent, before, world, actions),
+            },
+            MovingStage::Again => {
+                if has_changed(reply.outcome) {
+                    let forgets = fill::forgetting(below);
+                    (MovingStage::Forgetting(reply), old, forgets)
+                } else {
+                    return self.over(parent, reply, world, actions);
+                }
+            }
+        };
+        self.frames[parent].state = State::Moving(next);
+        self.enter(to, what, world, actions);
+    }
+
+    /// There is nothing to bring over: what the new place has said stands, or, if it has not been asked, it is
+    /// asked now.
+    fn as_it_is(
+        &mut self,
+        parent: usize,
+        before: Option<Reply>,
+        world: &mut impl World,
+        actions: &mut Vec<Action>,
+    ) {
+        if let Some(before) = before {
+            return self.over(parent, before, world, actions);
+        }
+        let places = self.places(self.frames[parent].route);
+        let below = Context {
+            parent: Some(parent as u16),
+            ..self.frames[parent].context
+        };
+        self.frames[parent].state = State::Moving(MovingStage::Again);
+        self.enter(places.new, below, world, actions);
+    }
+
+    fn over(
+        &mut self,
+        parent: usize,
+        reply: Reply,
+        world: &mut impl World,
+        actions: &mut Vec<Action>,
+    ) {
+        let above = self.frames[parent].context;
+        self.frames[parent].state = State::Over;
+        self.leave(above, reply, world, actions);
+    }
+}
+
+/// The new place is asked for a token.
+fn asking(context: Context) -> Context {
+    Context {
+        command: Command::Get,
+        what: What::Token,
+        ..context
+    }
+}
+
+fn reading(context: Context) -> Context {
+    Context {
+        command: Command::Get,
+        what: What::Read,
+        ..context
+    }
+}
