@@ -303,8 +303,23 @@ pub struct Replication {
     pub scrub_seconds: u64,
     /// `--follower-writes=forward`: mutations that come to a follower go to its leader.
     pub forwards: bool,
+    /// How the leader is entered for that.
+    pub forwarding: Forwarding,
     /// `--etcd`: who leads is decided there.
     pub election: Option<Election>,
+}
+
+/// How a follower enters its leader as a client, where that is not as its own clients enter it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Forwarding {
+    /// `--forward-tls`: nothing is as on this node's listeners.
+    pub tls: Option<bool>,
+    /// `--forward-tls-ca`: who must have signed the leader's certificate; `ssl_ca_cert` if there is none.
+    pub ca: Option<PathBuf>,
+    /// `--forward-tls-name`: whom it must be of.
+    pub name: Option<String>,
+    /// `--forward-user-file`: holds `user:password`; the first of this node's own users if there is none.
+    pub user_file: Option<PathBuf>,
 }
 
 /// A node among those that a leader is chosen from.
@@ -353,6 +368,7 @@ impl Default for Replication {
             recover_ms: 10_000,
             scrub_seconds: 0,
             forwards: false,
+            forwarding: Forwarding::default(),
             election: None,
         }
     }

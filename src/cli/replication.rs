@@ -6,7 +6,7 @@ use std::net::ToSocketAddrs;
 
 use super::options::Row;
 use super::{Exit, USAGE, atoi};
-use crate::settings::{Ack, Backpressure, Journal, PeerTls, Settings};
+use crate::settings::{Ack, Backpressure, Forwarding, Journal, PeerTls, Settings};
 use crate::store::journal::PARTITIONS;
 
 /// Copies of one leader.
@@ -282,6 +282,53 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         short: None,
+        long: "forward-tls",
+        value: Some("name"),
+        help: "with --follower-writes=forward: whether the leader's clients use TLS, on or off\n(default: as those of this node, -Z)",
+        apply: |draft, text| {
+            draft.settings.replication.forwarding.tls = match text {
+                "on" => Some(true),
+                "off" => Some(false),
+                _ => return Err(wrong(format!("--forward-tls is on or off, not {text}"))),
+            };
+            Ok(())
+        },
+    },
+    Row {
+        short: None,
+        long: "forward-tls-ca",
+        value: Some("file"),
+        help: "who must have signed the certificate that the leader shows clients\n(default: that of -o ssl_ca_cert, else the system's)",
+        apply: |draft, text| {
+            let forwarding = &mut draft.settings.replication.forwarding;
+            forwarding.ca = Some(text.into());
+            Ok(())
+        },
+    },
+    Row {
+        short: None,
+        long: "forward-tls-name",
+        value: Some("name"),
+        help: "the name in it (default: the host of --follow, or the leader's address)",
+        apply: |draft, text| {
+            let forwarding = &mut draft.settings.replication.forwarding;
+            forwarding.name = Some(text.to_owned());
+            Ok(())
+        },
+    },
+    Row {
+        short: None,
+        long: "forward-user-file",
+        value: Some("file"),
+        help: "user:password that the leader is shown if it asks for them\n(default: the first user of -Y or of the SASL database of this node)",
+        apply: |draft, text| {
+            let forwarding = &mut draft.settings.replication.forwarding;
+            forwarding.user_file = Some(text.into());
+            Ok(())
+        },
+    },
+    Row {
+        short: None,
         long: "repl-scrub",
         value: Some("seconds"),
         help: "compare all values with the followers' so often (default 0: never)",
@@ -323,10 +370,16 @@ pub(super) fn finish(settings: &mut Settings, ring_bytes: Option<usize>) -> Resu
             "datagrams are not held back for copies: -U cannot be used with --repl-ack",
         ));
     }
-    let guarded = settings.security.sasl || settings.security.auth_file.is_some();
-    if replication.forwards && (guarded || settings.tls.enabled) {
+    if !replication.forwards && replication.forwarding != Forwarding::default() {
         return Err(wrong(
-            "a leader that asks for credentials or TLS takes nothing from followers: --follower-writes=forward cannot be used with -S, -Y or -Z",
+            "--forward-tls, --forward-tls-ca, --forward-tls-name and --forward-user-file are for --follower-writes=forward",
+        ));
+    }
+    if replication.forwarding.tls == Some(false)
+        && (replication.forwarding.ca.is_some() || replication.forwarding.name.is_some())
+    {
+        return Err(wrong(
+            "--forward-tls=off has no use for --forward-tls-ca and --forward-tls-name",
         ));
     }
     if settings.proxy.is_some() {
@@ -430,9 +483,11 @@ mod tests {
                 ..PeerTls::default()
             });
         });
+        refused(|settings| settings.replication.forwarding.tls = Some(true));
         refused(|settings| {
             settings.replication.forwards = true;
-            settings.tls.enabled = true;
+            settings.replication.forwarding.tls = Some(false);
+            settings.replication.forwarding.ca = Some("ca".into());
         });
         refused(|settings| settings.store.cas = false);
         refused(|settings| settings.store.memory_file = Some("f".into()));

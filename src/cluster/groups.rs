@@ -9,7 +9,7 @@
 //! While etcd does not answer, everything stays as it was last known.
 
 use std::collections::HashMap;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use super::election::directory::{Directory, Failed};
 use super::election::etcd::{self, Etcd};
 use super::election::wire::{self, Entry, Keys};
 use super::plan::{Cluster, Plan};
-use super::target::Access;
+use super::target::{Access, Way};
 use crate::net::address;
 use crate::observe::Bell;
 use crate::protocol::Dialect;
@@ -91,11 +91,6 @@ impl Report {
     }
 }
 
-/// A connection, under TLS or not.
-trait Way: Read + Write + Send {}
-
-impl<T: Read + Write + Send> Way for T {}
-
 /// A connection that only this is asked on.
 #[derive(Default)]
 struct Line {
@@ -151,7 +146,7 @@ fn connect(node: &Address, pool: &Pool) -> io::Result<BufReader<Box<dyn Way>>> {
             let stream = UnixStream::connect(path)?;
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.set_write_timeout(Some(PATIENCE))?;
-            secured(&access, stream)?
+            access.over(stream)?
         }
         Address::Tcp { host, port } => {
             let addresses = address::resolve(Some(host), *port)?;
@@ -160,7 +155,7 @@ fn connect(node: &Address, pool: &Pool) -> io::Result<BufReader<Box<dyn Way>>> {
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.set_write_timeout(Some(PATIENCE))?;
             stream.set_nodelay(true)?;
-            secured(&access, stream)?
+            access.over(stream)?
         }
     };
     let mut stream = BufReader::new(way);
@@ -176,13 +171,6 @@ fn connect(node: &Address, pool: &Pool) -> io::Result<BufReader<Box<dyn Way>>> {
         }
     }
     Ok(stream)
-}
-
-fn secured(access: &Access, stream: impl Way + 'static) -> io::Result<Box<dyn Way>> {
-    Ok(match &access.tls {
-        Some(outward) => Box::new(outward.blocking(stream)?),
-        None => Box::new(stream),
-    })
 }
 
 /// Looks at the nodes of all groups.

@@ -1,7 +1,7 @@
 #![forbid(unsafe_code)]
 //! A server as all workers know it: where it is, how it fares, what it has been asked.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
@@ -83,6 +83,11 @@ impl Due {
     }
 }
 
+/// A connection that blocks, under TLS or not.
+pub trait Way: Read + Write + Send {}
+
+impl<T: Read + Write + Send> Way for T {}
+
 /// How a server is entered.
 #[derive(Debug, Clone, Default)]
 pub struct Access {
@@ -121,6 +126,17 @@ impl Access {
             }
         };
         Ok(Access { tls, credentials })
+    }
+
+    /// Over a stream that blocks.
+    ///
+    /// # Errors
+    /// TLS cannot be spoken as it is set up.
+    pub fn over(&self, stream: impl Way + 'static) -> io::Result<Box<dyn Way>> {
+        Ok(match &self.tls {
+            Some(outward) => Box::new(outward.blocking(stream)?),
+            None => Box::new(stream),
+        })
     }
 
     /// What a server is shown that asks for credentials, and the shape of its answer.

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use crate::net::address::reason;
 use crate::protocol::request::{Op, Refusal, Request, Style};
 use crate::protocol::words::words;
-use crate::protocol::{binary, number};
+use crate::protocol::{Dialect, binary, number};
 use crate::settings;
 
 use super::context::{Context, Session};
@@ -92,6 +92,15 @@ impl Credentials {
     fn admits_sasl(&self, name: &[u8], password: &[u8]) -> bool {
         let users = self.lock().clone();
         check(&users.sasl, name, password) | check(&users.file, name, password)
+    }
+
+    /// Somebody who is let in by nodes with the same tables: name and password.
+    pub fn first(&self, dialect: Dialect) -> Option<(String, String)> {
+        let users = self.lock().clone();
+        let sasl = users.sasl.iter().filter(|_| dialect == Dialect::Binary);
+        let user = sasl.chain(&users.file).next()?;
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
+        Some((text(&user.name)?, text(&user.password)?))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Arc<Users>> {

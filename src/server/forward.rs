@@ -8,7 +8,8 @@
 //! nothing more of it is run before the answer is there: its requests happen in their order.
 //!
 //! A connection to a leader begins by telling it that what comes has been forwarded. A node that does
-//! not lead answers such mutations so, and sends them nowhere.
+//! not lead answers such mutations so, and sends them nowhere. A leader that asks for credentials is shown
+//! some, and only then: to another they would be a value to store.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
@@ -19,9 +20,12 @@ use std::time::Duration;
 
 use super::control::Control;
 use crate::cluster::replication::replicas::Replicas;
-use crate::command;
-use crate::protocol::Dialect;
+use crate::cluster::target::{Access, Way};
+use crate::command::{self, Shared};
+use crate::net::address::reason;
+use crate::net::{Outward, Ways};
 use crate::protocol::request::{Refusal, Style};
+use crate::protocol::{Dialect, answer, binary};
 
 /// The longest that the leader may take to let in a connection, to take a piece of a job or to give a
 /// piece of an answer.
@@ -34,6 +38,8 @@ const LANES: usize = 4;
 const QUEUE_MAX: usize = 64 << 20;
 /// Bytes of jobs that are sent before their answers are read, unless it is one job.
 const AHEAD: usize = 32 << 10;
+/// Bytes that a leader says at most to who enters.
+const ENTRY_MAX: usize = 4 << 10;
 /// An answer that is longer is none.
 const ANSWER_MAX: usize = 256 << 20;
 
@@ -41,6 +47,10 @@ const ANSWER_MAX: usize = 256 << 20;
 const BARRIER: [u8; 24] = *b"\x80\x0a\0\0\0\0\0\0\0\0\0\0fwd:\0\0\0\0\0\0\0\0";
 const BARRIER_ANSWER: &[u8] = b"\x81\x0a";
 const BARRIER_OPAQUE: &[u8] = b"fwd:";
+
+/// What a leader is told first, and the binary status with which one answers that asks for credentials.
+const FORWARDED: &[u8] = b"forwarded";
+const WHO_ARE_YOU: u16 = 0x20;
 
 /// What goes to the leader for one client.
 #[derive(Debug)]
@@ -139,10 +149,11 @@ impl Forward {
     /// # Errors
     /// There is no thread to be had.
     pub fn start(
-        workers: usize,
+        shared: &Arc<Shared>,
         replicas: &Arc<Replicas>,
         control: &Arc<Control>,
     ) -> io::Result<(Arc<Forward>, Vec<JoinHandle<()>>)> {
+        let workers = shared.settings.server.threads;
         let lanes: Vec<_> = (0..workers.clamp(1, LANES))
             .map(|_| Arc::<Lane>::default())
             .collect();
@@ -150,6 +161,7 @@ impl Forward {
         for lane in &lanes {
             let mut carrier = Carrier {
                 lane: lane.clone(),
+                shared: shared.clone(),
                 replicas: replicas.clone(),
                 leaders: [None, None],
             };
@@ -193,6 +205,7 @@ impl Forward {
 /// One thread.
 struct Carrier {
     lane: Arc<Lane>,
+    shared: Arc<Shared>,
     replicas: Arc<Replicas>,
     /// For text and for binary: a connection says by its first byte which it is for.
     leaders: [Option<Leader>; 2],
@@ -201,7 +214,9 @@ struct Carrier {
 /// One connection.
 struct Leader {
     address: SocketAddr,
-    stream: TcpStream,
+    stream: Box<dyn Way>,
+    /// What lies below it.
+    socket: TcpStream,
     /// What has been read and belongs to nobody yet.
     input: Vec<u8>,
 }
@@ -293,44 +308,157 @@ impl Carrier {
             .filter(|leader| leader.address == address && leader.is_quiet());
         let leader = match usable {
             Some(leader) => leader,
-            None => Leader::connect(address)?,
+            None => {
+                let dialect = [Dialect::Text, Dialect::Binary][place];
+                let access = access(&self.shared, dialect, address).map_err(io::Error::other)?;
+                Leader::connect(address, dialect, &access)?
+            }
         };
         Ok(self.leaders[place].insert(leader))
     }
 }
 
-impl Leader {
-    fn connect(address: SocketAddr) -> io::Result<Leader> {
-        let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        stream.write_all(b"repl forwarded\r\n")?;
-        let mut said = [0; 4];
-        stream.read_exact(&mut said)?;
-        if said != *b"OK\r\n" {
-            return Err(io::Error::new(
-                ErrorKind::InvalidData,
-                format!(
-                    "{address} takes nothing that was forwarded: it is an older larder, or asks for credentials"
-                ),
-            ));
+/// How the leader is entered. Files are read for each connection.
+fn access(shared: &Shared, dialect: Dialect, address: SocketAddr) -> Result<Access, String> {
+    let (settings, replication) = (&shared.settings.tls, &shared.settings.replication);
+    let forwarding = &replication.forwarding;
+    let asks = forwarding.ca.is_some() || forwarding.name.is_some();
+    let tls = if forwarding.tls.unwrap_or(settings.enabled || asks) {
+        let dialed = replication.follow.as_deref();
+        let dialed = dialed.and_then(|follow| follow.rsplit_once(':'));
+        let name = match (&forwarding.name, dialed) {
+            (Some(name), _) => name.clone(),
+            (None, Some((host, _))) => host.trim_matches(['[', ']']).to_owned(),
+            (None, None) => address.ip().to_string(),
+        };
+        let authorities = forwarding.ca.as_deref().or(settings.ca_cert.as_deref());
+        Some(Outward::load(&Ways {
+            authorities,
+            identity: settings.chain_cert.as_deref().zip(settings.key.as_deref()),
+            name: &name,
+            verify: true,
+        })?)
+    } else {
+        None
+    };
+    let credentials = match &forwarding.user_file {
+        None => shared.credentials.first(dialect),
+        Some(path) => {
+            let told = |why: &str| format!("{}: {why}", path.display());
+            let text = std::fs::read_to_string(path).map_err(|error| told(&reason(&error)))?;
+            let line = text.lines().next().and_then(|line| line.split_once(':'));
+            let (user, password) = line.ok_or_else(|| told("user:password is expected"))?;
+            Some((user.to_owned(), password.to_owned()))
         }
+    };
+    Ok(Access { tls, credentials })
+}
+
+impl Leader {
+    /// Connects, and shows credentials if that is asked for.
+    fn connect(address: SocketAddr, dialect: Dialect, access: &Access) -> io::Result<Leader> {
+        let mut leader = Leader::dial(address, access)?;
+        if leader.is_entered(dialect)? {
+            return Ok(leader);
+        }
+        let Some((greeting, _)) = access.greeting(dialect) else {
+            return Err(refused(format!(
+                "{address} asks for credentials: name some with --forward-user-file"
+            )));
+        };
+        // It has hung up.
+        let mut leader = Leader::dial(address, access)?;
+        leader.stream.write_all(&greeting)?;
+        let said = leader.piece(dialect)?;
+        let good = match dialect {
+            Dialect::Text => said == b"STORED\r\n",
+            Dialect::Binary => answer::status(&said) == 0,
+        };
+        if good && leader.is_entered(dialect)? {
+            return Ok(leader);
+        }
+        Err(refused(format!(
+            "{address} does not take the credentials of --forward-user-file, or of this node's first user"
+        )))
+    }
+
+    fn dial(address: SocketAddr, access: &Access) -> io::Result<Leader> {
+        let socket = TcpStream::connect_timeout(&address, PATIENCE)?;
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_write_timeout(Some(PATIENCE))?;
         Ok(Leader {
             address,
-            stream,
+            stream: access.over(socket.try_clone()?)?,
+            socket,
             input: Vec::new(),
         })
     }
 
+    /// Says that what comes has been forwarded. False: who says so has to be known first.
+    fn is_entered(&mut self, dialect: Dialect) -> io::Result<bool> {
+        let mut said = match dialect {
+            Dialect::Text => b"repl ".to_vec(),
+            Dialect::Binary => {
+                let mut header = vec![0; binary::HEADER];
+                (header[0], header[1]) = (binary::MAGIC, binary::REPL);
+                (header[3], header[11]) = (FORWARDED.len() as u8, FORWARDED.len() as u8);
+                header
+            }
+        };
+        said.extend_from_slice(FORWARDED);
+        if dialect == Dialect::Text {
+            said.extend_from_slice(b"\r\n");
+        }
+        self.stream.write_all(&said)?;
+        let said = self.piece(dialect)?;
+        match dialect {
+            Dialect::Text if said == b"OK\r\n" => Ok(true),
+            Dialect::Text if said.starts_with(b"CLIENT_ERROR unauth") => Ok(false),
+            Dialect::Binary if answer::status(&said) == 0 => Ok(true),
+            Dialect::Binary if answer::status(&said) == WHO_ARE_YOU => Ok(false),
+            _ => Err(refused(format!(
+                "{} takes nothing that was forwarded: it is an older larder",
+                self.address
+            ))),
+        }
+    }
+
+    /// The next piece of what it says.
+    fn piece(&mut self, dialect: Dialect) -> io::Result<Vec<u8>> {
+        loop {
+            if let Some((length, _)) = piece(dialect, &self.input) {
+                return Ok(self.input.drain(..length).collect());
+            }
+            if self.input.len() > ENTRY_MAX {
+                return Err(refused(format!("{} is no larder", self.address)));
+            }
+            self.read()?;
+        }
+    }
+
+    /// Reads what has come.
+    fn read(&mut self) -> io::Result<()> {
+        let mut buffer = [0; 16 << 10];
+        match self.stream.read(&mut buffer) {
+            Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
+            Ok(n) => {
+                self.input.extend_from_slice(&buffer[..n]);
+                Ok(())
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Whether it is still there, and has said nothing that nobody has asked for.
     fn is_quiet(&self) -> bool {
-        if self.stream.set_nonblocking(true).is_err() {
+        if self.socket.set_nonblocking(true).is_err() {
             return false;
         }
-        let peeked = self.stream.peek(&mut [0]);
+        let peeked = self.socket.peek(&mut [0]);
         let quiet = matches!(&peeked, Err(error) if error.kind() == ErrorKind::WouldBlock);
-        quiet && self.input.is_empty() && self.stream.set_nonblocking(false).is_ok()
+        quiet && self.input.is_empty() && self.socket.set_nonblocking(false).is_ok()
     }
 
     /// Reads up to the answer of the barrier. What comes before is in `answer`, also if it fails.
@@ -349,18 +477,18 @@ impl Leader {
                 }
                 None => {}
             }
-            let mut buffer = [0; 16 << 10];
-            match self.stream.read(&mut buffer) {
-                Ok(0) => break Err(ErrorKind::UnexpectedEof.into()),
-                Ok(n) => self.input.extend_from_slice(&buffer[..n]),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => break Err(error),
+            if let Err(error) = self.read() {
+                break Err(error);
             }
         };
         answer.extend(self.input.drain(..at));
         self.input.drain(..outcome?);
         Ok(())
     }
+}
+
+fn refused(why: String) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, why)
 }
 
 /// The length of the piece of an answer that stands at the start: a line with the value it announces, or

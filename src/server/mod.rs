@@ -185,7 +185,7 @@ impl Server {
             let here = || clients.map_or_else(String::new, |at| format!(":{}", at.port()));
             replicas.state().node.clients = advertised.unwrap_or_else(here);
             if settings.replication.forwards {
-                let started = Forward::start(settings.server.threads, replicas, &control)?;
+                let started = Forward::start(&shared, replicas, &control)?;
                 (forward, carriers) = (Some(started.0), started.1);
             }
         }
