@@ -530,3 +530,39 @@ fn change_and_read(proxy: &TestServer, number: usize, keys: usize, over: &Atomic
     }
     rounds
 }
+
+/// A proxy starts while etcd does not answer, or knows of nobody, and goes on when there are groups; and so does
+/// a node.
+#[test]
+fn without_etcd_all_start() {
+    let gateway = Gateway::start();
+    gateway.set_deaf(true);
+    let proxy = proxy(&format!(
+        "[pools.main]\nreads = \"own-writes\"\netcd = {{ endpoints = [\"{}\"] }}",
+        gateway.url()
+    ));
+    let mut client = proxy.connect();
+    let unknown = "SERVER_ERROR a group (none is known yet) cannot be reached\r\n";
+    let long = "x".repeat(50_000);
+    for round in 0..3 {
+        client.ask("set k 0 0 1\r\nx\r\n", unknown);
+        client.ask("get k\r\n", unknown);
+        client.ask("get k l\r\nmg k v\r\nma k\r\n", unknown.repeat(3));
+        client.ask("touch k 0\r\ndelete k\r\n", unknown.repeat(2));
+        client.ask(format!("set k 0 0 50000\r\n{long}\r\n"), unknown);
+        client.ask("flush_all\r\n", unknown);
+        client.ask("version\r\n", "VERSION 1.6.45\r\n");
+        // Then it answers, and knows of nobody.
+        gateway.set_deaf(round == 0);
+    }
+    gateway.set_deaf(true);
+    let node = TestServer::start_with(elected(&gateway, "a", "g1"));
+    let mut direct = node.connect();
+    direct.ask("get k\r\n", "END\r\n");
+    direct.ask("set k 0 0 1\r\nx\r\n", "SERVER_ERROR not leader\r\n");
+    gateway.set_deaf(false);
+    write(&mut client, "k", "x");
+    assert_eq!(read(&mut client, "k").as_deref(), Some("x"));
+    client.ask("flush_all\r\nget k\r\n", "OK\r\nEND\r\n");
+    drop(node);
+}

@@ -557,7 +557,7 @@ pub fn find(pool: &str, groups: &mut Groups) -> Result<(), String> {
             if groups.list.is_empty() {
                 let cluster = &topology.cluster;
                 return Err(told(&format!(
-                    "etcd knows of no node of the cluster {cluster}: start one with --etcd first"
+                    "etcd knows of no node of the cluster {cluster} yet: start one with --etcd"
                 )));
             }
             Ok(())

@@ -17,7 +17,7 @@ use crate::net::address::reason;
 use crate::observe::Bell;
 use crate::protocol;
 use crate::settings::proxy::{
-    self, Address, COMMANDS, Groups, Limits, Moving, Reads, Route, RouteId, Scheme,
+    self, Address, COMMANDS, Group, Groups, Limits, Moving, Reads, Route, RouteId, Scheme,
 };
 
 /// A pool that has come with a reload waits no longer to be looked up.
@@ -212,7 +212,15 @@ impl Pool {
         deletes: usize,
         now: u64,
     ) -> Result<Pool, String> {
-        let labels = match &settings.groups {
+        let unknown = match &settings.groups {
+            Some(groups) if groups.list.is_empty() => Some(Groups {
+                list: vec![Group::unknown()],
+                ..groups.clone()
+            }),
+            _ => None,
+        };
+        let grouped = unknown.as_ref().or(settings.groups.as_ref());
+        let labels = match grouped {
             Some(groups) => groups.labels(),
             None => settings.servers.clone(),
         };
@@ -220,16 +228,15 @@ impl Pool {
             .iter()
             .map(|server| Member::of(server, None))
             .collect();
-        let (places, seats) = match &settings.groups {
+        let (places, seats) = match grouped {
             Some(groups) => seated(groups),
             None => {
                 let places = settings.servers.iter().map(|server| &server.address);
                 (places.collect(), Vec::new())
             }
         };
-        let grouped = settings.groups.as_ref();
         let groups = grouped.map_or(&[][..], |groups| &groups.list);
-        let id = |group: &proxy::Group| {
+        let id = |group: &Group| {
             let name = format!("{}\0{}", settings.name, group.name);
             super::tag(name.as_bytes())
         };
@@ -329,15 +336,30 @@ impl Pool {
     }
 }
 
+/// Finds the groups of pools that find them at etcd. `awaited`: those that cannot be found now will be.
+fn find_groups(settings: &mut proxy::Proxy, awaited: bool) -> Result<(), String> {
+    for pool in &mut settings.pools {
+        let Some(groups) = &mut pool.groups else {
+            continue;
+        };
+        if !groups.list.is_empty() {
+            continue;
+        }
+        match groups::find(&pool.name, groups) {
+            Ok(()) => {}
+            Err(why) if awaited => {
+                log::error!("{why}; until then its requests are answered with SERVER_ERROR");
+            }
+            Err(why) => return Err(why),
+        }
+    }
+    Ok(())
+}
+
 /// Finds the servers of pools that are found by name. Names that cannot be looked up leave a pool as it
 /// is, if it has servers.
 fn find_servers(settings: &mut proxy::Proxy) -> Result<(), String> {
     for pool in &mut settings.pools {
-        if let Some(groups) = &mut pool.groups
-            && groups.list.is_empty()
-        {
-            groups::find(&pool.name, groups)?;
-        }
         let Some(name) = &pool.srv else {
             continue;
         };
@@ -371,6 +393,7 @@ impl Cluster {
         workers: usize,
         requests: protocol::Rules,
     ) -> Result<Cluster, String> {
+        find_groups(&mut settings, true)?;
         find_servers(&mut settings)?;
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let plan = Plan::new(settings, None, host.trim(), 0)?;
@@ -457,6 +480,7 @@ impl Cluster {
                 groups.inherit(known);
             }
         }
+        find_groups(&mut settings, false)?;
         find_servers(&mut settings)?;
         self.take_up(settings)
     }

@@ -62,6 +62,15 @@ pub enum Reads {
 }
 
 impl Group {
+    /// What stands on the ring while no group is known: nobody can be reached there.
+    pub fn unknown() -> Group {
+        Group {
+            name: String::new(),
+            weight: 1,
+            nodes: vec![Address::Unix("a group (none is known yet)".into())],
+        }
+    }
+
     /// What stands for it on the ring.
     pub fn label(&self) -> Server {
         let mut server = Server::new(Address::tcp(self.name.clone(), 11211));
@@ -114,6 +123,8 @@ impl Groups {
     pub fn inherit(&mut self, old: &Groups) {
         if self.etcd.is_some() && self.etcd == old.etcd {
             self.list.clone_from(&old.list);
+            self.before.clone_from(&old.before);
+            self.moving = old.moving;
             return;
         }
         for group in &mut self.list {
