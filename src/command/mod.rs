@@ -110,13 +110,13 @@ pub fn body_length(request: &Request<'_>) -> usize {
 #[inline]
 pub fn prepare<'a>(cx: &Context<'a>, request: &Request<'a>) -> Option<LookUp<'a>> {
     let key = key_of(&request.op)?;
-    Some(if key.base64 {
-        let mut room = None;
-        let hash = cx.store().hash(decoded(&key, &mut room));
-        LookUp::with_hash(cx.store(), key.raw, hash)
-    } else {
-        LookUp::new(cx.store(), key.raw)
-    })
+    let mut room = None;
+    let plain = plain(&key, &mut room);
+    if cx.shared.replicas.is_some() && changes_items(&request.op) {
+        cx.store().foresee(plain);
+    }
+    let hash = cx.store().hash(plain);
+    Some(LookUp::with_hash(cx.store(), key.raw, hash))
 }
 
 fn key_of<'a>(op: &Op<'a>) -> Option<Key<'a>> {

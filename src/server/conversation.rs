@@ -529,7 +529,7 @@ impl Conversation {
                     value,
                 } => {
                     let session = &mut self.session;
-                    next = match value {
+                    let then = match value {
                         Some(value) if forwards && command::is_for_leader(&request.op) => {
                             // What would leave the leader in doubt about where the next one begins.
                             if let Some(refusal) = command::ill_terminated(request, value) {
@@ -561,6 +561,12 @@ impl Conversation {
                         }
                         None => command::begin(context, session, request, *hash, turn.replies),
                     };
+                    // Where there is nothing to do next, no more of it is read than that: the whole of
+                    // what was just written in parts would be waited for, with all that was written
+                    // before.
+                    if !matches!(then, Next::Done) {
+                        next = then;
+                    }
                     if let Next::Queue { .. } = next {
                         // It is run again.
                         end = begin;

@@ -342,7 +342,13 @@ impl Flush {
     }
 
     fn set(&self, now: u32, at: u32) {
-        let mark = self.mark(now);
+        self.settle(now);
+        self.set_settled(now, at);
+    }
+
+    /// As [`set`](Flush::set), when one that had come due has been settled.
+    fn set_settled(&self, now: u32, at: u32) {
+        let mark = (self.marks.load(Relaxed) >> 32) as u32;
         if at <= now {
             let mark = now.max(self.floor.load(Relaxed));
             self.floor.fetch_max(mark + 1, Relaxed);

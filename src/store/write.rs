@@ -398,10 +398,16 @@ impl Inner {
     /// Marks an item as just stored. `marks` are flags of its own.
     #[inline]
     pub(super) fn renew(&self, cx: Cx<'_>, item: &Item<'_>, cas: u64, expires: u32, marks: u8) {
+        self.renew_at(self.stamp(cx.now), item, cas, expires, marks);
+    }
+
+    /// As [`renew`](Inner::renew); `stamp` is that of the access.
+    #[inline]
+    fn renew_at(&self, stamp: u32, item: &Item<'_>, cas: u64, expires: u32, marks: u8) {
         let head = item.head();
         head.expires.store(expires, Relaxed);
         self.note_expiry(item.handle(), expires);
-        head.accessed.store(self.stamp(cx.now), Relaxed);
+        head.accessed.store(stamp, Relaxed);
         self.arena.set_cas(item.handle(), cas);
         let word = head.word();
         let kept = flag::CLIENT | flag::LARGE | flag::VERIFIED | flag::LONG;
@@ -418,7 +424,6 @@ impl Inner {
         if total + self.classes.extra() > self.item_size_max {
             return Stored::TooLarge;
         }
-        self.expect(put.key);
         let cas = self.next_cas(put.new_cas);
         let large = value.len() > COPY_MAX || put.key.len() > KEY_SHORT;
         let bin = match self.fit(total) {
@@ -493,13 +498,15 @@ impl Inner {
                 expires
             }
         };
-        let before = self.before(&item);
+        // May itself log something, where a flush has come due.
+        let stamp = self.stamp(cx.now);
+        let held = self.hold_log(&item);
         if !self.overwrite(cx, guard, place, put.flags, 0, &[value]) {
             return None;
         }
         let item = guard.item(place);
-        self.renew(cx, &item, cas, expires, marks);
-        self.log_stored(&item, before);
+        self.renew_at(stamp, &item, cas, expires, marks);
+        self.log_held(&item, held);
         Some(Stored::Stored {
             cas: if self.arena.has_cas() { cas } else { 0 },
             class: self.classes.class_of_bin(bin),

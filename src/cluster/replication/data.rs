@@ -71,9 +71,15 @@ pub trait Data {
     /// CAS ids go on behind this one.
     fn raise_cas(&self, past: u64);
 
-    /// Asks for the memory of what these records will change.
-    fn prefetch(&self, records: &[Record<'_>]) {
-        let _ = records;
+    /// Asks for the memory that a key is looked for in, and for that of the log. Returns its spot, for
+    /// [`approach`](Data::approach).
+    fn foresee(&self, key: &[u8], place: u64) -> u64 {
+        let _ = (key, place);
+        0
+    }
+    /// Asks for the memory of the items at this spot, when the first has had time to arrive.
+    fn approach(&self, spot: u64) {
+        let _ = spot;
     }
     /// Makes an item what a record with its whole value says. `skew`: by how many seconds the writer's
     /// clock is ahead. `dead`: it was flushed before it came. False: no room; what was there has gone.
@@ -220,8 +226,16 @@ impl Data for StoreData {
         self.store.raise_cas(past);
     }
 
-    fn prefetch(&self, records: &[Record<'_>]) {
-        self.store.expect(records.iter().map(|record| record.key));
+    fn foresee(&self, key: &[u8], place: u64) -> u64 {
+        self.journal.expect(place);
+        let hash = self.store.hash(key);
+        self.store.prefetch(hash);
+        hash
+    }
+
+    fn approach(&self, spot: u64) {
+        let mut seen = self.store.prefetch(spot);
+        self.store.prefetch_items(&mut seen, spot);
     }
 
     fn put(&self, record: &Record<'_>, skew: i64, dead: bool) -> bool {

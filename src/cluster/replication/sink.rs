@@ -20,8 +20,12 @@ use crate::store::journal::{self, Kind, PARTITIONS, Record, Row};
 /// Items that one step of a walk looks at, about.
 const STEP: usize = 2048;
 
-/// Records that are applied together.
-type Run<'r> = ArrayVec<Record<'r>, 32>;
+/// Records that are applied together, and where the memory of each was asked for.
+#[derive(Default)]
+struct Run<'r> {
+    records: ArrayVec<Record<'r>, 32>,
+    spots: ArrayVec<u64, 32>,
+}
 
 /// What a copy knows that outlives its connections.
 #[derive(Debug, Clone)]
@@ -353,7 +357,9 @@ impl<D: Data> Sink<D> {
         out: &mut Vec<u8>,
     ) -> Result<(), Broken> {
         let mut next = data.journal().seq(number) + 1;
-        let mut run = Run::new();
+        // While one is applied, the memory of the other is on its way.
+        let mut runs = [Run::default(), Run::default()];
+        let mut latest = 0;
         while !bytes.is_empty() {
             let (record, rest) = Record::parse(bytes).map_err(|_| Broken::Malformed)?;
             bytes = rest;
@@ -366,26 +372,48 @@ impl<D: Data> Sink<D> {
                     return Err(Broken::Malformed);
                 }
             }
-            if !record.key.is_empty() && journal::partition(journal::place(record.key)) != number {
+            let place = journal::place(record.key);
+            if !record.key.is_empty() && journal::partition(place) != number {
                 return Err(Broken::Malformed);
             }
             if matches!(record.kind, Kind::Put | Kind::Meta | Kind::Delete) {
-                run.push(record);
+                let run = &mut runs[latest];
+                run.spots.push(data.foresee(record.key, place));
+                run.records.push(record);
                 next += 1;
-                if run.is_full() {
-                    self.apply_run(data, copy, number, &mut run, logged);
+                if run.records.is_full() {
+                    run.spots.iter().for_each(|spot| data.approach(*spot));
+                    latest = 1 - latest;
+                    self.apply_run(data, copy, number, &mut runs[latest], logged);
                 }
             } else {
-                self.apply_run(data, copy, number, &mut run, logged);
+                self.apply_runs(data, copy, number, &mut runs, latest, logged);
                 self.apply(data, copy, number, &record, logged, out)?;
                 next = data.journal().seq(number) + 1;
             }
         }
-        self.apply_run(data, copy, number, &mut run, logged);
+        self.apply_runs(data, copy, number, &mut runs, latest, logged);
         Ok(())
     }
 
-    /// Applies records that only concern their keys, whose memory is asked for together.
+    /// Applies what is left of two runs, of which one is later.
+    fn apply_runs(
+        &mut self,
+        data: &D,
+        copy: &mut Copy,
+        number: usize,
+        runs: &mut [Run<'_>; 2],
+        latest: usize,
+        logged: bool,
+    ) {
+        let spots = &runs[latest].spots;
+        spots.iter().for_each(|spot| data.approach(*spot));
+        for run in [1 - latest, latest] {
+            self.apply_run(data, copy, number, &mut runs[run], logged);
+        }
+    }
+
+    /// Applies records that only concern their keys.
     fn apply_run(
         &mut self,
         data: &D,
@@ -394,13 +422,13 @@ impl<D: Data> Sink<D> {
         run: &mut Run<'_>,
         logged: bool,
     ) {
-        if run.is_empty() {
+        let Run { records, spots } = run;
+        if records.is_empty() {
             return;
         }
-        data.prefetch(run);
         let skew = copy.skew();
         let dead = copy.flushes.are_ahead_of(number);
-        for record in run.iter() {
+        for record in records.iter() {
             match record.kind {
                 Kind::Meta => data.meta(record, skew),
                 Kind::Delete => data.delete(record.key),
@@ -412,13 +440,14 @@ impl<D: Data> Sink<D> {
             }
         }
         if logged {
-            data.journal().replay(number, run);
+            data.journal().replay(number, records);
             self.moved |= 1 << number;
-            copy.counts.records += run.len() as u64;
+            copy.counts.records += records.len() as u64;
         } else {
-            copy.counts.items += run.len() as u64;
+            copy.counts.items += records.len() as u64;
         }
-        run.clear();
+        records.clear();
+        spots.clear();
     }
 
     fn apply(

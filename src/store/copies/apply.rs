@@ -3,8 +3,6 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use arrayvec::ArrayVec;
-
 use super::digest;
 use crate::store::journal::{self, Change, Kind, Record};
 use crate::store::raw::flag;
@@ -51,19 +49,6 @@ fn record_put<'r>(record: &Record<'r>, hash: u64, expires: u32) -> Put<'r> {
 }
 
 impl Store {
-    /// Asks for the memory of items that are about to be changed, some dozens at most.
-    pub fn expect<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) {
-        let mut spots: ArrayVec<_, 64> = ArrayVec::new();
-        for key in keys.take(spots.capacity()) {
-            self.inner.expect(key);
-            let hash = self.hash(key);
-            spots.push((hash, self.prefetch(hash)));
-        }
-        for (hash, spot) in &mut spots {
-            self.prefetch_items(spot, *hash);
-        }
-    }
-
     /// A follower's: makes the item what a record with its whole value says; `dead`: it was flushed
     /// before it came. False: there is no room for it, and what was there has gone.
     pub fn apply_put(&self, cx: Cx<'_>, record: &Record<'_>, expires: u32, dead: bool) -> bool {

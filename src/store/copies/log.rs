@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::{digest, marks};
-use crate::store::journal::{self, Change, INLINE_MAX, Journal, Kind, Record};
+use crate::store::journal::{self, Change, Entry, INLINE_MAX, Journal, Kind, Record};
 use crate::store::raw::Item;
 use crate::store::write::Pieces;
 use crate::store::{Inner, Mode, Store};
@@ -40,11 +40,24 @@ pub(in crate::store) struct Before {
     digest: u64,
 }
 
+/// As [`Before`], with the log of the item's partition locked: for changes that take nothing else.
+pub(in crate::store) struct Held<'j> {
+    entry: Entry<'j>,
+    place: u64,
+    digest: u64,
+}
+
 // What those pay for who keep no copies is one branch each: the rest stands elsewhere.
 #[cold]
 #[inline(never)]
-fn expect(journal: &Journal, key: &[u8]) {
-    journal.expect(journal::place(key));
+fn hold<'j>(journal: &'j Journal, item: &Item<'_>) -> Held<'j> {
+    let place = journal::place(&item.key());
+    let digest = digest(item, place);
+    Held {
+        entry: journal.enter(place),
+        place,
+        digest,
+    }
 }
 
 #[cold]
@@ -66,14 +79,6 @@ impl Inner {
             .is_some_and(|journal| journal.is_follower())
     }
 
-    /// A key is about to be stored.
-    #[inline]
-    pub(in crate::store) fn expect(&self, key: &[u8]) {
-        if let Some(journal) = &self.journal {
-            expect(journal, key);
-        }
-    }
-
     /// What the log has to know of an item before it changes; goes to
     /// [`log_stored`](Inner::log_stored).
     #[inline]
@@ -84,23 +89,52 @@ impl Inner {
         }
     }
 
+    /// As [`before`](Inner::before), where until [`log_held`](Inner::log_held) nothing happens that is
+    /// logged itself: no memory is taken, no item goes, no moment is asked for.
+    #[inline]
+    pub(in crate::store) fn hold_log(&self, item: &Item<'_>) -> Option<Held<'_>> {
+        self.journal.as_deref().map(|journal| hold(journal, item))
+    }
+
+    /// As [`log_stored`](Inner::log_stored).
+    #[inline]
+    pub(in crate::store) fn log_held(&self, item: &Item<'_>, held: Option<Held<'_>>) {
+        if let Some(journal) = &self.journal
+            && let Some(held) = held
+        {
+            self.log_item(journal, item, held);
+        }
+    }
+
     /// An item is as it should be; `before` is the default if there was none.
     #[inline]
     pub(in crate::store) fn log_stored(&self, item: &Item<'_>, before: Before) {
         if let Some(journal) = &self.journal {
-            self.log_item(journal, item, before);
+            self.enter_and_log(journal, item, before);
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn log_item(&self, journal: &Journal, item: &Item<'_>, before: Before) {
-        let key = item.key();
-        let place = before.place.unwrap_or_else(|| journal::place(&key));
-        let change = Change(before.digest ^ digest(item, place));
+    fn enter_and_log(&self, journal: &Journal, item: &Item<'_>, before: Before) {
+        let place = before.place.unwrap_or_else(|| journal::place(&item.key()));
+        let held = Held {
+            entry: journal.enter(place),
+            place,
+            digest: before.digest,
+        };
+        self.log_item(journal, item, held);
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn log_item(&self, journal: &Journal, item: &Item<'_>, held: Held<'_>) {
+        let Held { entry, place, .. } = held;
+        let change = Change(held.digest ^ digest(item, place));
         if journal.is_follower() {
-            return journal.change(place, change);
+            return entry.change(place, change);
         }
+        let key = item.key();
         let length = item.length();
         let mut gathered = Vec::new();
         let (kind, value) = if length > INLINE_MAX {
@@ -117,7 +151,7 @@ impl Inner {
             argument: length as u64,
             ..self.describe(journal, item, &key)
         };
-        journal.append(place, &record, change);
+        entry.append(place, &record, change);
         LOGGED.set(true);
     }
 
@@ -136,7 +170,7 @@ impl Inner {
         };
         let added = item.length() - length;
         if journal.is_follower() || item.length() <= INLINE_MAX || added > INLINE_MAX {
-            return self.log_item(journal, item, before);
+            return self.enter_and_log(journal, item, before);
         }
         let key = item.key();
         let place = before.place.unwrap_or_else(|| journal::place(&key));
@@ -217,8 +251,10 @@ impl Inner {
     #[cold]
     pub(in crate::store) fn flush_and_log(&self, journal: &Journal, now: u32, at: u32) {
         let expires = if at <= now { 0 } else { journal.to_wire(at) };
+        // One that has just come due is logged first: below, the logs are locked.
+        self.flush.settle(now);
         log_flush(journal, expires, || {
-            self.flush.set(now, at);
+            self.flush.set_settled(now, at);
             true
         });
         if at <= now {
@@ -229,6 +265,14 @@ impl Inner {
 }
 
 impl Store {
+    /// A key will soon be changed: asks for the memory that the log will need for it.
+    #[cold]
+    pub fn foresee(&self, key: &[u8]) {
+        if let Some(journal) = &self.inner.journal {
+            journal.expect(journal::place(key));
+        }
+    }
+
     /// Logs an item once more, as it is, or that it is gone.
     pub fn log_again(&self, key: &[u8]) {
         let inner = &self.inner;

@@ -392,3 +392,12 @@ fn a_follower_hides_what_is_dead_and_says_what_it_gave_up() {
     assert!(follower.store.journal().unwrap().lost_locally() > 1000);
     follower.check_rows();
 }
+
+#[test]
+fn a_flush_that_comes_due_meets_another() {
+    let leader = Node::new(false, 8);
+    leader.store.flush_all(10, 11);
+    // Nobody has looked since it came due.
+    leader.store.flush_all(12, 12);
+    assert_eq!(leader.store.journal().unwrap().positions(), [3; PARTITIONS]);
+}

@@ -7,7 +7,7 @@
 //! pair. Beside the log lies a row of 1,024 leaves, each the XOR over the items of one stretch of
 //! hashes: two copies with equal rows hold the same items.
 //!
-//! A partition's mutex comes after a pair's bit and is held for a copy of at most a few KiB.
+//! A partition's lock comes after a pair's bit and is held for a copy of at most a few KiB.
 
 // Who waits for the next entry.
 mod bell;
@@ -22,7 +22,7 @@ pub mod record;
 mod ring;
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 pub use bell::{Bell, Reader};
 pub use digest::{
@@ -86,14 +86,15 @@ pub struct Frozen {
     pub row: Box<Row>,
 }
 
-/// One partition. What is outside its mutex is changed inside.
+/// One partition. What is outside its lock is changed inside. Mutations ask for all of it before they
+/// need it: it fills four cache lines.
 #[repr(align(128))]
 struct Partition {
     /// See [`Row`].
     row: raw::Words,
     /// Sequence of the last record, for whoever may be a moment late.
     seq: AtomicU64,
-    log: Mutex<Log>,
+    log: raw::Lock<Log>,
 }
 
 struct Log {
@@ -109,6 +110,14 @@ struct Log {
     /// What has been prepared and neither committed nor aborted.
     prepared: Vec<Prepared>,
     prepared_bytes: usize,
+}
+
+/// A partition's log, locked for the mutation of one of its keys. Whoever locks it before the item is
+/// written to does not wait there until that has reached the cache.
+pub struct Entry<'j> {
+    journal: &'j Journal,
+    partition: &'j Partition,
+    log: raw::Held<'j, Log>,
 }
 
 struct Prepared {
@@ -142,7 +151,7 @@ impl Journal {
         let partitions = rows.into_iter().map(|row| Partition {
             row,
             seq: AtomicU64::new(0),
-            log: Mutex::new(Log {
+            log: raw::Lock::new(Log {
                 seq: 0,
                 ring: None,
                 lossy: None,
@@ -165,7 +174,7 @@ impl Journal {
         }
     }
 
-    fn log(&self, partition: usize) -> MutexGuard<'_, Log> {
+    fn log(&self, partition: usize) -> raw::Held<'_, Log> {
         self.partitions[partition].log()
     }
 
@@ -206,27 +215,26 @@ impl Journal {
 
     /// Appends a record, whose sequence it finds, and changes the leaf. Returns the sequence.
     pub fn append(&self, place: u64, record: &Record<'_>, change: Change) -> u64 {
+        self.enter(place).append(place, record, change)
+    }
+
+    /// Locks the log of a key's partition.
+    #[inline]
+    pub fn enter(&self, place: u64) -> Entry<'_> {
         let partition = &self.partitions[partition(place)];
-        let seq = {
-            let mut log = partition.log();
-            partition.change(place, change);
-            let seq = log.push(record);
-            if log.since_digest >= DIGEST_EVERY {
-                log.mark(partition);
-            }
-            partition.seq.store(log.seq, Relaxed);
-            seq
-        };
-        self.tell();
-        seq
+        Entry {
+            journal: self,
+            partition,
+            log: partition.log(),
+        }
     }
 
     /// A mutation of this key is on its way: asks for the memory that it will be told to.
     #[inline]
     pub fn expect(&self, place: u64) {
         let partition = &self.partitions[partition(place)];
+        raw::prefetch_whole(partition);
         raw::prefetch(&partition.row[leaf(place)]);
-        raw::prefetch(&partition.log);
     }
 
     /// Wakes whoever sleeps until something is appended.
@@ -303,9 +311,7 @@ impl Journal {
 
     /// Changes a leaf without a record: a follower's mutations.
     pub fn change(&self, place: u64, change: Change) {
-        let partition = &self.partitions[partition(place)];
-        let _log = partition.log();
-        partition.change(place, change);
+        self.enter(place).change(place, change);
     }
 
     /// As [`change`](Journal::change), for an item that a follower had to give up on its own.
@@ -516,9 +522,33 @@ impl Journal {
     }
 }
 
+impl Entry<'_> {
+    /// See [`Journal::append`].
+    #[inline]
+    pub fn append(mut self, place: u64, record: &Record<'_>, change: Change) -> u64 {
+        let (partition, journal) = (self.partition, self.journal);
+        partition.change(place, change);
+        let seq = self.log.push(record);
+        if self.log.since_digest >= DIGEST_EVERY {
+            self.log.mark(partition);
+        }
+        partition.seq.store(self.log.seq, Relaxed);
+        drop(self);
+        journal.tell();
+        seq
+    }
+
+    /// See [`Journal::change`].
+    #[inline]
+    pub fn change(self, place: u64, change: Change) {
+        self.partition.change(place, change);
+    }
+}
+
 impl Partition {
-    fn log(&self) -> MutexGuard<'_, Log> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    #[inline]
+    fn log(&self) -> raw::Held<'_, Log> {
+        self.log.hold()
     }
 
     /// Changes a leaf; for whoever has locked the log. A locked instruction would wait for every line
@@ -540,32 +570,41 @@ impl Partition {
 }
 
 impl Log {
+    #[inline]
     fn push(&mut self, record: &Record<'_>) -> u64 {
         self.seq += 1;
         self.since_digest += 1;
-        let record = &match record.kind {
-            Kind::Put | Kind::PutLater if !self.prepared.is_empty() => self.commit(record),
-            _ => *record,
-        };
-        if matches!(record.kind, Kind::Prepare | Kind::PrepareDelete) {
-            self.prepare(&Record {
-                seq: self.seq,
-                ..*record
-            });
-        }
-        self.note_flush(record, self.seq);
-        if let Some(ring) = &mut self.ring {
-            ring.push(&Record {
-                seq: self.seq,
-                ..record.for_ring()
-            });
+        match record.kind {
+            Kind::Put | Kind::PutLater if !self.prepared.is_empty() => {
+                let record = self.commit(record);
+                self.keep(&record);
+            }
+            Kind::Prepare | Kind::PrepareDelete => {
+                self.prepare(&Record {
+                    seq: self.seq,
+                    ..*record
+                });
+                self.keep(&record.for_ring());
+            }
+            Kind::Flush => {
+                self.note_flush(record, self.seq);
+                self.keep(record);
+            }
+            _ => self.keep(record),
         }
         self.seq
     }
 
+    /// Keeps a record under the last sequence.
     #[inline]
+    fn keep(&mut self, record: &Record<'_>) {
+        if let Some(ring) = &mut self.ring {
+            ring.push(self.seq, record);
+        }
+    }
+
     fn note_flush(&mut self, record: &Record<'_>, seq: u64) {
-        if record.kind == Kind::Flush && record.expires == 0 {
+        if record.expires == 0 {
             self.flushed = seq;
         }
     }
@@ -616,9 +655,13 @@ impl Log {
             ring.restart(record.seq);
         }
         self.seq = record.seq;
-        self.note_flush(record, record.seq);
-        if let Some(ring) = &mut self.ring {
-            ring.push(&record.for_ring());
+        match record.kind {
+            Kind::Prepare => self.keep(&record.for_ring()),
+            Kind::Flush => {
+                self.note_flush(record, record.seq);
+                self.keep(record);
+            }
+            _ => self.keep(record),
         }
     }
 

@@ -167,23 +167,29 @@ impl<'a> Record<'a> {
         HEADER + self.key.len() + self.value.len()
     }
 
-    /// Its header.
-    pub fn header(&self) -> [u8; HEADER] {
-        let mut header = [0; HEADER];
-        header[..4].copy_from_slice(&(self.length() as u32).to_le_bytes());
+    /// Writes its header, with this sequence. In whole words: what is written in small pieces and read in
+    /// large ones right behind that is waited for.
+    #[inline]
+    pub fn write_header(&self, seq: u64, out: &mut [u8; HEADER]) {
         let first = u32::from(self.kind as u8) | u32::from(self.marks) << KIND_BITS;
         let key = first | (self.key.len() as u32) << 8;
-        header[4..8].copy_from_slice(&key.to_le_bytes());
-        header[8..12].copy_from_slice(&self.client_flags.to_le_bytes());
-        header[12..16].copy_from_slice(&self.expires.to_le_bytes());
-        header[16..24].copy_from_slice(&self.seq.to_le_bytes());
-        header[24..32].copy_from_slice(&self.cas.to_le_bytes());
-        header[32..].copy_from_slice(&self.argument.to_le_bytes());
-        header
+        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        let words = [
+            pair(self.length() as u32, key),
+            pair(self.client_flags, self.expires),
+            seq,
+            self.cas,
+            self.argument,
+        ];
+        for (place, word) in out.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+            *place = word.to_le_bytes();
+        }
     }
 
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.header());
+        let mut header = [0; HEADER];
+        self.write_header(self.seq, &mut header);
+        out.extend_from_slice(&header);
         out.extend_from_slice(self.key);
         out.extend_from_slice(self.value);
     }

@@ -127,24 +127,24 @@ impl Ring {
         self.first
     }
 
-    /// Appends a record, which follows the last one in sequence.
-    pub fn push(&mut self, record: &Record<'_>) {
+    /// Appends a record under this sequence, which follows that of the last one.
+    pub fn push(&mut self, seq: u64, record: &Record<'_>) {
         let length = record.length();
         if length > self.capacity() {
             // It cannot be held: whoever comes to it will find it gone.
-            self.restart(record.seq + 1);
+            self.restart(seq + 1);
             return;
         }
         while self.capacity() - self.used() < length {
             self.forget_oldest();
         }
         if self.start == self.end {
-            self.first = record.seq;
+            self.first = seq;
         }
         let later = record.kind.is_later();
         if later || self.end >= self.mark_at {
             self.marks.push_back(Mark {
-                seq: record.seq,
+                seq: seq,
                 at: self.end,
                 later,
             });
@@ -153,17 +153,18 @@ impl Ring {
                 false => self.end + STRETCH.min(self.bytes.len() as u64 / 32),
             };
         }
-        let header = record.header();
         let place = self.bytes.get_mut(self.head..self.head + length);
         match place.and_then(|place| place.split_first_chunk_mut::<HEADER>()) {
             Some((head, rest)) => {
-                *head = header;
+                record.write_header(seq, head);
                 let (key, value) = rest.split_at_mut(record.key.len());
                 key.copy_from_slice(record.key);
                 value.copy_from_slice(record.value);
                 self.head += length;
             }
             None => {
+                let mut header = [0; HEADER];
+                record.write_header(seq, &mut header);
                 for part in [&header[..], record.key, record.value] {
                     self.write_around(part);
                 }
@@ -173,7 +174,7 @@ impl Ring {
             self.head = 0;
         }
         self.end += length as u64;
-        self.next = record.seq + 1;
+        self.next = seq + 1;
         // The next one is probably as long, and others have the caches until it comes.
         let ahead = self.head + (length + length / 4).clamp(LINE, AHEAD);
         raw::prefetch_bytes(&self.bytes[self.head..ahead.min(self.bytes.len())]);
@@ -320,11 +321,11 @@ mod tests {
 
     fn push(ring: &mut Ring, seq: u64, length: usize) {
         let value = vec![seq as u8; length];
-        ring.push(&Record {
-            seq,
+        let record = Record {
             value: &value,
             ..Record::new(Kind::Put, b"k")
-        });
+        };
+        ring.push(seq, &record);
     }
 
     fn sequences(bytes: &[u8]) -> Vec<u64> {
@@ -415,11 +416,7 @@ mod tests {
         for seq in 1..=20_000 {
             if roll(100) == 0 {
                 later.insert(seq);
-                let record = Record {
-                    seq,
-                    ..Record::new(Kind::PutLater, b"k")
-                };
-                ring.push(&record);
+                ring.push(seq, &Record::new(Kind::PutLater, b"k"));
             } else {
                 push(&mut ring, seq, roll(300) as usize);
             }
