@@ -274,7 +274,8 @@ pub fn execute(
     {
         return next;
     }
-    if cx.shared.replicas.is_some()
+    if let Some(replicas) = &cx.shared.replicas
+        && !replicas.takes_freely()
         && let Some(next) = ask_copies(cx, session, request, hash, value, replies)
     {
         return next;

@@ -500,13 +500,13 @@ impl Inner {
         };
         // May itself log something, where a flush has come due.
         let stamp = self.stamp(cx.now);
-        let held = self.hold_log(&item);
+        let held = self.hold_log(&item, put.key);
         if !self.overwrite(cx, guard, place, put.flags, 0, &[value]) {
             return None;
         }
         let item = guard.item(place);
         self.renew_at(stamp, &item, cas, expires, marks);
-        self.log_held(&item, held);
+        self.log_held(&item, put.key, held);
         Some(Stored::Stored {
             cas: if self.arena.has_cas() { cas } else { 0 },
             class: self.classes.class_of_bin(bin),

@@ -47,6 +47,9 @@ pub struct Replicas {
     prefixes: Vec<(Vec<u8>, Level)>,
     /// Any key has another level than async.
     holds: bool,
+    /// As long as this node leads there is nothing to ask before a mutation: no lease, no level, no
+    /// pressure.
+    unasked: bool,
     /// Whoever waits longer for copies is answered anyhow, or refused.
     ack_timeout: Duration,
     refuses: bool,
@@ -311,6 +314,7 @@ impl Replicas {
             min_isr: settings.min_isr,
             prefixes,
             holds,
+            unasked: !holds && !elected && settings.backpressure == Backpressure::Off,
             ack_timeout: Duration::from_millis(settings.ack_timeout_ms),
             refuses: settings.ack_refuses,
             backpressure: settings.backpressure,
@@ -387,6 +391,12 @@ impl Replicas {
             false => 0,
         });
         (positions.epoch, seqs)
+    }
+
+    /// Mutations are taken here, and there is nothing else to know about any of them.
+    #[inline]
+    pub fn takes_freely(&self) -> bool {
+        self.unasked && self.leading.load(Relaxed)
     }
 
     /// Milliseconds for which an elected leader may take mutations, as things are. A process that was

@@ -50,8 +50,8 @@ pub(in crate::store) struct Held<'j> {
 // What those pay for who keep no copies is one branch each: the rest stands elsewhere.
 #[cold]
 #[inline(never)]
-fn hold<'j>(journal: &'j Journal, item: &Item<'_>) -> Held<'j> {
-    let place = journal::place(&item.key());
+fn hold<'j>(journal: &'j Journal, item: &Item<'_>, key: &[u8]) -> Held<'j> {
+    let place = journal::place(key);
     let digest = digest(item, place);
     Held {
         entry: journal.enter(place),
@@ -92,17 +92,18 @@ impl Inner {
     /// As [`before`](Inner::before), where until [`log_held`](Inner::log_held) nothing happens that is
     /// logged itself: no memory is taken, no item goes, no moment is asked for.
     #[inline]
-    pub(in crate::store) fn hold_log(&self, item: &Item<'_>) -> Option<Held<'_>> {
-        self.journal.as_deref().map(|journal| hold(journal, item))
+    pub(in crate::store) fn hold_log(&self, item: &Item<'_>, key: &[u8]) -> Option<Held<'_>> {
+        let journal = self.journal.as_deref()?;
+        Some(hold(journal, item, key))
     }
 
     /// As [`log_stored`](Inner::log_stored).
     #[inline]
-    pub(in crate::store) fn log_held(&self, item: &Item<'_>, held: Option<Held<'_>>) {
+    pub(in crate::store) fn log_held(&self, item: &Item<'_>, key: &[u8], held: Option<Held<'_>>) {
         if let Some(journal) = &self.journal
             && let Some(held) = held
         {
-            self.log_item(journal, item, held);
+            self.log_item(journal, item, key, held);
         }
     }
 
@@ -117,24 +118,24 @@ impl Inner {
     #[cold]
     #[inline(never)]
     fn enter_and_log(&self, journal: &Journal, item: &Item<'_>, before: Before) {
-        let place = before.place.unwrap_or_else(|| journal::place(&item.key()));
+        let key = item.key();
+        let place = before.place.unwrap_or_else(|| journal::place(&key));
         let held = Held {
             entry: journal.enter(place),
             place,
             digest: before.digest,
         };
-        self.log_item(journal, item, held);
+        self.log_item(journal, item, &key, held);
     }
 
     #[cold]
     #[inline(never)]
-    fn log_item(&self, journal: &Journal, item: &Item<'_>, held: Held<'_>) {
+    fn log_item(&self, journal: &Journal, item: &Item<'_>, key: &[u8], held: Held<'_>) {
         let Held { entry, place, .. } = held;
         let change = Change(held.digest ^ digest(item, place));
         if journal.is_follower() {
             return entry.change(place, change);
         }
-        let key = item.key();
         let length = item.length();
         let mut gathered = Vec::new();
         let (kind, value) = if length > INLINE_MAX {
@@ -149,7 +150,7 @@ impl Inner {
             kind,
             value,
             argument: length as u64,
-            ..self.describe(journal, item, &key)
+            ..self.describe(journal, item, key)
         };
         entry.append(place, &record, change);
         LOGGED.set(true);
@@ -206,6 +207,7 @@ impl Inner {
     }
 
     /// A record of everything but the value.
+    #[inline]
     fn describe<'k>(&self, journal: &Journal, item: &Item<'_>, key: &'k [u8]) -> Record<'k> {
         Record {
             kind: Kind::Meta,

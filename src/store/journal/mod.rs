@@ -51,6 +51,9 @@ pub const INLINE_MAX: usize = super::COPY_MAX;
 /// A partition's ring is never smaller: one record with the longest key and value fits.
 const RING_LEAST: usize = if cfg!(test) { 16 << 10 } else { 128 << 10 };
 
+/// Cache lines of the next record that are asked for: of most records all.
+const NEXT_LINES: usize = 4;
+
 /// A digest goes into a partition's log after so many records.
 const DIGEST_EVERY: u32 = 100_000;
 
@@ -94,6 +97,8 @@ struct Partition {
     row: raw::Words,
     /// Sequence of the last record, for whoever may be a moment late.
     seq: AtomicU64,
+    /// Where the next record will go.
+    next: raw::Signpost,
     log: raw::Lock<Log>,
 }
 
@@ -151,6 +156,7 @@ impl Journal {
         let partitions = rows.into_iter().map(|row| Partition {
             row,
             seq: AtomicU64::new(0),
+            next: raw::Signpost::default(),
             log: raw::Lock::new(Log {
                 seq: 0,
                 ring: None,
@@ -235,6 +241,7 @@ impl Journal {
         let partition = &self.partitions[partition(place)];
         raw::prefetch_whole(partition);
         raw::prefetch(&partition.row[leaf(place)]);
+        partition.next.prefetch(NEXT_LINES);
     }
 
     /// Wakes whoever sleeps until something is appended.
@@ -252,7 +259,7 @@ impl Journal {
         for record in records {
             log.replay(record);
         }
-        partition.seq.store(log.seq, Relaxed);
+        partition.moved(&log);
         drop(log);
         self.tell();
     }
@@ -532,7 +539,7 @@ impl Entry<'_> {
         if self.log.since_digest >= DIGEST_EVERY {
             self.log.mark(partition);
         }
-        partition.seq.store(self.log.seq, Relaxed);
+        partition.moved(&self.log);
         drop(self);
         journal.tell();
         seq
@@ -549,6 +556,15 @@ impl Partition {
     #[inline]
     fn log(&self) -> raw::Held<'_, Log> {
         self.log.hold()
+    }
+
+    /// Shows how far the log is.
+    #[inline]
+    fn moved(&self, log: &Log) {
+        self.seq.store(log.seq, Relaxed);
+        if let Some(ring) = &log.ring {
+            self.next.set(ring.ahead());
+        }
     }
 
     /// Changes a leaf; for whoever has locked the log. A locked instruction would wait for every line

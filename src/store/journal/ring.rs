@@ -16,7 +16,7 @@ const STRETCH: u64 = 4 << 10;
 /// A cache line, in bytes.
 const LINE: usize = 64;
 
-/// Bytes that the next record will probably go to, at most.
+/// Bytes of the next record that are asked for, at most.
 const AHEAD: usize = 1536;
 
 #[derive(Debug)]
@@ -128,6 +128,7 @@ impl Ring {
     }
 
     /// Appends a record under this sequence, which follows that of the last one.
+    #[inline]
     pub fn push(&mut self, seq: u64, record: &Record<'_>) {
         let length = record.length();
         if length > self.capacity() {
@@ -175,12 +176,18 @@ impl Ring {
         }
         self.end += length as u64;
         self.next = seq + 1;
-        // The next one is probably as long, and others have the caches until it comes.
-        let ahead = self.head + (length + length / 4).clamp(LINE, AHEAD);
-        raw::prefetch_bytes(&self.bytes[self.head..ahead.min(self.bytes.len())]);
+        // The next one is probably as long, and this memory has left the caches long ago.
+        raw::prefetch_bytes(&self.bytes[self.head..], length.min(AHEAD) + LINE);
+    }
+
+    /// What the next record will be written to, or the beginning of that.
+    #[inline]
+    pub fn ahead(&self) -> &[u8] {
+        &self.bytes[self.head..]
     }
 
     /// Forgets the oldest stretch.
+    #[inline(never)]
     fn forget_oldest(&mut self) {
         self.unmarked += u64::from(self.marks.pop_front().is_some());
         (self.start, self.first) = match self.marks.front() {
@@ -192,6 +199,7 @@ impl Ring {
         };
     }
 
+    #[cold]
     fn write_around(&mut self, bytes: &[u8]) {
         let first = bytes.len().min(self.bytes.len() - self.head);
         self.bytes[self.head..self.head + first].copy_from_slice(&bytes[..first]);

@@ -1,5 +1,7 @@
 //! Asking for memory before it is needed.
 
+use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
+
 /// A cache line, in bytes.
 const LINE: usize = 64;
 
@@ -30,8 +32,33 @@ pub fn prefetch_whole<T>(value: &T) {
     }
 }
 
-/// Asks for the cache lines of a stretch of bytes.
+/// Asks for the cache lines that bytes begin with, up to `most` bytes of them.
 #[inline(always)]
-pub fn prefetch_bytes(bytes: &[u8]) {
-    bytes.iter().step_by(LINE).for_each(prefetch);
+pub fn prefetch_bytes(bytes: &[u8], most: usize) {
+    let begin = bytes.as_ptr();
+    let mut offset = 0;
+    while offset < most {
+        prefetch_at(begin.wrapping_add(offset));
+        offset += LINE;
+    }
+}
+
+/// Where somebody will write next, for others who ask for that memory before they may look at it.
+#[derive(Debug, Default)]
+pub struct Signpost(AtomicPtr<u8>);
+
+impl Signpost {
+    #[inline]
+    pub fn set(&self, bytes: &[u8]) {
+        self.0.store(bytes.as_ptr().cast_mut(), Relaxed);
+    }
+
+    /// Asks for some cache lines from there on.
+    #[inline]
+    pub fn prefetch(&self, lines: usize) {
+        let begin = self.0.load(Relaxed);
+        for line in 0..lines {
+            prefetch_at(begin.wrapping_add(line * LINE));
+        }
+    }
 }

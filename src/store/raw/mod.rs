@@ -40,7 +40,7 @@ mod share;
 mod slot;
 mod table;
 
-pub use ahead::{prefetch, prefetch_bytes, prefetch_whole};
+pub use ahead::{Signpost, prefetch, prefetch_bytes, prefetch_whole};
 pub use arena::Arena;
 pub use bucket::Ghost;
 pub use chain::{Chain, ChainEdit, Link};
