@@ -7,9 +7,14 @@ something on any. What nodes and networks do that fail is measured by `cargo tes
 --ignored --nocapture --test-threads=1`.
 """
 import glob
+import os
+import random
+import signal
 import socket
+import statistics
 import subprocess
 import sys
+import threading
 import time
 
 LARDER = sys.argv[1]
@@ -204,8 +209,219 @@ def levels(port):
         second.kill()
 
 
+class Writer:
+    """Another process that sends so many sets without replies per second to a node, in bursts of 5 ms."""
+
+    def __init__(self, node, rate, keys=ITEMS, length=100):
+        reading, writing = os.pipe()
+        self.pid, self.pipe = os.fork(), reading
+        if self.pid:
+            os.close(writing)
+            return
+        value = b"y" * length
+        lines = [b"set key%08d 0 0 %d noreply\r\n%s\r\n" % (key, length, value) for key in range(keys)]
+        random.shuffle(lines)
+        burst = max(rate // 200, 1)
+        parts = [b"".join(lines[first : first + burst]) for first in range(0, keys, burst)]
+        client = socket.create_connection(("127.0.0.1", node.port))
+        ended = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: ended.set())
+        began, sent = time.time(), 0
+        while not ended.is_set():
+            for _ in range(10):
+                client.sendall(parts[sent % len(parts)])
+                sent += 1
+            behind = began + sent * burst / rate - time.time()
+            if behind > 0:
+                time.sleep(behind)
+        client.sendall(b"mn\r\n")
+        client.recv(100)
+        os.write(writing, b"%d %f" % (sent * burst, time.time() - began))
+        os._exit(0)
+
+    def end(self):
+        """How many it has sent, all taken in by now, and in how many seconds."""
+        os.kill(self.pid, signal.SIGTERM)
+        sent, took = os.read(self.pipe, 100).split()
+        os.waitpid(self.pid, 0)
+        os.close(self.pipe)
+        return int(sent), float(took)
+
+
+def synchronised(first, second):
+    """Whether all digests of the copy are the leader's."""
+    before = second.told()
+    first.client.sendall(b"repl verify\r\n")
+    first.client.recv(100)
+    for _ in range(2000):
+        told = second.told()
+        equal = int(told["digests_equal"]) - int(before["digests_equal"])
+        differed = int(told["digests_differed"]) - int(before["digests_differed"])
+        if equal + differed >= 64:
+            return differed == 0
+        time.sleep(0.005)
+    return False
+
+
+def full(port, rate=50_000, count=1_000_000):
+    """An empty follower comes while the leader is written to."""
+    first = leader(port)
+    value = b"x" * 100
+    for at in range(0, count, 5000):
+        first.client.sendall(b"".join(b"set key%08d 0 0 100 noreply\r\n%s\r\n" % (n, value) for n in range(at, at + 5000)))
+    first.client.sendall(b"mn\r\n")
+    first.client.recv(100)
+    for number in range(3):
+        writer = Writer(first, rate, count)
+        time.sleep(3)
+        before, nodes = first.told()["records"], [first.threads(), {}]
+        began = time.time()
+        second = follower(port + 1 + number, port)
+        while second.told()["whole_partitions"] != "64":
+            time.sleep(0.002)
+        took = time.time() - began
+        mutations = int(first.told()["records"]) - int(before)
+        sent, seconds = writer.end()
+        used = {name: now - nodes[0].get(name, 0) for name, now in first.threads().items()}
+        caught_up(first, second)
+        equal = synchronised(first, second)
+        print(
+            f"full synchronisation of {count} items: {took:.2f} s, {mutations / took / 1e3:.0f} k mutations/s meanwhile"
+            f" (the writer: {sent / seconds / 1e3:.0f}), digests {'equal' if equal else 'DIFFER'};"
+            f" the leader's copying took {used.get('replication', 0):.2f} s of CPU,"
+            f" applying {second.threads().get('replication', 0):.2f}",
+            flush=True,
+        )
+        second.kill()
+        time.sleep(0.3)
+    first.kill()
+
+
+def lags(first, second, samples, pause):
+    """How long after its answer a mutation can be read from the copy, seconds."""
+    found = []
+    for number in range(samples):
+        first.client.sendall(b"set lag 0 0 8\r\n%08d\r\n" % number)
+        first.client.recv(100)
+        began = time.perf_counter()
+        while True:
+            second.client.sendall(b"get lag\r\n")
+            if b"%08d" % number in second.client.recv(100):
+                break
+        found.append(time.perf_counter() - began)
+        time.sleep(random.random() * 2 * pause)
+    return sorted(found)
+
+
+def lag(port):
+    """How far a copy is behind."""
+    first = leader(port)
+    second = follower(port + 1, port)
+    while second.told()["in_sync"] != "1":
+        time.sleep(0.02)
+    bare = []
+    for _ in range(2000):
+        began = time.perf_counter()
+        second.client.sendall(b"get lag\r\n")
+        second.client.recv(100)
+        bare.append(time.perf_counter() - began)
+    bare = statistics.median(bare)
+    print(f"lag, seen by a client for whom a get takes {bare * 1e6:.0f} us:")
+
+    def show(name, found):
+        p50, p99 = (found[len(found) * share // 100] for share in (50, 99))
+        print(f"    {name}: p50 {p50 * 1e6:.0f} us, p99 {p99 * 1e6:.0f} us", flush=True)
+
+    for _ in range(3):
+        show("idle", lags(first, second, 2000, 0.002))
+    lines = payload(100)
+    for _ in range(3):
+        began = time.time()
+        sets(first, lines)
+        caught_up(first, second)
+    most = ITEMS / (time.time() - began)
+    for _ in range(3):
+        writer = Writer(first, int(most / 2))
+        time.sleep(1)
+        found = lags(first, second, 1000, 0.002)
+        sent, seconds = writer.end()
+        show(f"{sent / seconds / 1e3:.0f} k mutations/s, half of what goes through", found)
+    first.kill()
+    second.kill()
+
+
+def stopped(port, timed=200_000, pairs=5, rate=100_000):
+    """What a follower that is stopped costs the leader: A B A B, with the follower running and stopped, some
+    ten seconds each."""
+    first = leader(port, "--repl-ring=1024")
+    second = follower(port + 1, port)
+    while second.told()["in_sync"] != "1":
+        time.sleep(0.02)
+    value = b"z" * 100
+    # The whole ring has been written to before.
+    for _ in range(25):
+        sets(first, payload(100))
+    caught_up(first, second)
+    print(f"a follower stopped, {rate / 1e3:.0f} k mutations/s besides {timed} that are timed:")
+    ratios, costs = [], []
+    writer = Writer(first, rate)
+    time.sleep(1)
+
+    def window(name):
+        before, records = first.threads(), int(first.told()["records"])
+        times = []
+        start = time.perf_counter()
+        for number in range(timed):
+            began = time.perf_counter()
+            first.client.sendall(b"set timed%03d 0 0 100\r\n%s\r\n" % (number % 1000, value))
+            first.client.recv(100)
+            times.append(time.perf_counter() - began)
+        took = time.perf_counter() - start
+        after, records = first.threads(), int(first.told()["records"]) - records
+        times.sort()
+        p50, p99 = (times[len(times) * share // 100] * 1e6 for share in (50, 99))
+        used = {thread: (after[thread] - before.get(thread, 0)) / records * 1e6 for thread in ("worker", "replication")}
+        print(
+            f"    {name}, {took:.1f} s: p50 {p50:.0f} us, p99 {p99:.0f} us; us of CPU for one mutation:"
+            f" worker {used['worker']:.2f}, copying {used['replication']:.2f}",
+            flush=True,
+        )
+        return p99, used["worker"]
+
+    for _ in range(pairs):
+        running = window("running")
+        second.process.send_signal(signal.SIGSTOP)
+        still = window("stopped")
+        second.process.send_signal(signal.SIGCONT)
+        ratios.append(still[0] / running[0])
+        costs.append(still[1] / running[1])
+        caught = time.time()
+        while int(second.told()["records"]) + rate // 10 < int(first.told()["records"]):
+            time.sleep(0.01)
+        print(f"        caught up after {time.time() - caught:.2f} s")
+        time.sleep(1)
+    sent, took = writer.end()
+    caught_up(first, second)
+    told = first.told()
+    print(
+        f"    p99 stopped to running: {', '.join(f'{ratio:.2f}' for ratio in ratios)}, median"
+        f" {statistics.median(ratios):.2f}; the worker's CPU: median {statistics.median(costs):.2f};"
+        f" {sent / took / 1e3:.0f} k/s; pressed back {told.get('pressed_back')}, full {told.get('full_syncs')},"
+        f" compared {told.get('diff_syncs')}, digests {'equal' if synchronised(first, second) else 'DIFFER'}"
+    )
+    first.kill()
+    second.kill()
+
+
+PARTS = {
+    "streams": lambda: (streams(BASE, 100), streams(BASE + 10, 1000)),
+    "closed": lambda: closed_loop(BASE + 20),
+    "levels": lambda: levels(BASE + 30),
+    "full": lambda: full(BASE + 40),
+    "lag": lambda: lag(BASE + 50),
+    "stopped": lambda: stopped(BASE + 60),
+}
+
 if __name__ == "__main__":
-    streams(BASE, 100)
-    streams(BASE + 10, 1000)
-    closed_loop(BASE + 20)
-    levels(BASE + 30)
+    for part in sys.argv[3:] or PARTS:
+        PARTS[part]()

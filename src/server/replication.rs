@@ -282,6 +282,8 @@ impl Keeper {
                 } else {
                     NAP
                 }
+            } else if self.is_stuck() {
+                self.tick_length()
             } else {
                 // From here on the bell is rung. What came before is looked at once more, unless it is
                 // this thread's own; commits go with what follows them, if that comes soon.
@@ -294,6 +296,13 @@ impl Keeper {
                 }
             };
         }
+    }
+
+    /// No copy takes anything at the moment: what is appended is not to be told, the sockets will say
+    /// when they take something again.
+    fn is_stuck(&self) -> bool {
+        let mut lines = self.lines.iter();
+        !self.lines.is_empty() && lines.all(|(_, line)| line.joined && line.blocked)
     }
 
     /// The server stops. Copies that follow get what they have not got yet, if that is soon done.

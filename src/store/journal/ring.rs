@@ -145,7 +145,7 @@ impl Ring {
         let later = record.kind.is_later();
         if later || self.end >= self.mark_at {
             self.marks.push_back(Mark {
-                seq: seq,
+                seq,
                 at: self.end,
                 later,
             });
