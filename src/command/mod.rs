@@ -110,13 +110,25 @@ pub fn body_length(request: &Request<'_>) -> usize {
 #[inline]
 pub fn prepare<'a>(cx: &Context<'a>, request: &Request<'a>) -> Option<LookUp<'a>> {
     let key = key_of(&request.op)?;
-    let mut room = None;
-    let plain = plain(&key, &mut room);
-    if cx.shared.replicas.is_some() && changes_items(&request.op) {
-        cx.store().foresee(plain);
+    if cx.shared.replicas.is_some() {
+        foresee(cx, &request.op, &key);
     }
-    let hash = cx.store().hash(plain);
-    Some(LookUp::with_hash(cx.store(), key.raw, hash))
+    Some(if key.base64 {
+        let mut room = None;
+        let hash = cx.store().hash(decoded(&key, &mut room));
+        LookUp::with_hash(cx.store(), key.raw, hash)
+    } else {
+        LookUp::new(cx.store(), key.raw)
+    })
+}
+
+/// Asks for the memory in which copies will be told of a change of this key, if the operation may be one.
+#[cold]
+fn foresee(cx: &Context<'_>, op: &Op<'_>, key: &Key<'_>) {
+    if changes_items(op) {
+        let mut room = None;
+        cx.store().foresee(plain(key, &mut room));
+    }
 }
 
 fn key_of<'a>(op: &Op<'a>) -> Option<Key<'a>> {

@@ -201,6 +201,8 @@ pub fn binary_error(opcode: u8, opaque: u32, status: u16, replies: &mut Replies)
 }
 
 /// What became of a value; never `TooLarge` or `NoMemory`, which are refused before.
+// There are few who call it, and most often it has nothing to say.
+#[inline(always)]
 pub fn stored(
     length: usize,
     style: &Style<'_>,

@@ -373,7 +373,11 @@ impl Connection {
                 // A step may find little to send and has taken its time all the same.
                 work += TURN_MAX / 8;
             }
-            let ran = self.conversation.run(turn, served);
+            let ran = if self.conversation.starves(turn.input) {
+                Ran::Starved
+            } else {
+                self.conversation.run(turn, served)
+            };
             if ran == Ran::Starved && !drained && work <= TURN_MAX {
                 match self.read(turn) {
                     Read::Some { bytes, last } => {

@@ -285,6 +285,12 @@ impl Conversation {
         }
     }
 
+    /// Nothing can be run before more is read.
+    #[inline]
+    pub fn starves(&self, input: &Input) -> bool {
+        input.is_empty() && matches!(self.state, State::Commands | State::Keys { .. })
+    }
+
     /// Runs what has been read, as far as it goes.
     pub fn run(&mut self, turn: &mut Turn<'_>, served: &mut Served) -> Ran {
         loop {
@@ -613,14 +619,19 @@ impl Conversation {
         }
         turn.input.take(end);
         self.active = context.now;
-        self.state = match (skip, keys) {
-            (Some(skip), _) => skip,
-            (None, Some(how)) => State::Keys { how, mark },
-            (None, None) => State::Commands,
-        };
-        let ran = match next {
-            Next::Done => None,
-            next => self.follow(next, turn.control),
+        // Mostly everything is as it was: no state is put in the place of the same, and none dropped.
+        if skip.is_some() || keys.is_some() || !matches!(self.state, State::Commands) {
+            self.state = match (skip, keys) {
+                (Some(skip), _) => skip,
+                (None, Some(how)) => State::Keys { how, mark },
+                (None, None) => State::Commands,
+            };
+        }
+        let ran = if matches!(next, Next::Done) {
+            std::mem::forget(next);
+            None
+        } else {
+            self.follow(next, turn.control)
         };
         if outgoing.is_some() {
             self.outgoing = outgoing;

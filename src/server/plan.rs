@@ -96,6 +96,10 @@ impl<'i> Plan<'i> {
             if self.steps.is_full() || self.lookups.is_full() {
                 break;
             }
+            if at == input.len() {
+                self.starved = true;
+                break;
+            }
             if dialect == Dialect::Text
                 && !refuses_reads
                 && let Some((key, taken)) = text::usual_get(&input[at..])

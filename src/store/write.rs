@@ -441,7 +441,8 @@ impl Inner {
                 };
             }
         };
-        let (mut guard, found) = self.find_to_store(cx, put.key, put.hash);
+        // As `find_to_store`, in line.
+        let (mut guard, found) = self.look_up(cx, put.key, put.hash, true);
         if let Ok(place) = found
             && let Some(stored) = self.put_over(cx, &mut guard, &place, put, value, bin, cas)
         {
@@ -500,18 +501,63 @@ impl Inner {
         };
         // May itself log something, where a flush has come due.
         let stamp = self.stamp(cx.now);
-        let held = self.hold_log(&item, put.key);
-        if !self.overwrite(cx, guard, place, put.flags, 0, &[value]) {
-            return None;
-        }
-        let item = guard.item(place);
-        self.renew_at(stamp, &item, cas, expires, marks);
-        self.log_held(&item, put.key, held);
-        Some(Stored::Stored {
+        let written = match self.journal {
+            None => self.write_over(cx, guard, place, put, value, cas, expires, marks, stamp),
+            Some(_) => {
+                self.write_over_and_log(cx, guard, place, put, value, cas, expires, marks, stamp)
+            }
+        };
+        written.then(|| Stored::Stored {
             cas: if self.arena.has_cas() { cas } else { 0 },
             class: self.classes.class_of_bin(bin),
             length: value.len(),
         })
+    }
+
+    /// What of [`put_over`](Inner::put_over) is the same whether there is a log or not.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn write_over<'s>(
+        &'s self,
+        cx: Cx<'_>,
+        guard: &mut PairGuard<'s>,
+        place: &Place<'s>,
+        put: &Put<'_>,
+        value: &[u8],
+        cas: u64,
+        expires: u32,
+        marks: u8,
+        stamp: u32,
+    ) -> bool {
+        let fits = self.overwrite(cx, guard, place, put.flags, 0, &[value]);
+        if fits {
+            self.renew_at(stamp, &guard.item(place), cas, expires, marks);
+        }
+        fits
+    }
+
+    // Apart, so that one branch is all that those pay for it who keep no copies.
+    #[cold]
+    #[inline(never)]
+    #[allow(clippy::too_many_arguments)]
+    fn write_over_and_log<'s>(
+        &'s self,
+        cx: Cx<'_>,
+        guard: &mut PairGuard<'s>,
+        place: &Place<'s>,
+        put: &Put<'_>,
+        value: &[u8],
+        cas: u64,
+        expires: u32,
+        marks: u8,
+        stamp: u32,
+    ) -> bool {
+        let held = self.hold_log(&guard.item(place), put.key);
+        let written = self.write_over(cx, guard, place, put, value, cas, expires, marks, stamp);
+        if written {
+            self.log_held(&guard.item(place), put.key, held);
+        }
+        written
     }
 
     /// `append` and `prepend`. `value` calls its argument with the pieces of the new bytes.

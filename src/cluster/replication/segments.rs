@@ -134,8 +134,8 @@ pub enum Built {
     Other,
 }
 
-/// The total length, and where what a record brings belongs.
-fn place_of(record: &Record<'_>) -> (usize, usize) {
+/// Of a stretch of a value: the total length, and where what its record brings belongs.
+pub(super) fn place_of(record: &Record<'_>) -> (usize, usize) {
     let argument = record.argument;
     ((argument >> 32) as usize, argument as u32 as usize)
 }

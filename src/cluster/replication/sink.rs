@@ -486,9 +486,7 @@ impl<D: Data> Sink<D> {
                 // item is what it should be or will be.
                 Extended::Other
                     if copy.whole & 1 << number == 0 || record.seq <= copy.ahead[number] => {}
-                Extended::Other => {
-                    message::write(out, self.epoch, number, &Message::Fetch(record.key));
-                }
+                Extended::Other => self.fetch(number, record.key, out),
             },
             Kind::Flush if record.expires != 0 => copy.flush_due = Some(record.expires),
             Kind::Flush => {
@@ -516,9 +514,7 @@ impl<D: Data> Sink<D> {
             }
             Kind::Commit => match log.take_prepared(number, record.argument) {
                 Some(bytes) => commit(data, &bytes, skew, dead),
-                None => {
-                    message::write(out, self.epoch, number, &Message::Fetch(record.key));
-                }
+                None => self.fetch(number, record.key, out),
             },
             Kind::Abort => {
                 log.take_prepared(number, record.argument);
@@ -583,8 +579,7 @@ impl<D: Data> Sink<D> {
         record: &Record<'_>,
         out: &mut Vec<u8>,
     ) -> Result<bool, Broken> {
-        let total = (record.argument >> 32) as usize;
-        let offset = record.argument as u32 as usize;
+        let (total, offset) = segments::place_of(record);
         let mut value = match self.preparing.take() {
             _ if offset == 0 => Vec::new(),
             Some((seq, value)) if seq == record.seq && value.len() == offset => value,
@@ -617,8 +612,7 @@ impl<D: Data> Sink<D> {
         skew: i64,
         dead: bool,
     ) -> Result<Option<Vec<u8>>, Broken> {
-        let total = (record.argument >> 32) as usize;
-        let offset = record.argument as u32 as usize;
+        let (total, offset) = segments::place_of(record);
         let last = offset + record.value.len() >= total;
         if offset == 0 {
             let arriving = Arriving {
@@ -708,8 +702,13 @@ impl<D: Data> Sink<D> {
         if segments::are_worth_it(record.key, told.len() / 8 * SEGMENT) {
             self.ask(number, false, record.key, &told, out);
         } else {
-            message::write(out, self.epoch, number, &Message::Fetch(record.key));
+            self.fetch(number, record.key, out);
         }
+    }
+
+    /// Asks for an item as it is now.
+    fn fetch(&self, number: usize, key: &[u8], out: &mut Vec<u8>) {
+        message::write(out, self.epoch, number, &Message::Fetch(key));
     }
 
     /// Asks for a long value of which these segments are here.

@@ -46,10 +46,12 @@ pub fn parse(input: &[u8]) -> Parsed<'_> {
 /// As [`parse`], by other rules than memcached's. In line where requests are planned, whoever else calls it.
 #[inline(always)]
 pub fn parse_by(rules: Rules, input: &[u8]) -> Parsed<'_> {
-    if let Some(parsed) = parse_get(input) {
+    if let Some(parsed) = usual_set(input) {
         return parsed;
     }
-    if let Some(parsed) = usual_set(input) {
+    if input.starts_with(b"get")
+        && let Some(parsed) = parse_get(input)
+    {
         return parsed;
     }
     parse_line(rules, input)

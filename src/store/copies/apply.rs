@@ -52,10 +52,9 @@ impl Store {
     /// A follower's: makes the item what a record with its whole value says; `dead`: it was flushed
     /// before it came. False: there is no room for it, and what was there has gone.
     pub fn apply_put(&self, cx: Cx<'_>, record: &Record<'_>, expires: u32, dead: bool) -> bool {
-        let hash = self.hash(record.key);
-        let put = record_put(record, hash, expires);
-        let stored = self.put(cx, &put, record.value);
-        self.applied(cx, record, hash, stored, dead)
+        self.apply(cx, record, expires, dead, |put| {
+            self.put(cx, put, record.value)
+        })
     }
 
     /// As [`apply_put`](Store::apply_put), for a value that arrives in pieces.
@@ -82,21 +81,22 @@ impl Store {
         dead: bool,
         upload: Upload,
     ) -> bool {
-        let hash = self.hash(record.key);
-        let put = record_put(record, hash, expires);
-        let stored = self.finish(cx, &put, upload);
-        self.applied(cx, record, hash, stored, dead)
+        self.apply(cx, record, expires, dead, |put| {
+            self.finish(cx, put, upload)
+        })
     }
 
-    fn applied(
+    fn apply(
         &self,
         cx: Cx<'_>,
         record: &Record<'_>,
-        hash: u64,
-        stored: Stored,
+        expires: u32,
         dead: bool,
+        store: impl FnOnce(&Put<'_>) -> Stored,
     ) -> bool {
         let inner = &self.inner;
+        let hash = self.hash(record.key);
+        let stored = store(&record_put(record, hash, expires));
         if !matches!(stored, Stored::Stored { .. }) {
             self.apply_lose(cx, record.key);
             return false;
