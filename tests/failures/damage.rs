@@ -131,6 +131,65 @@ fn a_large_value_that_rots_is_made_good_whoever_looks() {
     );
 }
 
+/// A gigabyte of values of this length, and a byte rots here and there. How long until each is as it was.
+fn rots_among_a_gigabyte(length: usize) -> Vec<Duration> {
+    let leader = Node::leader(&["--repl-scrub=1", "-m", "2048"]);
+    let follower = Node::follower(leader.copies, &["-o", "scrub_rate=0", "-m", "2150"]);
+    let (mut client, mut reader) = (leader.connect(), follower.connect());
+    let value = noise(length, 7);
+    let count = (1 << 30) / length;
+    let mut lines = String::new();
+    for key in 0..count {
+        lines.push_str(&format!("set key{key} 0 0 {length} noreply\r\n{value}\r\n"));
+        if lines.len() > 1 << 20 || key + 1 == count {
+            client.send(&lines);
+            lines.clear();
+        }
+    }
+    client.ask("mn\r\n", "MN\r\n");
+    caught_up(&mut client, &mut reader);
+    in_sync(&mut reader);
+    assert_eq!(client.stat("curr_items"), count.to_string());
+    let (began, before) = (Instant::now(), [&leader, &follower].map(Node::cpu));
+    let took = (1..=6).map(|round| {
+        let value = noise(length, round);
+        let key = count * round as usize / 7;
+        client.ask(
+            format!("set key{key} 0 0 {length}\r\n{value}\r\n"),
+            "STORED\r\n",
+        );
+        caught_up(&mut client, &mut reader);
+        let before = number(&mut reader, "values_differed");
+        assert!(rot(&follower, &value[20..60]) > 0, "it is found");
+        let took = eventually("it is found", || {
+            number(&mut reader, "values_differed") > before
+        });
+        let key = format!("key{key}");
+        took + eventually("it is made good", || {
+            read(&mut reader, &key).as_ref() == Some(&value)
+        })
+    });
+    let took = took.collect();
+    let passed = began.elapsed().as_secs_f64();
+    let share = |now: Duration, before: Duration| (now - before).as_secs_f64() / passed;
+    println!(
+        "{count} values of {length} bytes: made good after {took:?}, for {:.3} of a processor here and {:.3} there",
+        share(leader.cpu(), before[0]),
+        share(follower.cpu(), before[1])
+    );
+    took
+}
+
+/// However long the values are, a round takes no longer than it should.
+#[test]
+#[ignore = "shows figures"]
+fn how_soon_a_byte_among_a_gigabyte_is_found() {
+    for length in [1000, 100_000, 100] {
+        let took = rots_among_a_gigabyte(length);
+        assert!(took.iter().all(|took| took.as_secs() < 60), "{took:?}");
+    }
+}
+
 /// A record is lost, and nothing but the items shows it.
 fn one_is_lost(ask: bool) -> Duration {
     let leader = Node::leader(&[]);

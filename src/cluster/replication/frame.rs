@@ -135,7 +135,7 @@ pub fn write(
 /// Leaves room for a header; its place goes to [`end`].
 pub fn begin(out: &mut Vec<u8>) -> usize {
     let start = out.len();
-    out.resize(start + HEADER, 0);
+    out.extend_from_slice(&[0; HEADER]);
     start
 }
 

@@ -72,13 +72,18 @@ impl Model {
             key,
             value: if long { &[] } else { &entry.value },
         };
-        let before = self.items.borrow_mut().insert(key.to_vec(), entry.clone());
-        let before = before.map_or(0, |before| Model::digest(key, &before));
+        let mut items = self.items.borrow_mut();
+        let before = items.get(key);
+        let before = before.map_or(0, |before| Model::digest(key, before));
         let change = Change(before ^ after);
         if self.journal.is_follower() {
             self.journal.change(at, change);
         } else {
             self.journal.append(at, &record, change);
+        }
+        match items.get_mut(key) {
+            Some(there) => *there = entry,
+            None => drop(items.insert(key.to_vec(), entry)),
         }
     }
 
@@ -102,6 +107,13 @@ impl Model {
         let items = self.items.borrow();
         let entry = items.get(key).filter(|entry| !entry.flushed)?;
         Some(entry.value.clone())
+    }
+
+    /// The eight bytes that a value begins with.
+    pub fn first_number(&self, key: &[u8]) -> Option<u64> {
+        let items = self.items.borrow();
+        let entry = items.get(key).filter(|entry| !entry.flushed)?;
+        entry.value.first_chunk().copied().map(u64::from_le_bytes)
     }
 
     pub fn take_cas(&self) -> u64 {
@@ -139,12 +151,11 @@ impl Model {
         Some(())
     }
 
-    pub fn living(&self) -> BTreeMap<Vec<u8>, Entry> {
-        let items = self.items.borrow();
-        let living = items.iter().filter(|(_, entry)| !entry.flushed);
-        living
-            .map(|(key, entry)| (key.clone(), entry.clone()))
-            .collect()
+    /// Whether two have the same living items.
+    pub fn same_living(&self, other: &Model) -> bool {
+        let (ours, theirs) = (self.items.borrow(), other.items.borrow());
+        let living = |(_, entry): &(&Vec<u8>, &Entry)| !entry.flushed;
+        ours.iter().filter(living).eq(theirs.iter().filter(living))
     }
 
     /// What a leader's crawler does.

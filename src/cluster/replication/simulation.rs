@@ -22,27 +22,35 @@ use crate::store::journal::{self, ALL, Change, Kind, PARTITIONS, Record, partiti
 /// One direction of a connection.
 #[derive(Default)]
 struct Pipe {
-    /// When each piece arrives.
-    pieces: VecDeque<(u64, Vec<u8>)>,
-    arrived: Vec<u8>,
+    bytes: Vec<u8>,
+    /// How many of them have arrived.
+    arrived: usize,
+    /// When the pieces of the others do, and how long they are.
+    pieces: VecDeque<(u64, usize)>,
     /// Nothing arrives before this.
     blocked_until: u64,
 }
 
 impl Pipe {
-    fn send(&mut self, at: u64, bytes: Vec<u8>) {
+    fn send(&mut self, at: u64, bytes: &[u8]) {
         if !bytes.is_empty() {
             let at = self.pieces.back().map_or(at, |(last, _)| at.max(*last));
-            self.pieces.push_back((at, bytes));
+            self.pieces.push_back((at, bytes.len()));
+            self.bytes.extend_from_slice(bytes);
         }
     }
 
     fn arrive(&mut self, now: u64) {
         while now >= self.blocked_until && self.pieces.front().is_some_and(|(at, _)| *at <= now) {
-            if let Some((_, bytes)) = self.pieces.pop_front() {
-                self.arrived.extend(bytes);
-            }
+            let piece = self.pieces.pop_front();
+            self.arrived += piece.map_or(0, |(_, length)| length);
         }
+    }
+
+    /// So many of the first bytes that have arrived are done with.
+    fn done(&mut self, bytes: usize) {
+        self.bytes.drain(..bytes);
+        self.arrived -= bytes;
     }
 }
 
@@ -85,6 +93,8 @@ struct World {
     incarnations: u64,
     faults: Faults,
     promotions: u64,
+    /// What somebody says, before it is sent.
+    said: Vec<u8>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -123,6 +133,7 @@ impl World {
             incarnations: 0,
             faults,
             promotions: 0,
+            said: Vec::new(),
         };
         // In few partitions, so that histories are short and still meet there.
         let mut number = 0;
@@ -308,7 +319,7 @@ impl World {
                 sessions: [Some(first), Some(second)],
                 pipes: [Pipe::default(), Pipe::default()],
             };
-            wire.pipes[0].send(self.now + 1, out);
+            wire.pipes[0].send(self.now + 1, &out);
             self.wires.push(wire);
         }
     }
@@ -322,38 +333,30 @@ impl World {
                 let number = [wire.dialer, wire.acceptor][side];
                 let input = &mut wire.pipes[1 - side];
                 input.arrive(self.now);
-                let mut bytes = std::mem::take(&mut input.arrived);
                 let Some(session) = &mut wire.sessions[side] else {
                     continue;
                 };
                 let node = &mut self.nodes[number];
-                let mut out = Vec::new();
+                let out = &mut self.said;
+                out.clear();
                 let taken = session.receive(
                     &mut node.node,
                     &node.data,
-                    &bytes,
+                    &input.bytes[..input.arrived],
                     self.now,
                     self.now,
-                    &mut out,
+                    out,
                 );
                 let result = match taken {
                     Ok(used) => {
-                        bytes.drain(..used);
-                        session.pump(
-                            &mut node.node,
-                            &node.data,
-                            self.now,
-                            self.now,
-                            100_000,
-                            &mut out,
-                        )
+                        input.done(used);
+                        session.pump(&mut node.node, &node.data, self.now, self.now, 100_000, out)
                     }
                     Err(end) => Err(end),
                 };
                 if side == 0 && self.now > session.heard_at() + SUSPECT {
                     ended.push((at, End::Silent));
                 }
-                wire.pipes[1 - side].arrived = bytes;
                 wire.pipes[side].send(delay, out);
                 if let Err(end) = result {
                     ended.push((at, end));
@@ -506,7 +509,8 @@ impl World {
                             *byte ^= fill | 1;
                         }
                         if value.len() < LONG {
-                            value.resize(LONG + self.dice.roll(LONGEST) as usize, fill);
+                            let more = LONG + self.dice.roll(LONGEST) as usize;
+                            value.extend_from_slice(&vec![fill; more]);
                         }
                         value
                     }
@@ -553,14 +557,9 @@ impl World {
         }
         let (now, leader) = (self.now, self.leader);
         let key = self.keys[number].clone();
-        let value_of = |bytes: Vec<u8>| {
-            let mut eight = [0; 8];
-            eight.copy_from_slice(&bytes[..8]);
-            u64::from_le_bytes(eight)
-        };
         let at = place(&key);
         let node = &mut self.nodes[leader];
-        let old = node.data.read(&key).map(value_of);
+        let old = node.data.first_number(&key);
         if self.dice.once_in(3) {
             self.histories[number].push(Operation {
                 began: now,
@@ -583,7 +582,8 @@ impl World {
             Action::Write(Some(value)) | Action::Count(value) => {
                 let mut bytes = value.to_le_bytes().to_vec();
                 if self.faults.long_values && self.dice.once_in(8) {
-                    bytes.resize(LONG + self.dice.roll(LONGEST) as usize, 7);
+                    let more = LONG + self.dice.roll(LONGEST) as usize;
+                    bytes.extend_from_slice(&vec![7; more]);
                 }
                 Some(bytes)
             }
@@ -630,10 +630,10 @@ impl World {
                         &node.data.journal.positions()[..3],
                         node.node.copy.counts
                     );
-                    for (key, entry) in node.data.living() {
+                    for (key, entry) in node.data.items.borrow().iter() {
                         eprintln!(
                             "  {} {:x} {} bytes cas {} flags {} marks {}",
-                            String::from_utf8_lossy(&key),
+                            String::from_utf8_lossy(key),
                             place(&entry.value),
                             entry.value.len(),
                             entry.cas,
@@ -666,12 +666,11 @@ impl World {
             // There was nobody to recover from.
             return self.nodes.iter().all(|node| node.data.items() == 0);
         }
-        let theirs = leader.data.living();
         let positions = leader.data.journal.positions();
         self.nodes.iter().enumerate().all(|(at, node)| {
             at == self.leader
                 || node.node.copy.whole == ALL
-                    && node.data.living() == theirs
+                    && node.data.same_living(&leader.data)
                     && node.data.journal.positions() == positions
                     && (0..PARTITIONS).all(|number| {
                         node.data.journal.row(number).row == leader.data.journal.row(number).row

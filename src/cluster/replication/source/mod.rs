@@ -238,7 +238,7 @@ impl<D: Data> Source<D> {
 
     /// Starts comparing values, if that is not being done.
     pub fn scrub(&mut self, now: u64) {
-        self.scrub.get_or_insert(Scrub { next: 0, due: now });
+        self.scrub.get_or_insert_with(|| Scrub::new(now));
     }
 
     pub fn receive(
