@@ -137,7 +137,8 @@ fn rots_among_a_gigabyte(length: usize) -> Vec<Duration> {
     let follower = Node::follower(leader.copies, &["-o", "scrub_rate=0", "-m", "2150"]);
     let (mut client, mut reader) = (leader.connect(), follower.connect());
     let value = noise(length, 7);
-    let count = (1 << 30) / length;
+    // With what it takes to keep them.
+    let count = (1 << 30) / (length + 64);
     let mut lines = String::new();
     for key in 0..count {
         lines.push_str(&format!("set key{key} 0 0 {length} noreply\r\n{value}\r\n"));

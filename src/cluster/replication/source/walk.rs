@@ -56,7 +56,8 @@ impl Scrub {
         let took = bytes * 1_000_000 / SCRUB_BYTES_PER_SECOND;
         self.due = self.due.max(now.saturating_sub(LATE) * 1000) + took;
         if let Some(each) = bytes.checked_div(items as u64) {
-            self.items = (COMPARED / each.max(1)).clamp(1, STEP as u64) as usize;
+            // Of small ones many, so that those of a partition are told in one frame.
+            self.items = (COMPARED / each.max(1)).clamp(1, LOOK / 4) as usize;
         }
     }
 }
