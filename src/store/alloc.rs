@@ -7,6 +7,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::bins::{BinState, HAND_STEPS, Page};
+use super::copies::Why;
 use super::raw::{Arena, Ghost, Handle, KEY_SHORT, NewItem, Slot, State, flag};
 use super::{Cx, Inner, Put, Upload};
 use crate::observe::events;
@@ -434,7 +435,7 @@ impl Inner {
             Leaving::Evicted(ghost) => Some((ghost, cx.now)),
             _ => None,
         };
-        self.log_gone(&item, true);
+        self.log_gone(&item, Why::ForRoom);
         self.count_out(cx, &item);
         self.leave_census(&item);
         guard.remove(place, hash, ghost)

@@ -55,6 +55,7 @@ use crate::settings;
 
 use bins::{Bin, Census, Pool};
 use classes::Classes;
+use copies::Why;
 use raw::{Arena, Handle, Head, Item, PAGE, PageTable, PairGuard, Place, Source, Table};
 use restart::Age;
 
@@ -635,7 +636,13 @@ impl Inner {
     /// Takes an item out for good.
     fn unlink<'s>(&'s self, cx: Cx<'_>, mut guard: PairGuard<'s>, place: Place<'s>, hash: u64) {
         let item = guard.item(&place);
-        self.log_gone(&item, false);
+        if self.journal.is_some() {
+            let why = match self.is_dead(cx.now, item.head()) {
+                true => Why::Dead,
+                false => Why::Asked,
+            };
+            self.log_gone(&item, why);
+        }
         self.count_out(cx, &item);
         self.leave_census(&item);
         let slot = guard.remove(place, hash, None);

@@ -96,6 +96,8 @@ pub trait Data {
     /// Sets expiry, marks and CAS.
     fn meta(&self, record: &Record<'_>, skew: i64);
     fn delete(&self, key: &[u8]);
+    /// Takes an item out, unless it is newer than this CAS id.
+    fn give_up(&self, key: &[u8], cas: u64);
     /// Where a key's item is found again; several may have the same.
     fn spot(&self, key: &[u8]) -> u64;
     /// Takes the item with this digest out, if it is still there.
@@ -289,6 +291,10 @@ impl Data for StoreData {
 
     fn delete(&self, key: &[u8]) {
         self.store.apply_delete(self.cx(), key);
+    }
+
+    fn give_up(&self, key: &[u8], cas: u64) {
+        self.store.apply_gone(self.cx(), key, cas);
     }
 
     fn spot(&self, key: &[u8]) -> u64 {

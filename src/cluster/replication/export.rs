@@ -10,7 +10,7 @@ use std::io::{self, Write};
 
 use super::data::{Data, Long};
 use crate::protocol::base64;
-use crate::store::journal::record::BINARY_KEY;
+use crate::store::journal::record::{BINARY_KEY, victims};
 use crate::store::journal::{Cursor, Kind, Lost, PARTITIONS, Record};
 
 /// Items that one step looks at, about.
@@ -106,6 +106,7 @@ impl Export {
             more = true;
         }
         let mut bytes = Vec::new();
+        data.journal().settle();
         for number in 0..PARTITIONS {
             bytes.clear();
             let cursor = &mut self.cursors[number];
@@ -119,6 +120,11 @@ impl Export {
                 match record.kind {
                     Kind::Put => put(&record, record.value, now, out)?,
                     Kind::Delete => delete(&record, out)?,
+                    Kind::Gone => {
+                        for (_, key) in victims(record.value).flatten() {
+                            again(data, key, now, out)?;
+                        }
+                    }
                     // What is in every partition is said once.
                     Kind::Flush if number == 0 => match record.expires.saturating_sub(now) {
                         0 => out.write_all(b"flush_all noreply\r\n")?,

@@ -103,6 +103,14 @@ impl Model {
         }
     }
 
+    /// Takes an item out to make room; a leader's.
+    pub fn evict(&self, key: &[u8]) {
+        if let Some(entry) = self.items.borrow_mut().remove(key) {
+            let change = Change(Model::digest(key, &entry));
+            self.journal.give_up(place(key), entry.cas, key, change);
+        }
+    }
+
     pub fn read(&self, key: &[u8]) -> Option<Vec<u8>> {
         let items = self.items.borrow();
         let entry = items.get(key).filter(|entry| !entry.flushed)?;
@@ -165,7 +173,11 @@ impl Model {
         let dead: Vec<Vec<u8>> = dead.map(|(key, _)| key.clone()).collect();
         drop(items);
         for key in dead {
-            self.remove(&key);
+            if self.journal.is_follower() {
+                self.remove(&key);
+            } else {
+                self.evict(&key);
+            }
         }
     }
 
@@ -260,6 +272,13 @@ impl Data for Model {
 
     fn delete(&self, key: &[u8]) {
         self.remove(key);
+    }
+
+    fn give_up(&self, key: &[u8], cas: u64) {
+        let cas_here = self.items.borrow().get(key).map(|entry| entry.cas);
+        if cas_here.is_some_and(|here| here <= cas) {
+            self.remove(key);
+        }
     }
 
     fn extend(&self, record: &Record<'_>) -> Extended {

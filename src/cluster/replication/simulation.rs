@@ -517,7 +517,8 @@ impl World {
                 };
                 data.write(key, value);
             }
-            12..14 => data.remove(key),
+            12 => data.remove(key),
+            13 => data.evict(key),
             14..16 => {
                 let kind = [Kind::Append, Kind::Prepend][self.dice.roll(2) as usize];
                 let bytes = vec![self.dice.roll(256) as u8; 1 + self.dice.roll(100) as usize];

@@ -15,6 +15,7 @@ use super::message::{self, Heartbeat, Message, Mode, Positions, Tier, Type};
 use super::segments::{self, Building, Built, SEGMENT};
 use super::skew::Skew;
 use super::{HEARTBEAT, PREPARED_MAX, SKEW_ALARM};
+use crate::store::journal::record::victims;
 use crate::store::journal::{self, Kind, PARTITIONS, Record, Row};
 
 /// Items that one step of a walk looks at, about.
@@ -520,6 +521,19 @@ impl<D: Data> Sink<D> {
                 log.take_prepared(number, record.argument);
             }
             Kind::Superseded => {}
+            Kind::Gone => {
+                for victim in victims(record.value) {
+                    let (_, key) = victim.map_err(|_| Broken::Malformed)?;
+                    let place = journal::place(key);
+                    if journal::partition(place) != number {
+                        return Err(Broken::Malformed);
+                    }
+                    data.foresee(key, place);
+                }
+                for (cas, key) in victims(record.value).flatten() {
+                    data.give_up(key, cas);
+                }
+            }
             Kind::Check => {
                 self.check(data, copy, number, record, out);
                 return Ok(());

@@ -160,6 +160,18 @@ impl Store {
         }
     }
 
+    /// A follower's: takes an item out, unless it is newer than this CAS id.
+    pub fn apply_gone(&self, cx: Cx<'_>, key: &[u8], cas: u64) {
+        let inner = &self.inner;
+        let hash = self.hash(key);
+        let guard = inner.table.lock(&inner.arena, hash);
+        if let Some(place) = guard.find(hash, key)
+            && guard.item(&place).cas() <= cas
+        {
+            inner.unlink(cx, guard, place, hash);
+        }
+    }
+
     /// A follower's: takes out the item with this digest, of those whose keys have this hash.
     pub fn apply_delete_exactly(&self, cx: Cx<'_>, hash: u64, exactly: u64) {
         let inner = &self.inner;

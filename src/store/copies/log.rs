@@ -47,6 +47,14 @@ pub(in crate::store) struct Held<'j> {
     digest: u64,
 }
 
+/// Why an item goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::store) enum Why {
+    Asked,
+    Dead,
+    ForRoom,
+}
+
 // What those pay for who keep no copies is one branch each: the rest stands elsewhere.
 #[cold]
 #[inline(never)]
@@ -67,6 +75,27 @@ fn before(item: &Item<'_>) -> Before {
     Before {
         place: Some(place),
         digest: digest(item, place),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn log_item_gone(journal: &Journal, item: &Item<'_>, why: Why) {
+    let key = item.key();
+    let place = journal::place(&key);
+    let change = Change(digest(item, place));
+    match (journal.is_follower(), why) {
+        (true, Why::ForRoom) => journal.lose(place, change),
+        (true, _) => journal.change(place, change),
+        (false, Why::Dead | Why::ForRoom) => journal.give_up(place, item.cas(), &key, change),
+        (false, Why::Asked) => {
+            let record = Record {
+                cas: item.cas(),
+                ..Record::new(Kind::Delete, &key)
+            };
+            journal.append(place, &record, change);
+            LOGGED.set(true);
+        }
     }
 }
 
@@ -222,31 +251,11 @@ impl Inner {
         }
     }
 
-    /// An item is about to be taken out; `for_room`: to make room.
+    /// An item is about to be taken out.
     #[inline]
-    pub(in crate::store) fn log_gone(&self, item: &Item<'_>, for_room: bool) {
+    pub(in crate::store) fn log_gone(&self, item: &Item<'_>, why: Why) {
         if let Some(journal) = &self.journal {
-            self.log_item_gone(journal, item, for_room);
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn log_item_gone(&self, journal: &Journal, item: &Item<'_>, for_room: bool) {
-        let key = item.key();
-        let place = journal::place(&key);
-        let change = Change(digest(item, place));
-        match (journal.is_follower(), for_room) {
-            (true, true) => journal.lose(place, change),
-            (true, false) => journal.change(place, change),
-            (false, _) => {
-                let record = Record {
-                    cas: item.cas(),
-                    ..Record::new(Kind::Delete, &key)
-                };
-                journal.append(place, &record, change);
-                LOGGED.set(true);
-            }
+            log_item_gone(journal, item, why);
         }
     }
 

@@ -20,7 +20,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 pub use apply::Extended;
 pub use log::take_logged;
-pub(in crate::store) use log::{Before, log_flush};
+pub(in crate::store) use log::{Before, Why, log_flush};
 pub use walk::Seen;
 
 use super::journal::{self, Journal, Role};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::observe::{Registry, ThreadCounters};
 use crate::settings;
+use crate::store::journal::record::victims;
 use crate::store::journal::{Cursor, Kind, PARTITIONS, Record, partition};
 use crate::store::{Arith, Delete, Fetch, Mode, Put};
 
@@ -12,6 +13,8 @@ struct Node {
     counters: Arc<ThreadCounters>,
     read: [Cursor; PARTITIONS],
     flushed: BTreeMap<usize, usize>,
+    /// By partition, up to where it may have something that comes later in the log.
+    ahead: BTreeMap<usize, u64>,
     flushes: Vec<u64>,
 }
 
@@ -32,6 +35,7 @@ impl Node {
             counters: Registry::new(64 << 10).register(),
             read: [Cursor::before(1); PARTITIONS],
             flushed: BTreeMap::new(),
+            ahead: BTreeMap::new(),
             flushes: Vec::new(),
         }
     }
@@ -48,6 +52,7 @@ impl Node {
         for number in 0..PARTITIONS {
             let mut bytes = Vec::new();
             let log = leader.store.journal().unwrap();
+            log.settle();
             while log
                 .read(
                     number,
@@ -90,6 +95,13 @@ impl Node {
                     .encode(&mut bytes);
                     bytes
                 });
+                let there = whole
+                    .as_ref()
+                    .map(|bytes| Record::parse(bytes).unwrap().0.cas);
+                if there != Some(record.cas) {
+                    let end = leader.store.journal().unwrap().seq(number);
+                    self.ahead.insert(number, end);
+                }
                 if let Some(bytes) = whole {
                     let (record, _) = Record::parse(&bytes).unwrap();
                     let expires = journal.from_wire(record.expires, 0);
@@ -115,6 +127,11 @@ impl Node {
             }
             Kind::Meta => self.store.apply_meta(record, expires),
             Kind::Delete => self.store.apply_delete(self.cx(now), record.key),
+            Kind::Gone => {
+                for (cas, key) in victims(record.value).flatten() {
+                    self.store.apply_gone(self.cx(now), key, cas);
+                }
+            }
             // It will be logged again when it comes due.
             Kind::Flush if record.expires != 0 => {}
             Kind::Flush => {
@@ -126,6 +143,7 @@ impl Node {
                 });
                 self.flushed.insert(number, at + 1);
             }
+            Kind::Digest if self.ahead.get(&number) >= Some(&record.seq) => {}
             Kind::Digest => {
                 assert_eq!(
                     journal.freeze(number),

@@ -51,6 +51,9 @@ pub const INLINE_MAX: usize = super::COPY_MAX;
 /// A partition's ring is never smaller: one record with the longest key and value fits.
 const RING_LEAST: usize = if cfg!(test) { 16 << 10 } else { 128 << 10 };
 
+/// Bytes of victims that wait for one another, about.
+const GONE_MOST: usize = 1024;
+
 /// Cache lines of the next record that are asked for: of most records all.
 const NEXT_LINES: usize = 4;
 
@@ -115,6 +118,16 @@ struct Log {
     /// What has been prepared and neither committed nor aborted.
     prepared: Vec<Prepared>,
     prepared_bytes: usize,
+    /// Items that are gone, which the next record of [`Kind::Gone`] will tell: once so many wait, or
+    /// somebody looks at the log.
+    gone: Option<Box<Gone>>,
+}
+
+#[derive(Default)]
+struct Gone {
+    /// The highest CAS id among them.
+    cas: u64,
+    victims: Vec<u8>,
 }
 
 /// A partition's log, locked for the mutation of one of its keys. Whoever locks it before the item is
@@ -146,6 +159,8 @@ pub struct Journal {
     lost_locally: AtomicU64,
     /// Tells one flush from another, on whatever node it was.
     flushes: AtomicU64,
+    /// A bit for each partition in which items are gone that no record tells of yet.
+    unsettled: AtomicU64,
 }
 
 impl Journal {
@@ -166,6 +181,7 @@ impl Journal {
                 flushed: 0,
                 prepared: Vec::new(),
                 prepared_bytes: 0,
+                gone: None,
             }),
         });
         Journal {
@@ -177,6 +193,7 @@ impl Journal {
             bells: Mutex::default(),
             lost_locally: AtomicU64::new(0),
             flushes: AtomicU64::new(getrandom::u64().unwrap_or(0)),
+            unsettled: AtomicU64::new(0),
         }
     }
 
@@ -190,6 +207,7 @@ impl Journal {
     }
 
     pub fn set_role(&self, role: Role) {
+        self.settle();
         self.follower.store(role == Role::Follower, Relaxed);
     }
 
@@ -222,6 +240,59 @@ impl Journal {
     /// Appends a record, whose sequence it finds, and changes the leaf. Returns the sequence.
     pub fn append(&self, place: u64, record: &Record<'_>, change: Change) -> u64 {
         self.enter(place).append(place, record, change)
+    }
+
+    /// The leader has taken an item out by itself: it had expired, or made room. Copies are told of
+    /// several together, for nobody waits for it. What becomes of the key later is told later, or has
+    /// another CAS id.
+    pub fn give_up(&self, place: u64, cas: u64, key: &[u8], change: Change) {
+        let number = partition(place);
+        let partition = &self.partitions[number];
+        let mut log = partition.log();
+        if key.len() > record::VICTIM_KEY_MAX || log.ring.is_none() {
+            drop(log);
+            let record = Record {
+                cas,
+                ..Record::new(Kind::Delete, key)
+            };
+            self.append(place, &record, change);
+            return;
+        }
+        partition.change(place, change);
+        let gone = log.gone.get_or_insert_default();
+        let first = gone.victims.is_empty();
+        gone.cas = gone.cas.max(cas);
+        record::add_victim(&mut gone.victims, cas, key);
+        if gone.victims.len() >= GONE_MOST {
+            log.settle();
+            partition.moved(&log);
+        } else if first {
+            self.unsettled.fetch_or(1 << number, Relaxed);
+        } else {
+            return;
+        }
+        drop(log);
+        self.tell();
+    }
+
+    /// Makes records of what is gone and waits for more. Whoever reads the log looks here first.
+    #[inline]
+    pub fn settle(&self) {
+        if self.unsettled.load(Relaxed) != 0 {
+            self.settle_all();
+        }
+    }
+
+    #[cold]
+    fn settle_all(&self) {
+        let mut unsettled = self.unsettled.swap(0, Relaxed);
+        while unsettled != 0 {
+            let partition = &self.partitions[unsettled.trailing_zeros() as usize];
+            unsettled &= unsettled - 1;
+            let mut log = partition.log();
+            log.settle();
+            partition.moved(&log);
+        }
     }
 
     /// Locks the log of a key's partition.
@@ -400,6 +471,7 @@ impl Journal {
 
     /// Those of all partitions.
     pub fn positions(&self) -> [u64; PARTITIONS] {
+        self.settle();
         std::array::from_fn(|partition| self.seq(partition))
     }
 
@@ -419,6 +491,7 @@ impl Journal {
         log.flushed = seq;
         log.prepared.clear();
         log.prepared_bytes = 0;
+        log.gone = None;
         if let Some(ring) = &mut log.ring {
             ring.restart(seq + 1);
         }
@@ -448,6 +521,7 @@ impl Journal {
 
     /// Gives the rings' memory back.
     pub fn close_rings(&self) {
+        self.settle();
         for partition in 0..PARTITIONS {
             self.log(partition).ring = None;
         }
@@ -509,7 +583,9 @@ impl Journal {
     /// The leaves of a partition, and the place of the log at which they are so.
     pub fn row(&self, partition: usize) -> Frozen {
         let partition = &self.partitions[partition];
-        let log = partition.log();
+        let mut log = partition.log();
+        log.settle();
+        partition.moved(&log);
         Frozen {
             seq: log.seq,
             row: partition.row(),
@@ -585,9 +661,27 @@ impl Partition {
     }
 }
 
+impl Gone {
+    /// Whether a record may not come first: it could be of one of these keys, with a CAS id that a client
+    /// has chosen and that makes it look older; or it is about all that is there.
+    #[inline]
+    fn waits_before(&self, record: &Record<'_>) -> bool {
+        match record.kind {
+            Kind::Delete => false,
+            Kind::Flush => true,
+            _ => record.cas <= self.cas,
+        }
+    }
+}
+
 impl Log {
     #[inline]
     fn push(&mut self, record: &Record<'_>) -> u64 {
+        if let Some(gone) = &self.gone
+            && gone.waits_before(record)
+        {
+            self.settle();
+        }
         self.seq += 1;
         self.since_digest += 1;
         match record.kind {
@@ -609,6 +703,27 @@ impl Log {
             _ => self.keep(record),
         }
         self.seq
+    }
+
+    /// Makes a record of what is gone.
+    fn settle(&mut self) {
+        if let Some(gone) = &mut self.gone
+            && !gone.victims.is_empty()
+        {
+            gone.cas = 0;
+            let victims = std::mem::take(&mut gone.victims);
+            self.seq += 1;
+            self.since_digest += 1;
+            self.keep(&Record {
+                value: &victims,
+                ..Record::new(Kind::Gone, b"")
+            });
+            if let Some(gone) = &mut self.gone {
+                // Its memory serves again.
+                gone.victims = victims;
+                gone.victims.clear();
+            }
+        }
     }
 
     /// Keeps a record under the last sequence.
@@ -770,6 +885,58 @@ mod tests {
         assert_eq!(journal.seq(partition(at)), 5);
         let row = journal.row(partition(at)).row;
         assert_eq!(row[leaf(at)], 2 ^ 3 ^ 4);
+    }
+
+    #[test]
+    fn what_is_gone_is_told_together_and_before_what_it_could_be_taken_for() {
+        let journal = Journal::new(1 << 20, Role::Leader);
+        journal.open_rings();
+        let at = place(b"key");
+        let number = partition(at);
+        journal.append(at, &put(b"key", b"0", 5), Change(7));
+        journal.give_up(at, 5, b"key", Change(7));
+        journal.append(at, &put(b"key", b"1", 6), Change(1));
+        assert_eq!(journal.seq(number), 2, "no record yet, and none is needed");
+        journal.give_up(at, 6, b"key", Change(1));
+        // A client gives it an id that it has had.
+        journal.append(at, &put(b"key", b"2", 6), Change(2));
+        journal.give_up(at, 6, b"key", Change(2));
+        let frozen = journal.row(number);
+        assert_eq!((frozen.seq, frozen.row[leaf(at)]), (5, 0));
+        journal.give_up(at, 9, &[b'l'; record::VICTIM_KEY_MAX + 1], Change(0));
+        let mut out = Vec::new();
+        let mut cursor = Cursor::before(1);
+        while journal
+            .read(number, &mut cursor, u64::MAX, 10_000, &mut out)
+            .is_ok_and(|read| read.records > 0)
+        {}
+        let (mut rest, mut told) = (&out[..], Vec::new());
+        while let Ok((record, behind)) = Record::parse(rest) {
+            let cas = match record.kind {
+                Kind::Gone => record::victims(record.value)
+                    .map(|victim| victim.unwrap().0)
+                    .collect(),
+                _ => vec![record.cas],
+            };
+            told.push((record.kind, cas));
+            rest = behind;
+        }
+        assert_eq!(
+            told,
+            [
+                (Kind::Put, vec![5]),
+                (Kind::Put, vec![6]),
+                (Kind::Gone, vec![5, 6]),
+                (Kind::Put, vec![6]),
+                (Kind::Gone, vec![6]),
+                (Kind::Delete, vec![9]),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_partition_fills_four_cache_lines() {
+        assert!(size_of::<Partition>() <= 4 * 64);
     }
 
     #[test]

@@ -73,6 +73,9 @@ pub enum Kind {
     /// Not in the log: a segment of that, which the copy has not; the argument is total length << 32 |
     /// offset. Behind the end stands the root of the whole value.
     Patch = 19,
+    /// They have expired or made room: the [`victims`] of the value, and whatever is older. What is newer
+    /// under their keys stays.
+    Gone = 20,
 }
 
 impl Kind {
@@ -102,6 +105,7 @@ impl Kind {
             17 => Kind::Prepend,
             18 => Kind::Offer,
             19 => Kind::Patch,
+            20 => Kind::Gone,
             _ => return None,
         })
     }
@@ -228,6 +232,41 @@ impl<'a> Record<'a> {
     }
 }
 
+/// Longer keys get a record of their own.
+pub const VICTIM_KEY_MAX: usize = 1024;
+
+/// Adds an item to the value of a [`Kind::Gone`]: its CAS id, u64, the length of its key, u16, and that.
+#[inline]
+pub fn add_victim(value: &mut Vec<u8>, cas: u64, key: &[u8]) {
+    value.extend_from_slice(&cas.to_le_bytes());
+    value.extend_from_slice(&(key.len() as u16).to_le_bytes());
+    value.extend_from_slice(key);
+}
+
+/// CAS ids and keys of the items that a [`Kind::Gone`] is about, by its value.
+pub fn victims(mut value: &[u8]) -> impl Iterator<Item = Result<(u64, &[u8]), Malformed>> {
+    std::iter::from_fn(move || {
+        if value.is_empty() {
+            return None;
+        }
+        let one = || {
+            let (cas, rest) = value.split_first_chunk()?;
+            let (length, rest) = rest.split_first_chunk()?;
+            let (key, rest) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
+            Some((u64::from_le_bytes(*cas), key, rest))
+        };
+        let (cas, key, rest) = match one() {
+            Some(one) => one,
+            None => {
+                value = &[];
+                return Some(Err(Malformed));
+            }
+        };
+        value = rest;
+        Some(Ok((cas, key)))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -250,6 +289,20 @@ mod tests {
         assert_eq!(bytes.len(), record.length());
         bytes.extend_from_slice(b"rest");
         assert_eq!(Record::parse(&bytes), Ok((record, &b"rest"[..])));
+    }
+
+    #[test]
+    fn victims_come_back_as_they_were() {
+        let mut value = Vec::new();
+        let longest = [b'k'; VICTIM_KEY_MAX];
+        add_victim(&mut value, 7, b"key");
+        add_victim(&mut value, u64::MAX, &longest);
+        let all: Vec<_> = victims(&value).collect();
+        assert_eq!(all, [Ok((7, &b"key"[..])), Ok((u64::MAX, &longest[..]))]);
+        for length in 14..value.len() {
+            let cut: Vec<_> = victims(&value[..length]).collect();
+            assert_eq!(cut, [Ok((7, &b"key"[..])), Err(Malformed)], "{length}");
+        }
     }
 
     #[test]

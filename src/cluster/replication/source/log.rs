@@ -45,6 +45,7 @@ impl<L: Long> Long for Value<L> {
 impl<D: Data> Source<D> {
     /// Sends what is new in the log of some partitions. False: nothing is.
     pub(super) fn send_log(&mut self, data: &D, now: u64, out: &mut Vec<u8>) -> Result<bool, Lost> {
+        data.journal().settle();
         for step in 0..PARTITIONS {
             let number = (self.turn + step) % PARTITIONS;
             if self.send_log_of(data, number, u64::MAX, now, out)? {
