@@ -570,12 +570,14 @@ impl Conversation {
                     // Where there is nothing to do next, no more of it is read than that: the whole of
                     // what was just written in parts would be waited for, with all that was written
                     // before.
-                    if !matches!(then, Next::Done) {
+                    if matches!(then, Next::Done) {
+                        std::mem::forget(then);
+                    } else {
+                        if let Next::Queue { .. } = then {
+                            // It is run again.
+                            end = begin;
+                        }
                         next = then;
-                    }
-                    if let Next::Queue { .. } = next {
-                        // It is run again.
-                        end = begin;
                     }
                 }
                 Step::Refused { reply, .. } if self.session.is_locked() => {
