@@ -17,19 +17,11 @@ use std::time::{Duration, Instant};
 use common::{Client, TestServer, settings};
 use faults::Faults;
 use gateway::Gateway;
-use group::{copying, elected, eventually, read, write};
+use group::{
+    alone, arrives, copying, copying_from, elected, eventually, gets, is_asked, proxy_before,
+    proxy_of, read, write,
+};
 use larder::settings::proxy::{Mode, parse};
-
-fn proxy(text: &str) -> TestServer {
-    let mut settings = settings();
-    // These read one key again and again, and see who is asked.
-    let text = format!("hot_keys = false\n[defaults]\ntimeout = \"20s\"\n{text}");
-    settings.proxy = Some(Mode {
-        proxy: parse(&text).unwrap(),
-        file: None,
-    });
-    TestServer::start_with(settings)
-}
 
 /// One value of a server's `stats`.
 fn stat(server: &TestServer, name: &str) -> String {
@@ -43,16 +35,11 @@ fn the_leader_is_found_and_followed() {
     let follower = TestServer::start_with(copying(Some(&leader)));
     // In the wrong order.
     let nodes = [follower.address(), leader.address()];
-    let proxy = proxy(&format!(
-        "[pools.main]\nhealth = {{ failures = 1 }}\n[pools.main.groups]\ng = [\"{}\", \"{}\"]",
-        nodes[0], nodes[1]
-    ));
+    let proxy = proxy_before(&nodes, "health = { failures = 1 }");
     let mut client = proxy.connect();
     write(&mut client, "k", "one");
     assert_eq!(read(&mut client, "k").as_deref(), Some("one"));
-    eventually("the follower has it", || {
-        read(&mut follower.connect(), "k").is_some()
-    });
+    arrives(&follower, "k", "one");
     drop(leader);
     eventually("a follower is read", || {
         let mut client = proxy.connect();
@@ -90,10 +77,7 @@ fn a_hot_key_is_read_from_the_leader_and_kept() {
         });
         let proxy = TestServer::start_with(settings);
         let mut client = proxy.connect();
-        let asked = || -> u64 {
-            let each = [&leader, &follower].map(|node| stat(node, "cmd_get"));
-            each.iter().map(|count| count.parse::<u64>().unwrap()).sum()
-        };
+        let asked = || gets(&leader) + gets(&follower);
         let before = asked();
         for number in 0..5 {
             let value = format!("{number}");
@@ -113,37 +97,26 @@ fn a_hot_key_is_read_from_the_leader_and_kept() {
 fn reads_go_where_the_policy_says() {
     let leader = TestServer::start_with(copying(None));
     let follower = TestServer::start_with(copying(Some(&leader)));
-    let nodes = format!("g = [\"{}\", \"{}\"]", leader.address(), follower.address());
-    let with = |reads: &str| {
-        proxy(&format!(
-            "[pools.main]\nreads = \"{reads}\"\n[pools.main.groups]\n{nodes}"
-        ))
-    };
-    let asked = || -> u64 { stat(&follower, "cmd_get").parse().unwrap() };
-    let mut direct = leader.connect();
-    direct.ask("set k 0 0 1\r\nx\r\n", "STORED\r\n");
-    eventually("the follower has it", || {
-        read(&mut follower.connect(), "k").is_some()
-    });
+    let nodes = [leader.address(), follower.address()];
+    let with = |reads: &str| proxy_before(&nodes, &format!("reads = \"{reads}\""));
+    write(&mut leader.connect(), "k", "x");
+    arrives(&follower, "k", "x");
 
-    let before = asked();
+    let before = gets(&follower);
     let plain = with("leader");
     let mut client = plain.connect();
     for _ in 0..50 {
         assert_eq!(read(&mut client, "k").as_deref(), Some("x"));
     }
-    assert_eq!(asked(), before);
+    assert_eq!(gets(&follower), before);
 
     for policy in ["any", "5s", "own-writes"] {
         let shared = with(policy);
-        let before = asked();
-        eventually("the follower is asked, too", || {
+        is_asked(&follower, 10, || {
             let mut client = shared.connect();
             for _ in 0..50 {
                 assert_eq!(read(&mut client, "k").as_deref(), Some("x"));
             }
-            let half = asked() - before;
-            half > 10
         });
     }
 
@@ -161,14 +134,8 @@ fn reads_go_where_the_policy_says() {
 #[test]
 fn a_new_group_comes_onto_the_ring() {
     let gateway = Gateway::start();
-    let first = TestServer::start_with(elected(&gateway, "a", "g1"));
-    eventually("the node is registered", || {
-        gateway.with(|store| store.value("/larder/larder/g/g1/leader").is_some())
-    });
-    let proxy = proxy(&format!(
-        "[pools.main]\nsettle = \"300ms\"\netcd = {{ endpoints = [\"{}\"] }}",
-        gateway.url()
-    ));
+    let first = alone(&gateway, "a", "g1");
+    let proxy = proxy_of(&gateway, "");
     let mut client = proxy.connect();
     for number in 0..100 {
         write(&mut client, &format!("k{number}"), &format!("v{number}"));
@@ -261,25 +228,16 @@ fn version(client: &mut Client<TcpStream>) -> usize {
 fn followers_that_are_behind_are_read_as_far_as_the_policy_allows() {
     let leader = TestServer::start_with(copying(None));
     let way = Faults::before(leader.copies_address());
-    let mut settings = copying(None);
-    settings.replication.follow = Some(way.address().to_string());
-    let follower = TestServer::start_with(settings);
-    let nodes = format!("g = [\"{}\", \"{}\"]", leader.address(), follower.address());
-    let with = |reads: &str| {
-        proxy(&format!(
-            "[pools.main]\nreads = \"{reads}\"\n[pools.main.groups]\n{nodes}"
-        ))
-    };
+    let follower = TestServer::start_with(copying_from(way.address()));
+    let nodes = [leader.address(), follower.address()];
+    let with = |reads: &str| proxy_before(&nodes, &format!("reads = \"{reads}\""));
     let mut versions = Versions {
         client: leader.connect(),
         written: Vec::new(),
     };
     versions.write();
-    eventually("the follower has it", || {
-        read(&mut follower.connect(), "k").is_some()
-    });
+    arrives(&follower, "k", "0");
     way.delay(Duration::from_millis(300));
-    let asked = || -> u64 { stat(&follower, "cmd_get").parse().unwrap() };
 
     // Any: it is seen that it is behind.
     let any = with("any");
@@ -300,15 +258,13 @@ fn followers_that_are_behind_are_read_as_far_as_the_policy_allows() {
     let bound = Duration::from_secs(2);
     let bounded = with("2s");
     let mut client = bounded.connect();
-    let before = asked();
-    eventually("the follower is asked", || {
+    is_asked(&follower, 20, || {
         versions.write();
         for _ in 0..20 {
             let least = versions.least(bound);
             let version = version(&mut client);
             assert!(version >= least, "{version} of {least}");
         }
-        asked() > before + 20
     });
     // When it is too far behind, it is not.
     way.delay(Duration::from_secs(5));
@@ -332,11 +288,11 @@ fn followers_that_are_behind_are_read_as_far_as_the_policy_allows() {
         number += 1;
         let value = number.to_string();
         write(&mut client, "own", &value);
-        let (since, before) = (Instant::now(), asked());
-        while since.elapsed() < Duration::from_millis(1500) && asked() < before + 10 {
+        let (since, before) = (Instant::now(), gets(&follower));
+        while since.elapsed() < Duration::from_millis(1500) && gets(&follower) < before + 10 {
             assert_eq!(read(&mut client, "own").as_ref(), Some(&value));
         }
-        asked() >= before + 10
+        gets(&follower) >= before + 10
     });
 }
 
@@ -346,31 +302,27 @@ fn a_follower_that_begins_anew_is_not_read() {
     let leader = TestServer::start_with(copying(None));
     let way = Faults::before(leader.copies_address());
     let behind = |port: i32| {
-        let mut settings = copying(None);
-        settings.replication.follow = Some(way.address().to_string());
+        let mut settings = copying_from(way.address());
         settings.listen.tcp_port = port;
         settings
     };
     let follower = TestServer::start_with(behind(-1));
     let address = follower.address();
-    let nodes = format!("g = [\"{}\", \"{address}\"]", leader.address());
+    let nodes = [leader.address(), address];
     let proxies = ["any", "5s", "own-writes"].map(|reads| {
-        proxy(&format!(
-            "[pools.main]\nreads = \"{reads}\"\nhealth = {{ failures = 1000 }}\n[pools.main.groups]\n{nodes}"
-        ))
+        proxy_before(
+            &nodes,
+            &format!("reads = \"{reads}\"\nhealth = {{ failures = 1000 }}"),
+        )
     });
     write(&mut leader.connect(), "k", "x");
-    eventually("the follower has it", || {
-        read(&mut follower.connect(), "k").is_some()
-    });
+    arrives(&follower, "k", "x");
     let mut clients = proxies.each_ref().map(TestServer::connect);
     for client in &mut clients {
-        eventually("it is read", || {
-            let before: u64 = stat(&follower, "cmd_get").parse().unwrap();
+        is_asked(&follower, 1, || {
             for _ in 0..20 {
                 assert_eq!(read(client, "k").as_deref(), Some("x"));
             }
-            stat(&follower, "cmd_get").parse::<u64>().unwrap() > before
         });
     }
     way.down(true);
@@ -388,15 +340,13 @@ fn a_follower_that_begins_anew_is_not_read() {
             }
         }
     }
-    assert_eq!(stat(&follower, "cmd_get"), "0", "it has nothing yet");
+    assert_eq!(gets(&follower), 0, "it has nothing yet");
     way.down(false);
     for client in &mut clients {
-        eventually("it is read again", || {
-            let before: u64 = stat(&follower, "cmd_get").parse().unwrap();
+        is_asked(&follower, 1, || {
             for _ in 0..20 {
                 assert_eq!(read(client, "k").as_deref(), Some("x"));
             }
-            stat(&follower, "cmd_get").parse::<u64>().unwrap() > before
         });
     }
 }
@@ -405,14 +355,8 @@ fn a_follower_that_begins_anew_is_not_read() {
 #[test]
 fn without_etcd_groups_stay() {
     let gateway = Gateway::start();
-    let first = TestServer::start_with(elected(&gateway, "a", "g1"));
-    eventually("the node is registered", || {
-        gateway.with(|store| store.value("/larder/larder/g/g1/leader").is_some())
-    });
-    let proxy = proxy(&format!(
-        "[pools.main]\nsettle = \"300ms\"\netcd = {{ endpoints = [\"{}\"] }}",
-        gateway.url()
-    ));
+    let first = alone(&gateway, "a", "g1");
+    let proxy = proxy_of(&gateway, "");
     let mut client = proxy.connect();
     write(&mut client, "k", "one");
     gateway.set_deaf(true);
@@ -442,14 +386,8 @@ fn keys_move_while_they_are_written() {
     const CLIENTS: usize = 4;
     const KEYS: usize = 40;
     let gateway = Gateway::start();
-    let _first = TestServer::start_with(elected(&gateway, "a", "g1"));
-    eventually("the node is registered", || {
-        gateway.with(|store| store.value("/larder/larder/g/g1/leader").is_some())
-    });
-    let proxy = proxy(&format!(
-        "[pools.main]\nsettle = \"300ms\"\nwarm_ttl = \"1m\"\netcd = {{ endpoints = [\"{}\"] }}",
-        gateway.url()
-    ));
+    let _first = alone(&gateway, "a", "g1");
+    let proxy = proxy_of(&gateway, "warm_ttl = \"1m\"");
     write(&mut proxy.connect(), "k", "x");
     let over = AtomicBool::new(false);
     let mut moved = 0;
@@ -465,7 +403,7 @@ fn keys_move_while_they_are_written() {
         let found = eventually_or_panic(|| stat(&second, "curr_items") != "0", &over);
         // For as long again as it has taken so far.
         std::thread::sleep(Duration::from_millis(500));
-        moved = stat(&second, "cmd_get").parse().unwrap();
+        moved = gets(&second);
         over.store(true, Ordering::SeqCst);
         let rounds = clients.into_iter().map(|client| client.join().unwrap());
         let rounds = rounds.sum();
@@ -537,10 +475,7 @@ fn change_and_read(proxy: &TestServer, number: usize, keys: usize, over: &Atomic
 fn without_etcd_all_start() {
     let gateway = Gateway::start();
     gateway.set_deaf(true);
-    let proxy = proxy(&format!(
-        "[pools.main]\nreads = \"own-writes\"\netcd = {{ endpoints = [\"{}\"] }}",
-        gateway.url()
-    ));
+    let proxy = proxy_of(&gateway, "reads = \"own-writes\"");
     let mut client = proxy.connect();
     let unknown = "SERVER_ERROR a group (none is known yet) cannot be reached\r\n";
     let long = "x".repeat(50_000);

@@ -13,10 +13,11 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use common::binary::Packet;
-use common::{Client, TestServer, settings};
+use common::{Client, TestServer};
 use faults::Faults;
-use group::{copying, eventually, read, stat, write};
-use larder::settings::proxy::{Mode, parse};
+use group::{
+    arrives, copying, copying_from, eventually, gets, is_asked, proxy_before, read, write,
+};
 use larder::store::journal;
 
 /// How far a follower is behind that is behind.
@@ -27,23 +28,7 @@ const GETK: u8 = 0x0c;
 
 fn proxy(nodes: &[&TestServer]) -> TestServer {
     let nodes: Vec<_> = nodes.iter().map(|node| node.address()).collect();
-    let nodes: Vec<_> = nodes.iter().map(|node| format!("\"{node}\"")).collect();
-    let text = format!(
-        "hot_keys = false\n[pools.main]\ntimeout = \"20s\"\nreads = \"own-writes\"\n\
-         [pools.main.groups]\ng = [{}]",
-        nodes.join(", ")
-    );
-    let mut settings = settings();
-    settings.proxy = Some(Mode {
-        proxy: parse(&text).unwrap(),
-        file: None,
-    });
-    TestServer::start_with(settings)
-}
-
-fn gets(node: &TestServer) -> u64 {
-    let count = stat(&mut node.connect(), "", "cmd_get").unwrap();
-    count.parse().unwrap()
+    proxy_before(&nodes, "reads = \"own-writes\"")
 }
 
 /// A key like this one in another partition.
@@ -66,9 +51,7 @@ impl Group {
     fn start() -> Group {
         let leader = TestServer::start_with(copying(None));
         let way = Faults::before(leader.copies_address());
-        let mut settings = copying(None);
-        settings.replication.follow = Some(way.address().to_string());
-        let follower = TestServer::start_with(settings);
+        let follower = TestServer::start_with(copying_from(way.address()));
         let proxy = proxy(&[&leader, &follower]);
         Group {
             leader,
@@ -81,18 +64,12 @@ impl Group {
     /// Writes directly, and waits until it is everywhere.
     fn has(&self, key: &str, value: &str) {
         write(&mut self.leader.connect(), key, value);
-        eventually("the follower has it", || {
-            read(&mut self.follower.connect(), key).as_deref() == Some(value)
-        });
+        arrives(&self.follower, key, value);
     }
 
     /// So many more gets of the follower than there were.
-    fn is_asked(&self, more: u64, mut ask: impl FnMut()) {
-        let before = gets(&self.follower);
-        eventually("the follower is asked", || {
-            ask();
-            gets(&self.follower) >= before + more
-        });
+    fn is_asked(&self, more: u64, ask: impl FnMut()) {
+        is_asked(&self.follower, more, ask);
     }
 }
 
@@ -273,9 +250,7 @@ fn after_a_failover_the_new_leader_has_it() {
     let mut client = proxy.connect();
     write(&mut client, "own", "x");
     for node in [&second, &third] {
-        eventually("all have it", || {
-            read(&mut node.connect(), "own").as_deref() == Some("x")
-        });
+        arrives(node, "own", "x");
     }
     drop(leader);
     let mut operator = second.connect();

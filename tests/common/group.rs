@@ -1,9 +1,10 @@
 //! Nodes of a group within the test's own process, with or without something that speaks as etcd does.
 #![allow(dead_code)]
 
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use larder::settings::proxy::{Mode, parse};
 use larder::settings::{Election, Etcd, Journal, Settings};
 
 use crate::common::{Client, TestServer, settings};
@@ -25,6 +26,42 @@ pub fn copying(follow: Option<&TestServer>) -> Settings {
     settings
 }
 
+/// One that follows whoever is reached there.
+pub fn copying_from(address: SocketAddr) -> Settings {
+    let mut settings = copying(None);
+    settings.replication.follow = Some(address.to_string());
+    settings
+}
+
+/// A proxy with this configuration, which keeps no hot keys: tests read one key again and again, and see
+/// who is asked.
+pub fn proxy(text: &str) -> TestServer {
+    let mut settings = settings();
+    let text = format!("hot_keys = false\n[defaults]\ntimeout = \"20s\"\n{text}");
+    settings.proxy = Some(Mode {
+        proxy: parse(&text).unwrap(),
+        file: None,
+    });
+    TestServer::start_with(settings)
+}
+
+/// In front of one group of these nodes. `more` says more of the pool, a line for each thing.
+pub fn proxy_before(nodes: &[SocketAddr], more: &str) -> TestServer {
+    let nodes: Vec<_> = nodes.iter().map(|node| format!("\"{node}\"")).collect();
+    let nodes = nodes.join(", ");
+    proxy(&format!(
+        "[pools.main]\n{more}\n[pools.main.groups]\ng = [{nodes}]"
+    ))
+}
+
+/// In front of the groups that register themselves, which get their keys soon.
+pub fn proxy_of(gateway: &Gateway, more: &str) -> TestServer {
+    let url = gateway.url();
+    proxy(&format!(
+        "[pools.main]\nsettle = \"300ms\"\n{more}\netcd = {{ endpoints = [\"{url}\"] }}"
+    ))
+}
+
 /// A node of this name among those that a leader is chosen from.
 pub fn elected(gateway: &Gateway, name: &str, group: &str) -> Settings {
     let mut settings = copying(None);
@@ -40,6 +77,16 @@ pub fn elected(gateway: &Gateway, name: &str, group: &str) -> Settings {
         ttl_ms: 2000,
     });
     settings
+}
+
+/// The only node of a group, once it leads.
+pub fn alone(gateway: &Gateway, name: &str, group: &str) -> TestServer {
+    let node = TestServer::start_with(elected(gateway, name, group));
+    let leads = format!("/larder/larder/g/{group}/leader");
+    eventually("the node is registered", || {
+        gateway.with(|store| store.value(&leads).is_some())
+    });
+    node
 }
 
 #[track_caller]
@@ -91,6 +138,28 @@ pub fn stat(client: &mut Client<TcpStream>, what: &str, name: &str) -> Option<St
             found = words.next().map(str::to_owned);
         }
     }
+}
+
+/// Gets that a node has been asked for.
+pub fn gets(node: &TestServer) -> u64 {
+    let count = stat(&mut node.connect(), "", "cmd_get");
+    count.expect("shown").parse().expect("a number")
+}
+
+/// Waits until a node has an item.
+pub fn arrives(node: &TestServer, key: &str, value: &str) {
+    eventually("the node has it", || {
+        read(&mut node.connect(), key).as_deref() == Some(value)
+    });
+}
+
+/// Waits until a node has been asked for so many more than it was.
+pub fn is_asked(node: &TestServer, more: u64, mut ask: impl FnMut()) {
+    let before = gets(node);
+    eventually("the node is asked", || {
+        ask();
+        gets(node) >= before + more
+    });
 }
 
 /// One value of `stats replication`.
