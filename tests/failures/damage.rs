@@ -185,7 +185,7 @@ fn rots_among_a_gigabyte(length: usize) -> Vec<Duration> {
 #[test]
 #[ignore = "shows figures"]
 fn how_soon_a_byte_among_a_gigabyte_is_found() {
-    for length in [100, 1000, 100_000] {
+    for length in [1000, 100_000, 100] {
         let took = rots_among_a_gigabyte(length);
         assert!(took.iter().all(|took| took.as_secs() < 60), "{took:?}");
     }
