@@ -45,9 +45,9 @@ impl Stage {
         let url = gateway.url();
         let address: SocketAddr = url.trim_start_matches("http://").parse().unwrap();
         let late = Faults::before(address);
-        let proxy = |url: &str| {
+        let proxy = |url: &str, route: &str| {
             let text = format!(
-                "hot_keys = false\n[pools.main]\ntimeout = \"20s\"\n{rules}\n\
+                "hot_keys = false\n{route}\n[pools.main]\ntimeout = \"20s\"\n{rules}\n\
                  etcd = {{ endpoints = [\"{url}\"] }}"
             );
             let mut settings = settings();
@@ -57,7 +57,12 @@ impl Stage {
             });
             TestServer::start_with(settings)
         };
-        let proxies = [proxy(&url), proxy(&format!("http://{}", late.address()))];
+        // Through one of them a pool is reached by a longer way.
+        let limit = "route = { limit = { to = \"main\", in_flight = 1000 } }";
+        let proxies = [
+            proxy(&url, ""),
+            proxy(&format!("http://{}", late.address()), limit),
+        ];
         late.delay(LATE);
         write(&mut proxies[0].connect(), "k", "x");
         write(&mut proxies[1].connect(), "k", "x");

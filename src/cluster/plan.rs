@@ -197,6 +197,30 @@ impl Plan {
         })
     }
 
+    /// The route of a key of a pool that belonged to another group a while ago.
+    pub fn way_of_moved(&self, pool: usize, key: &[u8]) -> Option<RouteId> {
+        let its = self.pools.get(pool)?;
+        let before = its.before.as_ref()?;
+        let moved = self.pools[before.pool].group_of(key) != its.group_of(key);
+        moved.then_some(before.route)
+    }
+
+    /// The place that a pool of another plan has in this one; nothing if it is not there.
+    pub fn same_pool(&self, of: &Plan, pool: usize) -> Option<usize> {
+        let named = |pool: &proxy::Pool| {
+            let mut pools = self.settings.pools.iter();
+            pools.position(|it| it.name == pool.name)
+        };
+        if let Some(known) = of.settings.pools.get(pool) {
+            return named(known);
+        }
+        // One that nobody has written.
+        let is_before = |it: &Pool| it.before.as_ref().is_some_and(|it| it.pool == pool);
+        let its = of.pools.iter().position(is_before)?;
+        let now = named(&of.settings.pools[its])?;
+        self.pools[now].before.as_ref().map(|before| before.pool)
+    }
+
     /// A node of a pool.
     pub fn target(&self, pool: usize, place: &Address) -> Option<Arc<Target>> {
         self.pools.get(pool)?.find(place)

@@ -1,5 +1,6 @@
 //! Routes, listeners, reloads, and keys that everybody wants.
 
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -224,6 +225,83 @@ fn a_hundred_reloads_under_load() {
     assert!(servers[3].connect().stat("cmd_set").parse::<u32>().unwrap() > 10);
     control.stop(Stop::Normal).unwrap();
     thread.join().unwrap().unwrap();
+}
+
+/// Servers that are known to be down are answered for, whatever the route to them.
+#[test]
+fn all_that_a_route_leads_to_is_down() {
+    for route in [
+        "{ failover = [\"a\", \"b\"] }",
+        "{ fanout = [\"a\", \"b\"] }",
+        "{ warmup = { cold = \"a\", warm = \"b\", ttl = \"9s\" } }",
+        "{ tier = { near = \"a\", far = \"b\", ttl = \"9s\" } }",
+        "{ limit = { to = \"a\", in_flight = 9 } }",
+        "{ rewrite = { to = \"a\", prefix = \"p\" } }",
+    ] {
+        let gone = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = gone.local_addr().unwrap();
+        drop(gone);
+        let text = format!(
+            "route = \"r\"\n[routes]\nr = {route}\n[pools]\na = {{ servers = [\"{address}\"] }}\nb = {{ servers = [\"{address}\"] }}\n"
+        );
+        let proxy = fleet::proxy_with(parse(&text).unwrap());
+        let mut client = proxy.connect();
+        // The first finds out, the others know.
+        for _ in 0..5 {
+            for request in [
+                "get k\r\n",
+                "set k 0 0 1\r\nx\r\n",
+                "incr k 1\r\n",
+                "get k l\r\n",
+            ] {
+                client.send(request);
+                let line = client.line();
+                assert!(line.starts_with("SERVER_ERROR "), "{route}: {line}");
+            }
+            client.ask("version\r\n", "VERSION 1.6.45\r\n");
+        }
+    }
+}
+
+/// A request whose routes lead on to a pool that has been taken out meanwhile, and one whose route is an error of
+/// before, are answered as if that was down.
+#[test]
+fn a_pool_goes_while_a_request_is_on_its_way_to_it() {
+    let good = TestServer::start();
+    let stuck = TcpListener::bind("127.0.0.1:0").unwrap();
+    let pools = |routes: &str, both: bool| {
+        let stuck = stuck.local_addr().unwrap();
+        let mut text = format!(
+            "{routes}\n[defaults]\ntimeout = \"1s\"\nhealth = {{ failures = 1000 }}\n[pools.a]\nservers = [\"{stuck}\"]\n"
+        );
+        if both {
+            text += &format!("[pools.b]\nservers = [\"{}\"]\n", good.address());
+        }
+        parse(&text).unwrap()
+    };
+    for last in ["\"b\"", "{ error = \"no\" }"] {
+        let before = format!("route = {{ failover = [\"a\", {last}] }}");
+        let mut settings = common::settings();
+        settings.proxy = Some(Mode {
+            proxy: pools(&before, true),
+            file: None,
+        });
+        let server = Server::bind(settings).unwrap();
+        let (address, control) = (server.addresses()[0], server.control());
+        let cluster = server.cluster().unwrap();
+        let thread = std::thread::spawn(|| server.serve());
+        let mut client = Client::<TcpStream>::to(address);
+        client.send("get k\r\n");
+        // It waits at the first pool.
+        let (_held, _) = stuck.accept().unwrap();
+        cluster.reload(pools("route = \"a\"", false)).unwrap();
+        let line = client.line();
+        assert!(line.starts_with("SERVER_ERROR "), "{line}");
+        let mut other = Client::<TcpStream>::to(address);
+        other.ask("version\r\n", "VERSION 1.6.45\r\n");
+        control.stop(Stop::Normal).unwrap();
+        thread.join().unwrap().unwrap();
+    }
 }
 
 #[test]

@@ -500,6 +500,10 @@ impl Proxy {
     /// for it: they have the keys no longer than needed, or what they have would be read from them the
     /// next time.
     fn send_deletes(&mut self, place: usize) {
+        if !self.servers[place].wanted {
+            // Its pool may be another one now.
+            return;
+        }
         let target = self.servers[place].target.clone();
         let due = target.drain(DELETES, self.now);
         if due.is_nothing() {

@@ -136,10 +136,7 @@ impl Proxy {
 
     /// The route of a key that belonged to another group a while ago.
     pub(super) fn way_of_moved(&self, pool: usize, key: &[u8]) -> Option<RouteId> {
-        let pools = &self.plan.pools;
-        let before = pools[pool].before.as_ref()?;
-        let moved = pools[before.pool].group_of(key) != pools[pool].group_of(key);
-        moved.then_some(before.route)
+        self.plan.way_of_moved(pool, key)
     }
 
     /// A client that writes reads what it has written from where it is.

@@ -200,6 +200,11 @@ pub struct Reply {
 pub trait World {
     /// Requests that wait for the server of a pool that owns the key; `u64::MAX` if it is down.
     fn load(&self, pool: usize, key: &[u8]) -> u64;
+    /// The route of a key of a pool that goes from one of its groups to another.
+    fn moving(&self, pool: usize, key: &[u8]) -> Option<RouteId> {
+        let _ = (pool, key);
+        None
+    }
     /// Sixty-four random bits.
     fn random(&mut self) -> u64;
     /// Nanoseconds of a clock that never goes back.
@@ -219,6 +224,8 @@ struct Context {
     ttl: Ttl,
     delay_ms: u64,
     awaited: bool,
+    /// Between an old place and a new one of its key: pools are taken as they are.
+    moves: bool,
     parent: Option<u16>,
 }
 
@@ -290,6 +297,7 @@ impl Walk {
             ttl: Ttl::AsIs,
             delay_ms: 0,
             awaited: true,
+            moves: false,
             parent: None,
         };
         walk.enter(route, context, world, actions);
@@ -353,7 +361,17 @@ impl Walk {
     ) {
         let tree = self.tree.clone();
         match &tree.routes[id] {
-            Route::Pool { pool } => self.send(*pool, context, actions),
+            Route::Pool { pool } => {
+                let key = self.key(context.key);
+                let moving = match context.moves {
+                    true => None,
+                    false => world.moving(*pool, key),
+                };
+                match moving {
+                    Some(route) => self.enter(route, context, world, actions),
+                    None => self.send(*pool, context, actions),
+                }
+            }
             Route::Match { rules, otherwise } => {
                 let question = Question {
                     command: context.command,

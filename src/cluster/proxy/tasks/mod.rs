@@ -16,6 +16,7 @@ use super::hot::{Copy, Reading};
 use super::wanted::Wanted;
 use super::{Forward, Proxy, Refused};
 use crate::cluster::front::{Event, refusal};
+use crate::cluster::plan::Plan;
 use crate::cluster::rewrite::{self, Owned};
 use crate::cluster::route::{Send, Tag, Walk};
 use crate::cluster::target::Target;
@@ -41,6 +42,8 @@ pub(super) struct Tasks {
 /// One request.
 struct Task {
     generation: u32,
+    /// Of when it began: its routes and pools are those of this one.
+    plan: Arc<Plan>,
     /// To the client, and in the shape that it expects.
     ticket: Ticket,
     /// One key of a get of several.
@@ -166,6 +169,7 @@ impl Proxy {
         self.tasks.generation = self.tasks.generation.wrapping_add(1);
         let task = self.tasks.slab.insert(Task {
             generation: self.tasks.generation,
+            plan: self.plan.clone(),
             ticket,
             of_many: false,
             command: Command::Set,
@@ -280,6 +284,7 @@ impl Proxy {
         self.tasks.generation = self.tasks.generation.wrapping_add(1);
         Some(self.tasks.slab.insert(Task {
             generation: self.tasks.generation,
+            plan: self.plan.clone(),
             ticket,
             of_many,
             command: request.command,
@@ -495,12 +500,23 @@ impl Proxy {
         self.end_task(number);
     }
 
+    /// The place of a pool of a plan that may be over; nothing if there is no such pool any more.
+    fn pool_now(&self, plan: &Arc<Plan>, pool: usize) -> Option<usize> {
+        if Arc::ptr_eq(plan, &self.plan) {
+            return Some(pool);
+        }
+        self.plan.same_pool(plan, pool)
+    }
+
     /// Sends what the owner of a key has done to the next servers, which nobody waits for.
     fn send_copies(&mut self, number: usize, pool: usize, owner: usize) {
         let Some(task) = self.tasks.slab.get(number) else {
             return;
         };
         let Some(bytes) = rewrite::copy(&task.request) else {
+            return;
+        };
+        let Some(pool) = self.pool_now(&task.plan, pool) else {
             return;
         };
         let ticket = Ticket {

@@ -3,9 +3,11 @@
 //! what has come of it.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::{Kind, Proxy, next_random};
 use crate::cluster::front::{nothing, refusal};
+use crate::cluster::plan::Plan;
 use crate::cluster::proxy::{Forward, Refused};
 use crate::cluster::rewrite::{self, Change};
 use crate::cluster::route::{
@@ -19,16 +21,26 @@ use crate::settings::proxy::{Command, Failure, Route, RouteId};
 /// What a walk sees of the world.
 struct View<'p> {
     proxy: &'p Proxy,
+    /// Of when the walk began.
+    plan: Arc<Plan>,
     random: u64,
 }
 
 impl World for View<'_> {
     fn load(&self, pool: usize, key: &[u8]) -> u64 {
+        let Some(pool) = self.proxy.pool_now(&self.plan, pool) else {
+            return u64::MAX;
+        };
         let server = &self.proxy.servers[self.proxy.owner(pool, key)];
         if !server.target.admits(key) {
             return u64::MAX;
         }
         self.proxy.busy(self.proxy.owner(pool, key))
+    }
+
+    fn moving(&self, pool: usize, key: &[u8]) -> Option<RouteId> {
+        // Routes are those of the plan that the walk began with.
+        self.plan.way_of_moved(pool, key)
     }
 
     fn random(&mut self) -> u64 {
@@ -101,6 +113,7 @@ impl Proxy {
         let tree = self.plan.tree.clone();
         let mut view = View {
             proxy: self,
+            plan: self.plan.clone(),
             random: self.random,
         };
         let walk = Walk::start(&tree, route, &question, &mut view, &mut actions);
@@ -134,6 +147,7 @@ impl Proxy {
                     if let Err(outcome) = self.send_of(number, &send)
                         && send.awaited
                     {
+                        self.keep_refusal(number, send.tag, "the request cannot be sent on");
                         actions.extend(self.outcome(number, send.tag, outcome));
                     }
                 }
@@ -156,14 +170,19 @@ impl Proxy {
     /// Tells a walk what has come of a send; returns what is to be done now.
     fn outcome(&mut self, number: usize, tag: Tag, outcome: Outcome) -> Vec<Action> {
         let mut actions = Vec::new();
-        let Some(Kind::Walk(place)) = self.kind(number) else {
+        let Some(task) = self.tasks.slab.get_mut(number) else {
+            return actions;
+        };
+        let Kind::Walk(place) = &mut task.kind else {
             return actions;
         };
         let Some(mut walk) = place.take() else {
             return actions;
         };
+        let plan = task.plan.clone();
         let mut view = View {
             proxy: self,
+            plan,
             random: self.random,
         };
         walk.outcome(tag, outcome, &mut view, &mut actions);
@@ -194,6 +213,17 @@ impl Proxy {
         self.act(number, actions);
     }
 
+    /// What the client is told if this send is to be the answer, and nothing is known of it.
+    fn keep_refusal(&mut self, number: usize, tag: Tag, why: &str) {
+        let Some(task) = self.tasks.slab.get(number) else {
+            return;
+        };
+        if !task.replies.iter().any(|reply| reply.tag == tag) {
+            let answer = refusal(&task.ticket, why);
+            self.keep(number, tag, answer, Verdict::ServerError, None);
+        }
+    }
+
     /// Makes a request and sends it.
     fn send_of(&mut self, number: usize, send: &Send) -> Result<(), Outcome> {
         let unsendable = Outcome::ClientError;
@@ -204,6 +234,11 @@ impl Proxy {
             return Err(unsendable);
         };
         let key: Box<[u8]> = walk.key(send.key).into();
+        let Some(pool) = self.pool_now(&task.plan, send.pool) else {
+            let why = Fault::Retired.text();
+            self.keep_refusal(number, send.tag, &format!("the pool {why}"));
+            return Err(Outcome::Failed(Failure::Down));
+        };
         let command = match send.what {
             What::Request => task.command,
             What::Read | What::Life => Command::Get,
@@ -212,11 +247,11 @@ impl Proxy {
             What::Fill { .. } => Command::Add,
             What::Delete => Command::Delete,
         };
-        let owner = self.owner(send.pool, &key);
+        let owner = self.owner(pool, &key);
         let (place, capped) = if self.servers[owner].target.admits(&key) {
             (owner, Ttl::AsIs)
         } else {
-            match self.instead(send.pool, owner, command, &key) {
+            match self.instead(pool, owner, command, &key) {
                 Some(instead) => {
                     if let Some(of) = instead.of
                         && send.awaited
@@ -227,8 +262,10 @@ impl Proxy {
                 }
                 None => {
                     if command == Command::Delete {
-                        self.is_remembered(send.pool, owner, &key);
+                        self.is_remembered(pool, owner, &key);
                     }
+                    let why = self.excuse(owner, &Refused::Unreachable);
+                    self.keep_refusal(number, send.tag, &why);
                     return Err(Outcome::Failed(Failure::Down));
                 }
             }
@@ -359,7 +396,7 @@ impl Proxy {
             }
             Source::Null => (nothing(&task.ticket, task.command), Verdict::Miss),
             Source::Error(route) => {
-                let words = match self.plan.tree.route(route) {
+                let words = match task.plan.tree.route(route) {
                     Route::Error { message } => message.clone(),
                     Route::Fault { error, .. } => error.clone().unwrap_or_default(),
                     _ => String::new(),

@@ -142,9 +142,22 @@ impl Walk {
         let Places {
             old, new, stage, ..
         } = self.places(id);
+        let context = Context {
+            moves: true,
+            ..context
+        };
         let read = context.command.is_read();
-        if !context.awaited || read && stage == Moving::Ending {
+        if read && (stage == Moving::Ending || !context.awaited) {
             return self.enter(new, context, world, actions);
+        }
+        if !context.awaited {
+            // Nobody is told when it is done, and it is done in both places as soon as may be.
+            let (to, other) = match stage {
+                Moving::Settling => (old, new),
+                Moving::Bringing | Moving::Ending => (new, old),
+            };
+            self.enter(other, fill::forgetting(context), world, actions);
+            return self.enter(to, context, world, actions);
         }
         let (first, to, what) = match stage {
             // It is stored only if the key is not there: what the other place has counts.
