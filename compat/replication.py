@@ -217,6 +217,7 @@ class Writer:
         self.pid, self.pipe = os.fork(), reading
         if self.pid:
             os.close(writing)
+            os.read(reading, 1)
             return
         value = b"y" * length
         lines = [b"set key%08d 0 0 %d noreply\r\n%s\r\n" % (key, length, value) for key in range(keys)]
@@ -226,6 +227,7 @@ class Writer:
         client = socket.create_connection(("127.0.0.1", node.port))
         ended = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: ended.set())
+        os.write(writing, b"!")
         began, sent = time.time(), 0
         while not ended.is_set():
             for _ in range(10):
