@@ -2,13 +2,13 @@
 #![allow(dead_code)]
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use larder::server::control::{Control, Stop};
@@ -52,7 +52,7 @@ impl TestServer {
             datagrams: server.datagram_addresses().to_vec(),
             copies: server.copies_address(),
             control: server.control(),
-            thread: Some(std::thread::spawn(|| server.serve())),
+            thread: Some(thread::spawn(|| server.serve())),
         }
     }
 
@@ -93,7 +93,7 @@ impl Drop for TestServer {
         };
         self.control.stop(Stop::Normal).unwrap();
         let ended = thread.join();
-        if !std::thread::panicking() {
+        if !thread::panicking() {
             ended.unwrap().expect("a clean end");
         }
     }
@@ -144,7 +144,7 @@ impl Program {
                 panic!("ended at once: {status}");
             }
             assert!(since.elapsed() < PATIENCE, "no ports written");
-            std::thread::sleep(Duration::from_millis(5));
+            thread::sleep(Duration::from_millis(5));
         };
         Program {
             child,
@@ -180,6 +180,21 @@ impl Program {
             .args([&format!("-{name}"), &id])
             .status();
         assert!(sent.expect("kill").success());
+    }
+
+    /// Stops it, and comes back when none of its threads runs any more: on a loaded machine some go on for
+    /// a while after the signal.
+    pub fn stop(&self) {
+        self.signal("STOP");
+        let tasks = format!("/proc/{}/task", self.id());
+        let runs = |task: io::Result<fs::DirEntry>| {
+            let stat = task.and_then(|task| fs::read_to_string(task.path().join("stat")));
+            // The state follows the name, which stands in parentheses.
+            stat.is_ok_and(|stat| !stat.rsplit(") ").next().unwrap().starts_with('T'))
+        };
+        while fs::read_dir(&tasks).expect("its threads").any(runs) {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Waits for its end; returns the exit code.

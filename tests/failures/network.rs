@@ -103,7 +103,7 @@ fn stopped_follower(time: Duration) -> (Memory, Memory, u64) {
     };
     let before = run(time);
     let resident = leader.resident();
-    follower.program.signal("STOP");
+    follower.program.stop();
     let during = run(time);
     let grown = leader.resident().saturating_sub(resident);
     eventually("it is not counted on", || {
@@ -282,7 +282,7 @@ fn a_leader_that_hangs_holds_up_no_client_of_a_follower() {
     client.ask("set k 0 0 1\r\nx\r\n", "STORED\r\n");
     let mut other = leader.connect();
     other.ask("get k\r\n", "VALUE k 0 1\r\nx\r\nEND\r\n");
-    leader.program.signal("STOP");
+    leader.program.stop();
     client.send("set k 0 0 1\r\ny\r\n");
     let gone = "SERVER_ERROR the leader has gone, outcome unknown";
     assert_eq!(client.line(), gone);
