@@ -15,6 +15,9 @@ mod bell;
 // What tells that items are the same.
 mod digest;
 
+// One partition's log.
+mod log;
+
 // Entries of the log.
 pub mod record;
 
@@ -28,6 +31,7 @@ pub use bell::{Bell, Reader};
 pub use digest::{
     FANOUT, NODES, Row, item_digest, leaf, nodes, partition, place, row_digest, short,
 };
+use log::Log;
 pub use record::{Kind, Malformed, Record};
 use ring::Ring;
 pub use ring::{Cursor, Lost, Read};
@@ -105,44 +109,12 @@ struct Partition {
     log: raw::Lock<Log>,
 }
 
-struct Log {
-    /// Sequence of the last record.
-    seq: u64,
-    ring: Option<Ring>,
-    /// The leaves that hold less than they should: something was given up for want of memory.
-    lossy: Option<Box<[u64; LEAVES / 64]>>,
-    frozen: Option<Frozen>,
-    since_digest: u32,
-    /// Sequence of the last flush, if there was one since the log began here.
-    flushed: u64,
-    /// What has been prepared and neither committed nor aborted.
-    prepared: Vec<Prepared>,
-    prepared_bytes: usize,
-    /// Items that are gone, which the next record of [`Kind::Gone`] will tell: once so many wait, or
-    /// somebody looks at the log.
-    gone: Option<Box<Gone>>,
-}
-
-#[derive(Default)]
-struct Gone {
-    /// The highest CAS id among them.
-    cas: u64,
-    victims: Vec<u8>,
-}
-
 /// A partition's log, locked for the mutation of one of its keys. Whoever locks it before the item is
 /// written to does not wait there until that has reached the cache.
 pub struct Entry<'j> {
     journal: &'j Journal,
     partition: &'j Partition,
     log: raw::Held<'j, Log>,
-}
-
-struct Prepared {
-    seq: u64,
-    cas: u64,
-    /// Its record, with the whole value.
-    bytes: Arc<[u8]>,
 }
 
 /// All partitions.
@@ -172,17 +144,7 @@ impl Journal {
             row,
             seq: AtomicU64::new(0),
             next: raw::Signpost::default(),
-            log: raw::Lock::new(Log {
-                seq: 0,
-                ring: None,
-                lossy: None,
-                frozen: None,
-                since_digest: 0,
-                flushed: 0,
-                prepared: Vec::new(),
-                prepared_bytes: 0,
-                gone: None,
-            }),
+            log: raw::Lock::new(Log::default()),
         });
         Journal {
             partitions: partitions.collect(),
@@ -506,7 +468,7 @@ impl Journal {
         let shares = match raw::Share::reserve(PARTITIONS, capacity) {
             Ok(shares) => shares,
             Err(error) => {
-                log::error!("no log for copies, which come again and again: {error}");
+                ::log::error!("no log for copies, which come again and again: {error}");
                 return;
             }
         };
@@ -658,161 +620,6 @@ impl Partition {
             *leaf = now.load(Relaxed);
         }
         row
-    }
-}
-
-impl Gone {
-    /// Whether a record may not come first: it could be of one of these keys, with a CAS id that a client
-    /// has chosen and that makes it look older; or it is about all that is there.
-    #[inline]
-    fn waits_before(&self, record: &Record<'_>) -> bool {
-        match record.kind {
-            Kind::Delete => false,
-            Kind::Flush => true,
-            _ => record.cas <= self.cas,
-        }
-    }
-}
-
-impl Log {
-    #[inline]
-    fn push(&mut self, record: &Record<'_>) -> u64 {
-        if let Some(gone) = &self.gone
-            && gone.waits_before(record)
-        {
-            self.settle();
-        }
-        self.seq += 1;
-        self.since_digest += 1;
-        match record.kind {
-            Kind::Put | Kind::PutLater if !self.prepared.is_empty() => {
-                let record = self.commit(record);
-                self.keep(&record);
-            }
-            Kind::Prepare | Kind::PrepareDelete => {
-                self.prepare(&Record {
-                    seq: self.seq,
-                    ..*record
-                });
-                self.keep(&record.for_ring());
-            }
-            Kind::Flush => {
-                self.note_flush(record, self.seq);
-                self.keep(record);
-            }
-            _ => self.keep(record),
-        }
-        self.seq
-    }
-
-    /// Makes a record of what is gone.
-    fn settle(&mut self) {
-        if let Some(gone) = &mut self.gone
-            && !gone.victims.is_empty()
-        {
-            gone.cas = 0;
-            let victims = std::mem::take(&mut gone.victims);
-            self.seq += 1;
-            self.since_digest += 1;
-            self.keep(&Record {
-                value: &victims,
-                ..Record::new(Kind::Gone, b"")
-            });
-            if let Some(gone) = &mut self.gone {
-                // Its memory serves again.
-                gone.victims = victims;
-                gone.victims.clear();
-            }
-        }
-    }
-
-    /// Keeps a record under the last sequence.
-    #[inline]
-    fn keep(&mut self, record: &Record<'_>) {
-        if let Some(ring) = &mut self.ring {
-            ring.push(self.seq, record);
-        }
-    }
-
-    fn note_flush(&mut self, record: &Record<'_>, seq: u64) {
-        if record.expires == 0 {
-            self.flushed = seq;
-        }
-    }
-
-    fn prepare(&mut self, record: &Record<'_>) {
-        if self.prepared.iter().any(|one| one.seq == record.seq) {
-            return;
-        }
-        let mut bytes = Vec::with_capacity(record.length());
-        record.encode(&mut bytes);
-        self.prepared_bytes += bytes.len();
-        self.prepared.push(Prepared {
-            seq: record.seq,
-            cas: record.cas,
-            bytes: bytes.into(),
-        });
-    }
-
-    fn take_prepared(&mut self, at: usize) -> Prepared {
-        let one = self.prepared.swap_remove(at);
-        self.prepared_bytes -= one.bytes.len();
-        one
-    }
-
-    /// A mutation that had been prepared needs no second copy of its value in the log.
-    fn commit<'r>(&mut self, record: &Record<'r>) -> Record<'r> {
-        let same = |one: &Prepared| {
-            one.cas == record.cas
-                && Record::parse(&one.bytes).is_ok_and(|(prepared, _)| {
-                    prepared.kind == Kind::Prepare && prepared.key == record.key
-                })
-        };
-        match self.prepared.iter().position(same) {
-            None => *record,
-            Some(at) => Record {
-                kind: Kind::Commit,
-                argument: self.take_prepared(at).seq,
-                value: &[],
-                ..*record
-            },
-        }
-    }
-
-    fn replay(&mut self, record: &Record<'_>) {
-        if record.seq != self.seq + 1
-            && let Some(ring) = &mut self.ring
-        {
-            ring.restart(record.seq);
-        }
-        self.seq = record.seq;
-        match record.kind {
-            Kind::Prepare => self.keep(&record.for_ring()),
-            Kind::Flush => {
-                self.note_flush(record, record.seq);
-                self.keep(record);
-            }
-            _ => self.keep(record),
-        }
-    }
-
-    fn freeze(&mut self, partition: &Partition) -> u64 {
-        let row = partition.row();
-        let digest = row_digest(&row);
-        self.frozen = Some(Frozen { seq: self.seq, row });
-        digest
-    }
-
-    /// Appends a digest and keeps the row that it is of.
-    fn mark(&mut self, partition: &Partition) {
-        let row = partition.row();
-        let record = Record {
-            argument: row_digest(&row),
-            ..Record::new(Kind::Digest, b"")
-        };
-        self.push(&record);
-        self.frozen = Some(Frozen { seq: self.seq, row });
-        self.since_digest = 0;
     }
 }
 
