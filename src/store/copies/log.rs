@@ -83,6 +83,8 @@ fn before(item: &Item<'_>) -> Before {
 fn log_item_gone(journal: &Journal, item: &Item<'_>, why: Why) {
     let key = item.key();
     let place = journal::place(&key);
+    // Of a victim nobody knew that it would go.
+    journal.expect(place);
     let change = Change(digest(item, place));
     match (journal.is_follower(), why) {
         (true, Why::ForRoom) => journal.lose(place, change),

@@ -208,32 +208,29 @@ impl Journal {
     /// several together, for nobody waits for it. What becomes of the key later is told later, or has
     /// another CAS id.
     pub fn give_up(&self, place: u64, cas: u64, key: &[u8], change: Change) {
-        let number = partition(place);
-        let partition = &self.partitions[number];
-        let mut log = partition.log();
-        if key.len() > record::VICTIM_KEY_MAX || log.ring.is_none() {
-            drop(log);
+        let mut entry = self.enter(place);
+        if key.len() > record::VICTIM_KEY_MAX || entry.log.ring.is_none() {
             let record = Record {
                 cas,
                 ..Record::new(Kind::Delete, key)
             };
-            self.append(place, &record, change);
+            entry.append(place, &record, change);
             return;
         }
-        partition.change(place, change);
-        let gone = log.gone.get_or_insert_default();
+        entry.partition.change(place, change);
+        let gone = entry.log.gone.get_or_insert_default();
         let first = gone.victims.is_empty();
         gone.cas = gone.cas.max(cas);
         record::add_victim(&mut gone.victims, cas, key);
         if gone.victims.len() >= GONE_MOST {
-            log.settle();
-            partition.moved(&log);
+            entry.log.settle();
+            entry.partition.moved(&entry.log);
         } else if first {
-            self.unsettled.fetch_or(1 << number, Relaxed);
+            self.unsettled.fetch_or(1 << partition(place), Relaxed);
         } else {
             return;
         }
-        drop(log);
+        drop(entry);
         self.tell();
     }
 
