@@ -65,6 +65,19 @@ fn differs_a_little(count: u64) -> (Duration, u64, u64) {
     (took, down, up)
 }
 
+/// Mutations would wait for the kernel where each partition's log is written to for the first time.
+#[test]
+fn the_log_has_its_memory_before_the_first_record() {
+    let leader = Node::leader(&["--repl-ring=64"]);
+    let before = leader.resident();
+    let follower = Node::follower(leader.copies, &["--repl-ring=64"]);
+    in_sync(&mut follower.connect());
+    for (node, had) in [(&leader, before), (&follower, 0)] {
+        let grown = node.resident() - had;
+        assert!(grown >= 64 << 20, "{grown} bytes");
+    }
+}
+
 #[test]
 fn only_what_differs_is_sent() {
     differs_a_little(20_000);

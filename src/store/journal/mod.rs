@@ -55,6 +55,12 @@ pub const INLINE_MAX: usize = super::COPY_MAX;
 /// A partition's ring is never smaller: one record with the longest key and value fits.
 const RING_LEAST: usize = if cfg!(test) { 16 << 10 } else { 128 << 10 };
 
+/// Bytes of each ring that are touched before the first record comes: the kernel takes milliseconds to find
+/// a huge page, and whoever mutates, or applies what others have, would wait for one after the other.
+const TOUCHED: usize = 1 << 20;
+/// A page is never smaller.
+const PAGE: usize = 4096;
+
 /// Bytes of victims that wait for one another, about.
 const GONE_MOST: usize = 1024;
 
@@ -469,7 +475,10 @@ impl Journal {
                 return;
             }
         };
-        for (number, share) in shares.into_iter().enumerate() {
+        for (number, mut share) in shares.into_iter().enumerate() {
+            for page in share.iter_mut().take(TOUCHED).step_by(PAGE) {
+                *page = 0;
+            }
             let mut log = self.log(number);
             if log.ring.is_none() {
                 let next = log.seq + 1;
