@@ -279,7 +279,10 @@ fn a_leader_that_hangs_holds_up_no_client_of_a_follower() {
     let follower = Node::follower(leader.copies, &["--follower-writes=forward"]);
     let mut client = follower.connect();
     in_sync(&mut client);
-    client.ask("set k 0 0 1\r\nx\r\n", "STORED\r\n");
+    eventually("mutations go to the leader", || {
+        client.send("set k 0 0 1\r\nx\r\n");
+        client.line() == "STORED"
+    });
     let mut other = leader.connect();
     other.ask("get k\r\n", "VALUE k 0 1\r\nx\r\nEND\r\n");
     leader.program.stop();
