@@ -103,4 +103,4 @@ pub const SKEW_ALARM: i64 = 1000;
 pub const SCRUB_BYTES_PER_SECOND: u64 = 50 << 20;
 
 /// A digest goes into the log of a partition that has changed at least so often.
-pub const DIGEST_EVERY: u64 = 10_000;
+pub const DIGEST_EVERY: u64 = 9_500;
