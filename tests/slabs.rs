@@ -151,13 +151,18 @@ fn the_limit_moves_up_and_down() {
     assert_eq!(stats(&mut client, "")["evictions"], evicted);
     let full = stats(&mut client, "slabs")["total_malloced"];
     client.ask("cache_memlimit 8\r\n", "OK\r\n");
-    // Less memory is held, and what still is there is whole.
-    wait_until(|| stats(&mut client, "slabs")["total_malloced"] <= 8 << 20);
     assert!(full > 8 << 20);
-    let held = (0..150)
-        .filter(|number| holds(&mut client, &format!("key{number}"), 66_560))
-        .count();
-    assert!((60..=126).contains(&held), "{held}");
+    // Less memory is held, and what still is there is whole. While pages are on their way out,
+    // `total_malloced` counts whole megabytes and is there early.
+    let mut held = 0;
+    wait_until(|| {
+        held = (0..150)
+            .filter(|number| holds(&mut client, &format!("key{number}"), 66_560))
+            .count();
+        held <= 126
+    });
+    assert!(held >= 60, "{held}");
+    assert!(stats(&mut client, "slabs")["total_malloced"] <= 8 << 20);
 }
 
 #[test]
