@@ -3,8 +3,8 @@
 //! and [sessions](crate::cluster::replication::session).
 //!
 //! It sleeps in one poll, which the log's bell wakes. While the log is busy the bell stays silent and
-//! the thread looks by itself every millisecond, so that mutations do not pay for waking it; unless
-//! somebody waits for copies.
+//! the thread looks by itself every few milliseconds, so that mutations do not pay for waking it, and
+//! records go in frames of many; unless somebody waits for copies.
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -36,8 +36,10 @@ const LISTENER: Token = Token(usize::MAX - 1);
 const OUT_MAX: usize = 256 << 10;
 /// Bytes read at a time.
 const READ: usize = 256 << 10;
-/// How long to wait for more while the log is busy.
-const NAP: Duration = Duration::from_millis(1);
+/// How long to wait for more while the log is busy: until there are about so many records, but no
+/// shorter and no longer than this. What a frame costs is shared by those of one partition.
+const GATHERED: u64 = 1024;
+const NAP: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(4));
 /// The poll never sleeps longer.
 const TICK: Duration = Duration::from_millis(50);
 /// Records in a millisecond from which on the log counts as busy.
@@ -78,16 +80,23 @@ struct Pace {
     /// When that was looked at last, and how many records there were.
     at: u64,
     records: u64,
-    busy: bool,
+    /// Records in a millisecond.
+    speed: u64,
 }
 
 impl Pace {
     fn note(&mut self, now: u64, records: u64) {
         if now > self.at {
             // It may have gone back, where a copy began anew.
-            self.busy = records.saturating_sub(self.records) >= BUSY * (now - self.at);
+            self.speed = records.saturating_sub(self.records) / (now - self.at);
             (self.at, self.records) = (now, records);
         }
+    }
+
+    /// How long to wait for more, if the log is busy.
+    fn nap(&self) -> Option<Duration> {
+        let gathered = Duration::from_micros(GATHERED * 1000 / self.speed.max(1));
+        (self.speed >= BUSY).then(|| gathered.clamp(NAP.0, NAP.1))
     }
 }
 
@@ -195,6 +204,7 @@ pub fn start(
             let Some(reader) = journal.reader(bell) else {
                 return;
             };
+            keeper.replicas.waiting().naps_here();
             if let Err(error) = keeper.run(&reader, &control) {
                 log::error!("replication has ended: {error}");
             }
@@ -274,13 +284,13 @@ impl Keeper {
             let turn = self.round();
             timeout = if turn.more {
                 Duration::ZERO
-            } else if self.pace.busy && !self.replicas.awaited() {
+            } else if let Some(nap) = self.pace.nap().filter(|_| !self.replicas.waiting().any()) {
                 if self.replicas.leading() && !self.lines.iter().any(|(_, line)| line.blocked) {
-                    // What copies say meanwhile can wait as well.
-                    std::thread::sleep(NAP);
+                    // What copies say meanwhile can wait as well, unless somebody begins to wait for it.
+                    std::thread::park_timeout(nap);
                     Duration::ZERO
                 } else {
-                    NAP
+                    nap
                 }
             } else if self.is_stuck() {
                 self.tick_length()
@@ -291,7 +301,7 @@ impl Keeper {
                 let missed = self.replicas.leading() && reader.records() != turn.records;
                 match (missed, turn.decided) {
                     (true, _) => Duration::ZERO,
-                    (false, true) => NAP,
+                    (false, true) => NAP.0,
                     (false, false) => self.tick_length(),
                 }
             };
@@ -467,7 +477,7 @@ impl Keeper {
 
     /// How long nothing is looked at if nothing happens. Whoever waits may have waited long enough.
     fn tick_length(&self) -> Duration {
-        if self.replicas.awaited() {
+        if self.replicas.waiting().any() {
             TICK / 5
         } else {
             TICK
@@ -525,7 +535,7 @@ impl Keeper {
         self.replicas.weigh();
         if progressed || now >= self.called_at + self.tick_length().as_millis() as u64 {
             self.called_at = now;
-            self.replicas.progress();
+            self.replicas.waiting().progress();
         }
         self.pace.note(now, records);
         Round {

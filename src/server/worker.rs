@@ -283,7 +283,7 @@ impl Worker {
     /// Sees to it that a connection gets a turn when that which it waits for has come. False: it has.
     fn wait_elsewhere(&self, connection: &mut Connection, key: usize) -> bool {
         if let (Some(hold), Some(replicas)) = (connection.holding(), &self.shared.replicas) {
-            replicas.on_progress(Box::new(caller(&self.inbox, key)));
+            replicas.waiting().push(Box::new(caller(&self.inbox, key)));
             // It may have been reached before it was waited for.
             return replicas.waits(hold);
         }

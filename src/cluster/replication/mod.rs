@@ -57,6 +57,9 @@ pub mod skew;
 // The side that has the items.
 pub mod source;
 
+// Who waits for copies.
+pub mod waiting;
+
 #[cfg(test)]
 mod linearizable;
 #[cfg(test)]

@@ -18,6 +18,7 @@ use super::history::Epoch;
 use super::session::{Node, Role};
 use super::sink;
 use super::source::SourceCounts;
+use super::waiting::Waiting;
 use crate::settings::{Ack, Backpressure, Settings};
 use crate::store::journal::{ALL, Journal, Kind, PARTITIONS, Role as LogRole};
 
@@ -66,7 +67,7 @@ pub struct Replicas {
     started: Instant,
     state: Mutex<State>,
     /// Called when copies have got further.
-    waiting: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
+    waiting: Waiting,
     pub late: AtomicU64,
     /// Rung when the role has changed.
     bell: Mutex<Option<Box<dyn Fn() + Send>>>,
@@ -339,7 +340,7 @@ impl Replicas {
                 aborted: 0,
                 election: Vec::new(),
             }),
-            waiting: Mutex::default(),
+            waiting: Waiting::default(),
             late: AtomicU64::new(0),
             bell: Mutex::default(),
         };
@@ -579,7 +580,7 @@ impl Replicas {
         state.recovering_until = None;
         state.follows = leader;
         drop(guard);
-        self.progress();
+        self.waiting.progress();
         self.ring();
     }
 
@@ -697,26 +698,9 @@ impl Replicas {
         }
     }
 
-    /// Calls `then` when copies have got further, or some milliseconds have passed.
-    pub fn on_progress(&self, then: Box<dyn FnOnce() + Send>) {
-        self.waiting().push(then);
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, Vec<Box<dyn FnOnce() + Send>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether anybody waits.
-    pub fn awaited(&self) -> bool {
-        !self.waiting().is_empty()
-    }
-
-    /// Copies have got further.
-    pub fn progress(&self) {
-        let waiting = std::mem::take(&mut *self.waiting());
-        for then in waiting {
-            then();
-        }
+    /// Those who wait until copies have got further, or some milliseconds have passed.
+    pub fn waiting(&self) -> &Waiting {
+        &self.waiting
     }
 
     /// Names and values for `stats replication`.
