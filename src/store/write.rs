@@ -418,8 +418,8 @@ impl Inner {
         item.seal();
     }
 
-    /// `set`, `add`, `replace`, `cas` of a value at hand.
-    fn put(self: &Arc<Self>, cx: Cx<'_>, put: &Put<'_>, value: &[u8]) -> Stored {
+    /// `set`, `add`, `replace`, `cas` of a value at hand. Made twice: those who keep no copies pay one branch.
+    fn put<const LOGS: bool>(self: &Arc<Self>, cx: Cx<'_>, put: &Put<'_>, value: &[u8]) -> Stored {
         let total = self.arena.overhead(put.key.len(), put.flags != 0) + value.len();
         if total + self.classes.extra() > self.item_size_max {
             return Stored::TooLarge;
@@ -444,7 +444,8 @@ impl Inner {
         // As `find_to_store`, in line.
         let (mut guard, found) = self.look_up(cx, put.key, put.hash, true);
         if let Ok(place) = found
-            && let Some(stored) = self.put_over(cx, &mut guard, &place, put, value, bin, cas)
+            && let Some(stored) =
+                self.put_over::<LOGS>(cx, &mut guard, &place, put, value, bin, cas)
         {
             return stored;
         }
@@ -472,7 +473,7 @@ impl Inner {
     /// one that is sorted elsewhere.
     #[inline]
     #[allow(clippy::too_many_arguments)]
-    fn put_over<'s>(
+    fn put_over<'s, const LOGS: bool>(
         &'s self,
         cx: Cx<'_>,
         guard: &mut PairGuard<'s>,
@@ -501,63 +502,23 @@ impl Inner {
         };
         // May itself log something, where a flush has come due.
         let stamp = self.stamp(cx.now);
-        let written = match self.journal {
-            None => self.write_over(cx, guard, place, put, value, cas, expires, marks, stamp),
-            Some(_) => {
-                self.write_over_and_log(cx, guard, place, put, value, cas, expires, marks, stamp)
-            }
+        let held = match LOGS {
+            true => self.hold_log(&guard.item(place), put.key),
+            false => None,
         };
-        written.then(|| Stored::Stored {
+        if !self.overwrite(cx, guard, place, put.flags, 0, &[value]) {
+            return None;
+        }
+        let item = guard.item(place);
+        self.renew_at(stamp, &item, cas, expires, marks);
+        if let Some(held) = held {
+            self.log_held(&item, put.key, held);
+        }
+        Some(Stored::Stored {
             cas: if self.arena.has_cas() { cas } else { 0 },
             class: self.classes.class_of_bin(bin),
             length: value.len(),
         })
-    }
-
-    /// What of [`put_over`](Inner::put_over) is the same whether there is a log or not.
-    #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
-    fn write_over<'s>(
-        &'s self,
-        cx: Cx<'_>,
-        guard: &mut PairGuard<'s>,
-        place: &Place<'s>,
-        put: &Put<'_>,
-        value: &[u8],
-        cas: u64,
-        expires: u32,
-        marks: u8,
-        stamp: u32,
-    ) -> bool {
-        let fits = self.overwrite(cx, guard, place, put.flags, 0, &[value]);
-        if fits {
-            self.renew_at(stamp, &guard.item(place), cas, expires, marks);
-        }
-        fits
-    }
-
-    // Apart, so that one branch is all that those pay for it who keep no copies.
-    #[cold]
-    #[inline(never)]
-    #[allow(clippy::too_many_arguments)]
-    fn write_over_and_log<'s>(
-        &'s self,
-        cx: Cx<'_>,
-        guard: &mut PairGuard<'s>,
-        place: &Place<'s>,
-        put: &Put<'_>,
-        value: &[u8],
-        cas: u64,
-        expires: u32,
-        marks: u8,
-        stamp: u32,
-    ) -> bool {
-        let held = self.hold_log(&guard.item(place), put.key);
-        let written = self.write_over(cx, guard, place, put, value, cas, expires, marks, stamp);
-        if written {
-            self.log_held(&guard.item(place), put.key, held);
-        }
-        written
     }
 
     /// `append` and `prepend`. `value` calls its argument with the pieces of the new bytes.
@@ -768,7 +729,8 @@ impl Store {
                 self.inner
                     .extend(cx, put, value.len(), &|write| write(value))
             }
-            _ => self.inner.put(cx, put, value),
+            _ if self.inner.journal.is_some() => self.inner.put::<true>(cx, put, value),
+            _ => self.inner.put::<false>(cx, put, value),
         }
     }
 

@@ -55,9 +55,7 @@ pub(in crate::store) enum Why {
     ForRoom,
 }
 
-// What those pay for who keep no copies is one branch each: the rest stands elsewhere.
-#[cold]
-#[inline(never)]
+#[inline(always)]
 fn hold<'j>(journal: &'j Journal, item: &Item<'_>, key: &[u8]) -> Held<'j> {
     let place = journal::place(key);
     let digest = digest(item, place);
@@ -68,6 +66,7 @@ fn hold<'j>(journal: &'j Journal, item: &Item<'_>, key: &[u8]) -> Held<'j> {
     }
 }
 
+// What those pay for who keep no copies is one branch each: the rest stands elsewhere.
 #[cold]
 #[inline(never)]
 fn before(item: &Item<'_>) -> Before {
@@ -130,10 +129,8 @@ impl Inner {
 
     /// As [`log_stored`](Inner::log_stored).
     #[inline]
-    pub(in crate::store) fn log_held(&self, item: &Item<'_>, key: &[u8], held: Option<Held<'_>>) {
-        if let Some(journal) = &self.journal
-            && let Some(held) = held
-        {
+    pub(in crate::store) fn log_held(&self, item: &Item<'_>, key: &[u8], held: Held<'_>) {
+        if let Some(journal) = &self.journal {
             self.log_item(journal, item, key, held);
         }
     }
@@ -159,8 +156,7 @@ impl Inner {
         self.log_item(journal, item, &key, held);
     }
 
-    #[cold]
-    #[inline(never)]
+    #[inline(always)]
     fn log_item(&self, journal: &Journal, item: &Item<'_>, key: &[u8], held: Held<'_>) {
         let Held { entry, place, .. } = held;
         let change = Change(held.digest ^ digest(item, place));
@@ -238,7 +234,7 @@ impl Inner {
     }
 
     /// A record of everything but the value.
-    #[inline]
+    #[inline(always)]
     fn describe<'k>(&self, journal: &Journal, item: &Item<'_>, key: &'k [u8]) -> Record<'k> {
         Record {
             kind: Kind::Meta,

@@ -57,7 +57,7 @@ impl Gone {
 }
 
 impl Log {
-    #[inline]
+    #[inline(always)]
     pub(super) fn push(&mut self, record: &Record<'_>) -> u64 {
         if let Some(gone) = &self.gone
             && gone.waits_before(record)
@@ -88,6 +88,8 @@ impl Log {
     }
 
     /// Makes a record of what is gone.
+    #[cold]
+    #[inline(never)]
     pub(super) fn settle(&mut self) {
         if let Some(gone) = &mut self.gone
             && !gone.victims.is_empty()
@@ -109,7 +111,7 @@ impl Log {
     }
 
     /// Keeps a record under the last sequence.
-    #[inline]
+    #[inline(always)]
     pub(super) fn keep(&mut self, record: &Record<'_>) {
         if let Some(ring) = &mut self.ring {
             ring.push(self.seq, record);
@@ -143,6 +145,8 @@ impl Log {
     }
 
     /// A mutation that had been prepared needs no second copy of its value in the log.
+    #[cold]
+    #[inline(never)]
     pub(super) fn commit<'r>(&mut self, record: &Record<'r>) -> Record<'r> {
         let same = |one: &Prepared| {
             one.cas == record.cas
@@ -186,6 +190,8 @@ impl Log {
     }
 
     /// Appends a digest and keeps the row that it is of.
+    #[cold]
+    #[inline(never)]
     pub(super) fn mark(&mut self, partition: &Partition) {
         let row = partition.row();
         let record = Record {

@@ -206,6 +206,7 @@ impl Journal {
     }
 
     /// Appends a record, whose sequence it finds, and changes the leaf. Returns the sequence.
+    #[inline(never)]
     pub fn append(&self, place: u64, record: &Record<'_>, change: Change) -> u64 {
         self.enter(place).append(place, record, change)
     }
@@ -575,7 +576,7 @@ impl Journal {
 
 impl Entry<'_> {
     /// See [`Journal::append`].
-    #[inline]
+    #[inline(always)]
     pub fn append(mut self, place: u64, record: &Record<'_>, change: Change) -> u64 {
         let (partition, journal) = (self.partition, self.journal);
         partition.change(place, change);

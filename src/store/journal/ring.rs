@@ -92,6 +92,8 @@ impl Ring {
     }
 
     /// Forgets everything; the first record will be `next`.
+    #[cold]
+    #[inline(never)]
     pub fn restart(&mut self, next: u64) {
         self.unmarked += self.marks.len() as u64;
         self.marks.clear();
@@ -128,7 +130,7 @@ impl Ring {
     }
 
     /// Appends a record under this sequence, which follows that of the last one.
-    #[inline]
+    #[inline(always)]
     pub fn push(&mut self, seq: u64, record: &Record<'_>) {
         let length = record.length();
         if length > self.capacity() {

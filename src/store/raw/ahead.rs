@@ -57,6 +57,10 @@ impl Signpost {
     #[inline]
     pub fn prefetch(&self, lines: usize) {
         let begin = self.0.load(Relaxed);
+        // An address that nothing is at is looked up in vain each time.
+        if begin.is_null() {
+            return;
+        }
         for line in 0..lines {
             prefetch_at(begin.wrapping_add(line * LINE));
         }
