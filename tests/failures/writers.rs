@@ -41,6 +41,13 @@ pub struct Writer {
     thread: JoinHandle<Memory>,
 }
 
+/// Refusals after which it goes on: what they are about has not been done, or not yet.
+const PASSING: [&str; 3] = [
+    "SERVER_ERROR 307",
+    "SERVER_ERROR not enough copies in sync",
+    "SERVER_ERROR repl aborted",
+];
+
 /// How it writes.
 #[derive(Debug, Clone, Copy)]
 pub struct How {
@@ -120,7 +127,7 @@ fn write(to: SocketAddr, how: How, ended: &AtomicBool, acks: &AtomicU64) -> Memo
                     memory.acks += 1;
                     acks.fetch_add(1, SeqCst);
                 }
-                Ok(1..) if line.starts_with("SERVER_ERROR 307") => memory.refused += 1,
+                Ok(1..) if PASSING.iter().any(|why| line.starts_with(why)) => memory.refused += 1,
                 Ok(1..) if line.starts_with("SERVER_ERROR") => return memory,
                 Ok(1..) => panic!("{line}"),
                 _ => return memory,

@@ -327,15 +327,20 @@ mod tests {
     use super::super::gateway::Gateway;
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_millis(300);
+    /// A loaded machine takes its time.
+    const PATIENCE: Duration = Duration::from_secs(20);
 
     fn to(endpoints: &[String], user_file: Option<&Path>) -> Etcd {
+        waiting(PATIENCE, endpoints, user_file)
+    }
+
+    fn waiting(patience: Duration, endpoints: &[String], user_file: Option<&Path>) -> Etcd {
         let settings = settings::Etcd {
             endpoints: endpoints.to_vec(),
             user_file: user_file.map(Path::to_owned),
             ..settings::Etcd::default()
         };
-        Etcd::new(&settings, PATIENCE).unwrap()
+        Etcd::new(&settings, patience).unwrap()
     }
 
     fn grant(etcd: &mut Etcd) -> Result<Value, Failed> {
@@ -362,11 +367,14 @@ mod tests {
     fn whoever_does_not_answer_is_not_waited_for() {
         let (deaf, other) = (Gateway::start(), Gateway::start());
         deaf.set_deaf(true);
-        let mut etcd = to(&[deaf.url(), other.url()], None);
+        let patience = Duration::from_millis(300);
+        let mut etcd = waiting(patience, &[deaf.url(), other.url()], None);
         let since = Instant::now();
         assert!(matches!(grant(&mut etcd), Err(Failed::Unreachable(_))));
-        assert!(since.elapsed() >= PATIENCE);
-        grant(&mut etcd).expect("the other one");
+        assert!(since.elapsed() >= patience);
+        // A loaded machine may make it late, then it is asked again after the deaf one.
+        let answers = (0..20).any(|_| grant(&mut etcd).is_ok());
+        assert!(answers, "the other one");
     }
 
     #[test]
