@@ -7,30 +7,28 @@
 
 use std::time::Instant;
 
+use super::batch::{Batch, SoFar};
 use super::control::{Control, Stop};
 use super::forward::Outgoing;
-use super::plan::{Plan, Step, Then};
+use super::plan::Plan;
 use super::trace;
 use crate::admin::Subscription;
 use crate::cluster::replication::group::Level;
 use crate::command::auth::{self, Admission};
 use crate::command::{
-    self, Ballot, Context, Dump, Mark, Next, Pending, Read as Keys, Replies, Session, get,
+    self, Ballot, Context, Dump, Mark, Next, Pending, Read as Keys, Replies, Session,
 };
 use crate::net::Input;
 use crate::observe::board::Activity;
 use crate::observe::events::Reason;
 use crate::protocol::Dialect;
-use crate::protocol::request::{Refusal, Style};
+use crate::protocol::request::Refusal;
 use crate::protocol::text;
 use crate::settings::Protocol;
 use crate::store::{Refused, Upload};
 
 /// Beyond so many bytes of input it is remembered how much of it was looked at in vain.
 const LONG_INPUT: usize = 64 << 10;
-
-/// What a key of a get that is too long is answered with.
-const BAD_KEY: Refusal = Refusal::Line("CLIENT_ERROR bad command line format");
 
 /// What a conversation gets from its worker for one turn.
 pub struct Turn<'w> {
@@ -80,7 +78,7 @@ pub struct Conversation {
 }
 
 /// Where in the stream of requests the next byte belongs.
-enum State {
+pub(super) enum State {
     /// To a command.
     Commands,
     /// To the keys of a get; its replies so far begin at the mark, if none has been sent.
@@ -434,7 +432,7 @@ impl Conversation {
     /// Runs up to [`BATCH`](command::BATCH) requests or keys: all are looked at first, so that the
     /// memory they need is on its way when the first of them is run. `None`: go on.
     fn batch(&mut self, turn: &mut Turn<'_>, served: &mut Served) -> Option<Ran> {
-        let (mut keys, mut mark) = match &self.state {
+        let (keys, mark) = match &self.state {
             State::Keys { how, mark } => (Some(*how), *mark),
             _ => (None, None),
         };
@@ -453,193 +451,49 @@ impl Conversation {
         }
         let mut plan = Plan::empty();
         let forwards = self.session.forwards(context);
-        let mut outgoing: Option<Box<Outgoing>> = None;
         plan.fill(context, dialect, keys, forwards, input);
         plan.prefetch(context);
-        let mut end = 0;
-        let mut next = Next::Done;
-        let mut enough = false;
-        let mut broken = false;
-        let mut skip = None;
-        for (step, step_end) in &plan.steps {
-            let begin = std::mem::replace(&mut end, *step_end);
-            let replied = turn.replies.bytes().len();
-            if traced && !matches!(step, Step::Keys { first: false, .. }) {
-                trace::request(context.connection, dialect, &input[begin..end]);
-            }
-            if !matches!(step, Step::Keys { first: false, .. }) {
-                served.requests += 1;
-            }
-            if forwards {
-                if let Some(refusal) = outgoing_refusal(step) {
-                    let outgoing = outgoing.get_or_insert_with(|| Box::new(Outgoing::new(dialect)));
-                    outgoing.add(&input[begin..end], refusal);
-                    continue;
-                }
-                if outgoing.is_some() {
-                    // It has to wait for the answer.
-                    end = begin;
-                    break;
-                }
-            }
-            match step {
-                Step::Keys {
-                    how,
-                    start,
-                    lookups,
-                    first,
-                    then,
-                } => {
-                    if *first {
-                        mark = Some(turn.replies.mark());
-                    }
-                    let batch = &plan.lookups[lookups.clone()];
-                    let limit = turn.limits.replies;
-                    let read = if how.touch.is_some() && context.shared.replicas.is_some() {
-                        let session = &mut self.session;
-                        let read;
-                        (read, next) =
-                            command::touch_many(context, session, batch, *how, limit, turn.replies);
-                        read
-                    } else {
-                        get::many(context, batch, *how, limit, turn.replies)
-                    };
-                    served.keys += read;
-                    keys = match then {
-                        _ if read < batch.len() => {
-                            // The others wait until replies have been sent.
-                            let rules = context.shared.rules;
-                            end = start + text::keys_length(rules, &input[*start..], read);
-                            Some(*how)
-                        }
-                        Then::More => Some(*how),
-                        Then::End => {
-                            get::end(turn.replies);
-                            None
-                        }
-                        Then::BadKey { line_ends } => {
-                            if let Some(mark) = mark {
-                                turn.replies.rewind(mark);
-                            }
-                            command::refuse(&BAD_KEY, turn.replies);
-                            if !line_ends {
-                                skip = Some(State::SkipLine);
-                            }
-                            None
-                        }
-                    };
-                }
-                Step::Request {
-                    request,
-                    hash,
-                    value,
-                } => {
-                    let session = &mut self.session;
-                    let then = match value {
-                        Some(value) if forwards && command::is_for_leader(&request.op) => {
-                            // What would leave the leader in doubt about where the next one begins.
-                            if let Some(refusal) = command::ill_terminated(request, value) {
-                                command::refuse(&refusal, turn.replies);
-                            }
-                            Next::Done
-                        }
-                        Some(value) => {
-                            command::execute(context, session, request, *hash, value, turn.replies)
-                        }
-                        None if forwards && command::is_for_leader(&request.op) => {
-                            let bytes = command::body_length(request);
-                            match command::too_large_to_forward(context, request) {
-                                Some(then) => Next::Skip {
-                                    bytes: bytes as u64,
-                                    then,
-                                },
-                                None => {
-                                    let mut outgoing = Box::new(Outgoing::new(dialect));
-                                    let refusal = command::not_leading(&request.style);
-                                    outgoing.add(&input[begin..end], refusal);
-                                    skip = Some(State::Leaving {
-                                        outgoing,
-                                        missing: bytes,
-                                    });
-                                    Next::Done
-                                }
-                            }
-                        }
-                        None => command::begin(context, session, request, *hash, turn.replies),
-                    };
-                    // Where there is nothing to do next, no more of it is read than that: the whole of
-                    // what was just written in parts would be waited for, with all that was written
-                    // before.
-                    if matches!(then, Next::Done) {
-                        std::mem::forget(then);
-                    } else {
-                        if let Next::Queue { .. } = then {
-                            // It is run again.
-                            end = begin;
-                        }
-                        next = then;
-                    }
-                }
-                Step::Refused { reply, .. } if self.session.is_locked() => {
-                    // What is answered in binary; text is admitted elsewhere.
-                    let reply = auth::refuse_wrong(&input[begin..], *reply);
-                    command::refuse(&reply, turn.replies);
-                    broken = true;
-                }
-                Step::Refused {
-                    reply,
-                    skip: 0,
-                    close,
-                } => {
-                    command::refuse(reply, turn.replies);
-                    broken = *close;
-                }
-                Step::Refused {
-                    reply, skip: bytes, ..
-                } => {
-                    skip = Some(State::Skip {
-                        bytes: *bytes,
-                        reply: *reply,
-                    });
-                }
-                Step::Line => {}
-                Step::HangUp => broken = true,
-            }
-            if traced {
-                let replies = turn.replies.bytes().get(replied..).unwrap_or(b"");
-                trace::reply(context.connection, dialect, replies);
-            }
-            enough = turn.replies.waiting() >= turn.limits.replies;
-            if enough || broken || skip.is_some() || !matches!(next, Next::Done) {
-                break;
-            }
-        }
-        let starved = plan.starved && plan.steps.last().is_none_or(|(_, last)| *last == end);
+        let mut done = SoFar::new(keys, mark);
+        let mut batch = Batch {
+            context,
+            session: &mut self.session,
+            replies: &mut *turn.replies,
+            limit: turn.limits.replies,
+            input,
+            dialect,
+            forwards,
+            so_far: &mut done,
+        };
+        let enough = batch.run(&plan, traced, served);
+        let starved = plan.starved && plan.steps.last().is_none_or(|(_, last)| *last == done.end);
         drop(plan);
         if input.len() > LONG_INPUT {
-            self.seen = if end == 0 { input.len() } else { 0 };
+            self.seen = if done.end == 0 { input.len() } else { 0 };
         }
-        turn.input.take(end);
+        turn.input.take(done.end);
         self.active = context.now;
         // Mostly everything is as it was: no state is put in the place of the same, and none dropped.
-        if skip.is_some() || keys.is_some() || !matches!(self.state, State::Commands) {
-            self.state = match (skip, keys) {
+        if done.skip.is_some() || done.keys.is_some() || !matches!(self.state, State::Commands) {
+            self.state = match (done.skip, done.keys) {
                 (Some(skip), _) => skip,
-                (None, Some(how)) => State::Keys { how, mark },
+                (None, Some(how)) => State::Keys {
+                    how,
+                    mark: done.mark,
+                },
                 (None, None) => State::Commands,
             };
         }
-        let ran = if matches!(next, Next::Done) {
-            std::mem::forget(next);
+        let ran = if matches!(done.next, Next::Done) {
+            std::mem::forget(done.next);
             None
         } else {
-            self.follow(next, turn.control)
+            self.follow(done.next, turn.control)
         };
-        if outgoing.is_some() {
-            self.outgoing = outgoing;
+        if done.outgoing.is_some() {
+            self.outgoing = done.outgoing;
             return Some(Ran::Enough);
         }
-        if broken {
+        if done.broken {
             self.end(Reason::Error);
             Some(Ran::Close)
         } else if ran.is_some() {
@@ -707,24 +561,6 @@ impl Conversation {
                 Some(Ran::Close)
             }
         }
-    }
-}
-
-/// What a step that goes to the leader as it is will be answered with if it cannot; nothing if it does not
-/// go there.
-fn outgoing_refusal(step: &Step<'_>) -> Option<Refusal> {
-    match step {
-        Step::Request {
-            request,
-            value: Some(value),
-            ..
-        } if command::is_for_leader(&request.op)
-            && command::ill_terminated(request, value).is_none() =>
-        {
-            Some(command::not_leading(&request.style))
-        }
-        Step::Line => Some(command::not_leading(&Style::Text { noreply: false })),
-        _ => None,
     }
 }
 

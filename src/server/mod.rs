@@ -15,6 +15,9 @@ mod reception;
 // One thread that serves its share of the clients.
 mod worker;
 
+// Requests that are run one after the other.
+mod batch;
+
 // What one client says, as a state machine over bytes.
 pub mod conversation;
 
