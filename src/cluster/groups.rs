@@ -8,7 +8,7 @@
 //! there, whenever it says that something has changed; a group that is new there comes onto the ring.
 //! While etcd does not answer, everything stays as it was last known.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, BufRead, BufReader};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
@@ -181,8 +181,50 @@ pub struct Scout {
     epochs: HashMap<(String, String), u64>,
     /// By pool.
     topologies: HashMap<String, Reader>,
-    /// Since when keys move, by pool.
-    warming: HashMap<String, u64>,
+    /// When keys move, by pool.
+    warming: HashMap<String, Warming>,
+    /// Pools whose keys are to stop moving as soon as may be: other groups are there already.
+    cut: HashSet<String>,
+}
+
+/// When the keys of a pool move, in milliseconds.
+#[derive(Debug, Clone, Copy)]
+struct Warming {
+    /// All proxies know of it.
+    settled: u64,
+    /// Keys are brought over until then.
+    brought: u64,
+}
+
+impl Warming {
+    fn new(now: u64, groups: &Groups) -> Warming {
+        let settled = now + groups.settle_ms;
+        Warming {
+            settled,
+            brought: settled + groups.warm_ms,
+        }
+    }
+
+    /// It ends as soon as may be: no proxy is more than a stage ahead of another. True if that is news.
+    fn cut(&mut self, now: u64, settle: u64) -> bool {
+        let earliest = now.max(self.settled + settle);
+        let news = earliest < self.brought;
+        self.brought = self.brought.min(earliest);
+        news
+    }
+
+    /// How far it is; nothing when it is over.
+    fn stage(&self, now: u64, settle: u64) -> Option<Moving> {
+        if now < self.settled {
+            Some(Moving::Settling)
+        } else if now < self.brought {
+            Some(Moving::Bringing)
+        } else if now < self.brought + settle {
+            Some(Moving::Ending)
+        } else {
+            None
+        }
+    }
 }
 
 /// Reads etcd.
@@ -309,18 +351,17 @@ impl Scout {
     fn warm(&mut self, pool: &str, groups: &mut Groups, now: u64) {
         if groups.before.is_empty() {
             self.warming.remove(pool);
+            self.cut.remove(pool);
             return;
         }
-        let since = *self.warming.entry(pool.to_owned()).or_insert(now);
-        let settled = since + groups.settle_ms;
-        let brought = settled + groups.warm_ms;
-        let stage = if now < settled {
-            Moving::Settling
-        } else if now < brought {
-            Moving::Bringing
-        } else if now < brought + groups.settle_ms {
-            Moving::Ending
-        } else {
+        let warming = self.warming.entry(pool.to_owned());
+        let warming = warming.or_insert_with(|| Warming::new(now, groups));
+        if self.cut.remove(pool) && warming.cut(now, groups.settle_ms) {
+            log::info!(
+                "pool {pool}: other groups are there: keys that have not come yet are missed"
+            );
+        }
+        let Some(stage) = warming.stage(now, groups.settle_ms) else {
             groups.before.clear();
             self.warming.remove(pool);
             return;
@@ -354,6 +395,12 @@ impl Scout {
             return;
         };
         let (mut found, epochs) = gather(&reader.keys, &entries, &groups.list);
+        if groups.holds_up(&found) {
+            // Nobody looks for a key in three places: what is under way ends first.
+            groups.keep_to_known(&mut found);
+            reader.changed.store(true, Ordering::Release);
+            self.cut.insert(pool.name.clone());
+        }
         if !groups.list.is_empty() {
             // Keys go to a new group when it takes them.
             let lines = &mut self.lines;
@@ -565,5 +612,45 @@ pub fn find(pool: &str, groups: &mut Groups) -> Result<(), String> {
         Err(Failed::Unreachable(why) | Failed::Refused { message: why, .. }) => {
             Err(told(&format!("etcd does not answer: {why}")))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_other_groups_wait_for_is_cut_short_but_lets_all_proxies_follow() {
+        const SETTLE: u64 = 8000;
+        let whole = Warming {
+            settled: 10_000,
+            brought: 610_000,
+        };
+        let stages = |warming: &Warming| -> Vec<(u64, Option<Moving>)> {
+            let mut last = None;
+            let stages = (0..700_000).step_by(1000);
+            let stages = stages.map(|now| (now, warming.stage(now, SETTLE)));
+            stages
+                .filter(|(_, stage)| last.replace(*stage) != Some(*stage))
+                .collect()
+        };
+        let from = |bringing: u64, ending: u64| {
+            vec![
+                (0, Some(Moving::Settling)),
+                (bringing, Some(Moving::Bringing)),
+                (ending, Some(Moving::Ending)),
+                (ending + SETTLE, None),
+            ]
+        };
+        assert_eq!(stages(&whole), from(10_000, 610_000));
+        // Others may still be settling.
+        let mut early = whole;
+        assert!(early.cut(12_000, SETTLE));
+        assert_eq!(stages(&early), from(10_000, 18_000));
+        let mut late = whole;
+        assert!(late.cut(50_000, SETTLE) && !late.cut(51_000, SETTLE));
+        assert_eq!(stages(&late), from(10_000, 50_000));
+        let mut over = whole;
+        assert!(!over.cut(611_000, SETTLE));
     }
 }

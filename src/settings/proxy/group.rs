@@ -97,14 +97,36 @@ impl Groups {
         self.list.iter().map(Group::label).collect()
     }
 
+    /// Whether keys would move if these were the groups.
+    fn would_move(&self, list: &[Group]) -> bool {
+        let is = |group: &Group| (group.name.clone(), group.weight);
+        !self.list.is_empty() && !self.list.iter().map(is).eq(list.iter().map(is))
+    }
+
+    /// Whether these have to wait for the end of a move that is under way. One that nothing has been brought
+    /// over by is given up for them.
+    pub fn holds_up(&self, list: &[Group]) -> bool {
+        !self.before.is_empty()
+            && self.moving != Moving::Settling
+            && !list.is_empty()
+            && self.would_move(list)
+    }
+
+    /// Takes groups out of a list that are not here, and puts those in that are not there.
+    pub fn keep_to_known(&self, list: &mut Vec<Group>) {
+        let held = self.list.iter().map(|known| {
+            let found = list.iter().find(|group| group.name == known.name);
+            Group {
+                nodes: found.unwrap_or(known).nodes.clone(),
+                ..known.clone()
+            }
+        });
+        *list = held.collect();
+    }
+
     /// Other groups are there from now on. True if keys move.
     pub fn replace(&mut self, list: Vec<Group>) -> bool {
-        let names = |list: &[Group]| -> Vec<(String, u32)> {
-            list.iter()
-                .map(|group| (group.name.clone(), group.weight))
-                .collect()
-        };
-        let moves = !self.list.is_empty() && names(&self.list) != names(&list);
+        let moves = self.would_move(&list);
         let old = std::mem::replace(&mut self.list, list);
         if moves && self.warm_ms > 0 && self.before.is_empty() {
             self.before = old;
@@ -338,6 +360,35 @@ mod tests {
         assert!(told.contains("there twice"), "{told}");
         let told = wrong("[pools.a.groups]\nx = [\"a:1:2\"]");
         assert!(told.contains("not of nodes"), "{told}");
+    }
+
+    #[test]
+    fn other_groups_wait_for_a_move_that_has_begun() {
+        let list = |names: &[&str]| -> Vec<Group> {
+            let group = |name: &&str| Group {
+                name: (*name).to_owned(),
+                weight: 1,
+                nodes: vec![Address::tcp(*name, 1)],
+            };
+            names.iter().map(group).collect()
+        };
+        let mut groups = read("[pools.main]\netcd = { endpoints = [\"x\"] }");
+        assert!(!groups.replace(list(&["a"])) && groups.before.is_empty());
+        assert!(!groups.holds_up(&list(&["a", "b"])), "nothing is under way");
+        assert!(groups.replace(list(&["a", "b"])));
+        assert!(!groups.holds_up(&list(&["a", "b", "c"])), "it settles anew");
+        for moving in [Moving::Bringing, Moving::Ending] {
+            groups.moving = moving;
+            assert!(groups.holds_up(&list(&["a", "b", "c"])));
+            assert!(groups.holds_up(&list(&["b"])));
+            assert!(!groups.holds_up(&list(&["a", "b"])) && !groups.holds_up(&[]));
+        }
+        let mut found = list(&["b", "c"]);
+        found[0].nodes.insert(0, Address::tcp("b2", 1));
+        groups.keep_to_known(&mut found);
+        assert!(!groups.replace(found), "the same groups, with their nodes");
+        assert_eq!(groups.list[0].nodes, [Address::tcp("a", 1)]);
+        assert_eq!(groups.list[1].nodes[0], Address::tcp("b2", 1));
     }
 
     #[test]
