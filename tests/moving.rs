@@ -15,6 +15,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use common::binary::Packet;
 use common::{Client, TestServer, settings};
 use dice::Dice;
 use faults::Faults;
@@ -26,11 +27,11 @@ use larder::settings::proxy::{Mode, parse};
 /// what, and the answer.
 const LATE: Duration = Duration::from_millis(150);
 
-/// One node that has all keys, and two proxies in front of it.
+/// One node that has all keys, groups that have come since, and two proxies in front of them.
 struct Stage {
     gateway: Gateway,
     first: TestServer,
-    second: Option<TestServer>,
+    groups: Vec<TestServer>,
     proxies: [TestServer; 2],
     _late: Faults,
 }
@@ -38,7 +39,7 @@ struct Stage {
 impl Stage {
     fn set(rules: &str) -> Stage {
         let gateway = Gateway::start();
-        let first = TestServer::start_with(elected(&gateway, "a", "g1"));
+        let first = node(&gateway, "g1");
         eventually("the node is registered", || {
             gateway.with(|store| store.value("/larder/larder/g/g1/leader").is_some())
         });
@@ -69,7 +70,7 @@ impl Stage {
         Stage {
             gateway,
             first,
-            second: None,
+            groups: Vec::new(),
             proxies,
             _late: late,
         }
@@ -77,53 +78,231 @@ impl Stage {
 
     /// Another group comes.
     fn enter(&mut self) {
-        let node = elected(&self.gateway, "b", "g2");
-        self.second = Some(TestServer::start_with(node));
+        let group = format!("g{}", self.groups.len() + 2);
+        self.groups.push(node(&self.gateway, &group));
     }
 
-    /// Whether it has got keys.
+    /// Whether the last one has got keys.
     fn has_moved(&self) -> bool {
-        let second = self.second.as_ref().unwrap();
-        let count = stat(&mut second.connect(), "", "curr_items").unwrap();
+        let last = self.groups.last().unwrap();
+        let count = stat(&mut last.connect(), "", "curr_items").unwrap();
         count != "0"
+    }
+}
+
+/// The only node of a group, which takes long values.
+fn node(gateway: &Gateway, group: &str) -> TestServer {
+    let mut settings = elected(gateway, &format!("of-{group}"), group);
+    settings.store.item_size_max = 16 << 20;
+    TestServer::start_with(settings)
+}
+
+/// What keys hold, as clients of both proxies have left them.
+struct Kept {
+    clients: [Client<TcpStream>; 2],
+    values: Vec<Option<String>>,
+    dice: Dice,
+    count: usize,
+}
+
+impl Kept {
+    fn new(stage: &Stage) -> Kept {
+        Kept {
+            clients: [0, 1].map(|at| stage.proxies[at].connect()),
+            values: vec![None; 24],
+            dice: Dice::new(7),
+            count: 0,
+        }
+    }
+
+    /// Changes a key through one of them, and reads it through both.
+    fn step(&mut self) {
+        self.count += 1;
+        let at = self.dice.roll(self.values.len() as u64) as usize;
+        let client = &mut self.clients[self.dice.roll(2) as usize];
+        let key = format!("m{at}");
+        let held = self.values[at].take();
+        self.values[at] = change(client, &key, held, self.count, &mut self.dice);
+        for client in &mut self.clients {
+            let held = read(client, &key);
+            assert_eq!(held, self.values[at], "{key} after {}", self.count);
+        }
+    }
+
+    /// Goes on until keys have moved to the group that has come last, and for so many steps.
+    fn follow(&mut self, stage: &Stage, more: usize) {
+        let since = Instant::now();
+        while !stage.has_moved() {
+            assert!(since.elapsed() < Duration::from_secs(60), "no key moves");
+            (0..50).for_each(|_| self.step());
+        }
+        (0..more).for_each(|_| self.step());
     }
 }
 
 /// Whatever is done through one of them is read through both, before, while and after keys move.
 #[test]
 fn both_proxies_read_what_either_has_written() {
-    const KEYS: usize = 24;
     let mut stage = Stage::set("settle = \"2s\"\nwarm = \"1h\"");
-    let mut clients = [0, 1].map(|at| stage.proxies[at].connect());
-    let mut values: Vec<Option<String>> = vec![None; KEYS];
-    let mut dice = Dice::new(7);
-    let mut count = 0;
+    let mut kept = Kept::new(&stage);
+    (0..50).for_each(|_| kept.step());
+    stage.enter();
+    kept.follow(&stage, 500);
+}
+
+/// The same if another group comes while keys go to the first: one move ends before the next begins.
+#[test]
+fn a_group_that_comes_while_keys_move_gets_them_after_that() {
+    let mut stage = Stage::set("settle = \"700ms\"\nwarm = \"1h\"");
+    let mut kept = Kept::new(&stage);
+    stage.enter();
+    kept.follow(&stage, 200);
+    stage.enter();
+    kept.follow(&stage, 300);
+}
+
+/// A counter that begins where it is not found goes on when its key is in another place.
+#[test]
+fn a_counter_goes_on_while_its_key_moves() {
+    let mut stage = Stage::set("settle = \"700ms\"\nwarm = \"1h\"");
+    let mut text = [0, 1].map(|at| stage.proxies[at].connect());
+    let mut binary = [0, 1].map(|at| stage.proxies[at].connect());
+    let mut counts = [0; 16];
+    let mut dice = Dice::new(11);
     let mut moved = 0;
     let since = Instant::now();
-    while moved < 500 {
-        assert!(since.elapsed() < Duration::from_secs(60), "no key moves");
-        count += 1;
-        if count == 50 {
+    for step in 0.. {
+        if step == 50 {
             stage.enter();
         }
-        if moved > 0 || count % 50 == 0 && count > 50 && stage.has_moved() {
+        if moved > 0 || step % 50 == 0 && step > 50 && stage.has_moved() {
             moved += 1;
         }
-        let at = dice.roll(KEYS as u64) as usize;
-        let client = &mut clients[dice.roll(2) as usize];
-        values[at] = change(
-            client,
-            &format!("m{at}"),
-            values[at].take(),
-            count,
-            &mut dice,
-        );
-        for client in &mut clients {
-            let held = read(client, &format!("m{at}"));
-            assert_eq!(held, values[at], "m{at} after {count}");
+        if moved > 300 {
+            break;
+        }
+        assert!(since.elapsed() < Duration::from_secs(60), "no key moves");
+        let at = dice.roll(counts.len() as u64) as usize;
+        let key = format!("c{at}");
+        let proxy = dice.roll(2) as usize;
+        counts[at] += 1;
+        if dice.roll(2) == 0 {
+            text[proxy].send(format!("ma {key} N0 J1 v\r\n"));
+            text[proxy].line();
+            assert_eq!(text[proxy].line(), counts[at].to_string(), "{key}");
+        } else {
+            let mut extras = [1_u64.to_be_bytes(); 2].concat();
+            extras.extend_from_slice(&[0; 4]);
+            let answer = binary[proxy].call(Packet {
+                opcode: 0x05,
+                extras: &extras,
+                key: key.as_bytes(),
+                ..Packet::default()
+            });
+            let value = u64::from_be_bytes(answer.value.try_into().unwrap());
+            assert_eq!((answer.status, value), (0, counts[at]), "{key}");
         }
     }
-    drop(stage.first);
+}
+
+/// A value that is too long to be kept takes its time: what its key is given in the other place meanwhile has
+/// gone before the client is told.
+#[test]
+fn a_long_value_is_what_both_places_have_come_to() {
+    let long = |digit: char| String::from(digit).repeat(9 << 20);
+    let mut stage = Stage::set("settle = \"2s\"\nwarm = \"1h\"");
+    let mut client = stage.proxies[0].connect();
+    stage.enter();
+    let mut first = stage.first.connect();
+    let mut second = stage.groups[0].connect();
+    // What is in the new place only is read from the time on when the group is known.
+    for at in 0..8 {
+        write(&mut second, &format!("k{at}"), "new");
+    }
+    let mut moves = None;
+    eventually("a key belongs to the new group", || {
+        moves = (0..8).find(|at| read(&mut client, &format!("k{at}")).is_some());
+        moves.is_some()
+    });
+    let key = format!("k{}", moves.unwrap());
+    let mut told = long_value(&mut client, &format!("set {key} 0 0"), &long('1'), || {
+        write(&mut second, &key, "brought over");
+    });
+    assert_eq!(told, "STORED");
+    assert_eq!(
+        read(&mut second, &key),
+        None,
+        "the new place has forgotten it"
+    );
+    holds(&mut client, &key, &long('1'));
+
+    // Until it is brought over.
+    write(&mut client, &key, "x");
+    eventually("keys come over", || {
+        assert_eq!(read(&mut client, &key).as_deref(), Some("x"));
+        read(&mut second, &key).is_some()
+    });
+    told = long_value(&mut client, &format!("set {key} 0 0"), &long('2'), || {
+        assert_eq!(
+            read(&mut first, &key),
+            None,
+            "the old place has forgotten it"
+        );
+        write(&mut first, &key, "through another proxy");
+    });
+    assert_eq!(told, "STORED");
+    assert_eq!(read(&mut first, &key), None, "once more");
+    holds(&mut client, &key, &long('2'));
+
+    // What needs a value has it brought over first.
+    client.ask(format!("delete {key}\r\n"), "DELETED\r\n");
+    write(&mut first, &key, "begun");
+    told = long_value(
+        &mut client,
+        &format!("append {key} 0 0"),
+        &long('3'),
+        || {
+            assert_eq!(read(&mut second, &key).as_deref(), Some("begun"));
+        },
+    );
+    assert_eq!(told, "STORED");
+    assert_eq!(read(&mut first, &key), None);
+    holds(&mut client, &key, &format!("begun{}", long('3')));
+
+    // Who goes before it is whole has stored nothing, and holds up nobody.
+    let mut gone = stage.proxies[0].connect();
+    gone.send(format!("set {key} 0 0 {}\r\nhalf", 9 << 20));
+    drop(gone);
+    client.ask(format!("delete {key}\r\n"), "DELETED\r\n");
+    told = long_value(
+        &mut client,
+        &format!("replace {key} 0 0"),
+        &long('4'),
+        || {},
+    );
+    assert_eq!(told, "NOT_STORED");
+    assert_eq!(read(&mut client, &key), None);
+}
+
+/// As [`read`], for long values.
+#[track_caller]
+fn holds(client: &mut Client<TcpStream>, key: &str, value: &str) {
+    let told = format!("VALUE {key} 0 {}\r\n{value}\r\nEND\r\n", value.len());
+    client.ask(format!("get {key}\r\n"), told);
+}
+
+/// Sends a value in two pieces, with something between them.
+fn long_value(
+    client: &mut Client<TcpStream>,
+    head: &str,
+    value: &str,
+    between: impl FnOnce(),
+) -> String {
+    let (one, other) = value.split_at(value.len() / 2);
+    client.send(format!("{head} {}\r\n{one}", value.len()));
+    between();
+    client.send(format!("{other}\r\n"));
+    client.line()
 }
 
 /// Changes a key; what it holds then.
@@ -136,7 +315,7 @@ fn change(
 ) -> Option<String> {
     let number = count.to_string();
     let length = number.len();
-    match dice.roll(7) {
+    match dice.roll(10) {
         0 => {
             let there = held.is_some();
             client.send(format!("delete {key}\r\n"));
@@ -176,6 +355,32 @@ fn change(
             held.map(|_| number)
         }
         5 => {
+            client.send(format!("ma {key} N0 J5 v\r\n"));
+            client.line();
+            let next = held.map_or(5, |value| value.parse::<u64>().unwrap() + 1);
+            assert_eq!(client.line(), next.to_string());
+            Some(next.to_string())
+        }
+        6 => {
+            client.ask(format!("ms {key} 1 MA N0\r\n1\r\n"), "HD\r\n");
+            let next = held.map_or("1".to_owned(), |value| value + "1");
+            if next.len() > 15 {
+                client.ask(format!("set {key} 0 0 1\r\n5\r\n"), "STORED\r\n");
+                return Some("5".to_owned());
+            }
+            Some(next)
+        }
+        7 => {
+            // It is created empty.
+            client.send(format!("mg {key} v N0\r\n"));
+            client.line();
+            assert_eq!(client.line(), held.clone().unwrap_or_default());
+            if held.is_none() {
+                client.ask(format!("set {key} 0 0 1\r\n5\r\n"), "STORED\r\n");
+            }
+            held.or(Some("5".to_owned()))
+        }
+        8 => {
             // Too long to be passed on in one piece.
             let long = format!("{number:0>40000}");
             client.send(format!("set {key} 0 0 {}\r\n{long}\r\n", long.len()));
@@ -207,9 +412,11 @@ fn nothing_old_comes_back_while_keys_move() {
         let mut threads = Vec::new();
         for number in 0..5 {
             let (acked, over) = (&acked, &over);
-            threads.push(scope.spawn(move || match number {
-                0 | 1 => change_all(addresses, acked, number, over),
-                _ => read_all(addresses, acked, number, over),
+            threads.push(scope.spawn(move || {
+                until_over(addresses, number, over, |client, dice| match number {
+                    0 | 1 => change_one(client, acked, number, dice),
+                    _ => read_one(client, acked, dice),
+                })
             }));
         }
         std::thread::sleep(Duration::from_millis(200));
@@ -236,58 +443,49 @@ fn nothing_old_comes_back_while_keys_move() {
     });
 }
 
-/// Writes and deletes keys of its own, each with a number that rises.
-fn change_all(
+/// Takes steps through either proxy until it is over; how many.
+fn until_over(
     proxies: [SocketAddr; 2],
-    acked: &[AtomicU64],
     number: usize,
     over: &AtomicBool,
+    mut step: impl FnMut(&mut Client<TcpStream>, &mut Dice),
 ) -> usize {
     let mut clients = proxies.map(Client::<TcpStream>::to);
     let mut dice = Dice::new(number as u64 + 1);
     let mut steps = 0;
     while !over.load(SeqCst) {
-        let at = dice.roll(acked.len() as u64 / 2) as usize * 2 + number;
         let client = &mut clients[dice.roll(2) as usize];
-        let next = acked[at].load(SeqCst) + 1;
-        if dice.roll(3) == 0 {
-            client.send(format!("delete v{at}\r\n"));
-        } else {
-            let length = next.to_string().len();
-            client.send(format!("set v{at} 0 0 {length}\r\n{next}\r\n"));
-        }
-        let line = client.line();
-        assert!(
-            ["STORED", "DELETED", "NOT_FOUND"].contains(&&*line),
-            "{line}"
-        );
-        acked[at].store(next, SeqCst);
+        step(client, &mut dice);
         steps += 1;
     }
     steps
 }
 
-fn read_all(
-    proxies: [SocketAddr; 2],
-    acked: &[AtomicU64],
-    number: usize,
-    over: &AtomicBool,
-) -> usize {
-    let mut clients = proxies.map(Client::<TcpStream>::to);
-    let mut dice = Dice::new(number as u64 + 1);
-    let mut steps = 0;
-    while !over.load(SeqCst) {
-        let at = dice.roll(acked.len() as u64) as usize;
-        let least = acked[at].load(SeqCst);
-        let held = read(&mut clients[dice.roll(2) as usize], &format!("v{at}"));
-        let held = held.map(|value| value.parse::<u64>().unwrap());
-        assert!(
-            held.is_none_or(|held| held >= least),
-            "v{at}: {held:?} is older than {least}"
-        );
-        steps += 1;
+/// Writes or deletes a key of one's own; what it is given rises.
+fn change_one(client: &mut Client<TcpStream>, acked: &[AtomicU64], number: usize, dice: &mut Dice) {
+    let at = dice.roll(acked.len() as u64 / 2) as usize * 2 + number;
+    let next = acked[at].load(SeqCst) + 1;
+    if dice.roll(3) == 0 {
+        client.send(format!("delete v{at}\r\n"));
+    } else {
+        let length = next.to_string().len();
+        client.send(format!("set v{at} 0 0 {length}\r\n{next}\r\n"));
     }
-    steps
+    let line = client.line();
+    let told = ["STORED", "DELETED", "NOT_FOUND"];
+    assert!(told.contains(&&*line), "{line}");
+    acked[at].store(next, SeqCst);
+}
+
+fn read_one(client: &mut Client<TcpStream>, acked: &[AtomicU64], dice: &mut Dice) {
+    let at = dice.roll(acked.len() as u64) as usize;
+    let least = acked[at].load(SeqCst);
+    let held = read(client, &format!("v{at}"));
+    let held = held.map(|value| value.parse::<u64>().unwrap());
+    assert!(
+        held.is_none_or(|held| held >= least),
+        "v{at}: {held:?} is older than {least}"
+    );
 }
 
 /// What fills a key by a token does so only if nobody has changed or deleted it since.

@@ -91,6 +91,29 @@ fn is_condition(word: &[u8]) -> bool {
     matches!(word, [b'M', b'E' | b'e' | b'R' | b'r', ..])
 }
 
+/// Whether a request that changes what is there creates what is not: `N` of meta, and the initial values of
+/// binary counters.
+pub fn creates(of: &Owned) -> bool {
+    if let Dialect::Binary = of.dialect {
+        let counts = matches!(of.head.get(1), Some(0x05 | 0x06 | 0x15 | 0x16));
+        let expiry = of.head.get(HEADER + 16..HEADER + 20);
+        return counts && expiry.is_some_and(|expiry| expiry != [0xff; 4]);
+    }
+    let mut parts = words(of.head.trim_ascii_end());
+    let stores = match parts.next() {
+        Some(b"ma" | b"mg") => false,
+        Some(b"ms") => true,
+        _ => return false,
+    };
+    let (mut joins, mut creates) = (!stores, false);
+    for flag in parts.skip(if stores { 2 } else { 1 }) {
+        joins |= matches!(flag, [b'M', b'A' | b'a' | b'P' | b'p', ..]);
+        creates |= flag[0] == b'N';
+    }
+    // To a store of another kind that says nothing.
+    joins && creates
+}
+
 fn line(head: &[u8], change: &Change<'_>) -> Option<Vec<u8>> {
     let mut parts: Vec<Vec<u8>> = words(head.trim_ascii_end()).map(<[u8]>::to_vec).collect();
     let command = parts.first()?.clone();
@@ -343,6 +366,46 @@ mod tests {
             ("SERVER_ERROR x\r\n", None),
         ] {
             assert_eq!(life_in(answer.as_bytes()), life, "{answer}");
+        }
+    }
+
+    #[test]
+    fn what_creates_is_known() {
+        let of = |dialect, head: &[u8]| {
+            creates(&Owned {
+                dialect,
+                head: head.into(),
+                body: Box::default(),
+            })
+        };
+        for (head, creating) in [
+            ("ma k N0 J5\r\n", true),
+            ("ma  Nk D2 N30 q\r\n", true),
+            ("mg k v N30\r\n", true),
+            ("ms k 2 MA N9\r\n", true),
+            ("ms k 2 N9 Mprepend\r\n", true),
+            ("ms k 2 N9\r\n", false),
+            ("ms k 2 ME N9\r\n", false),
+            ("ms Nk 2 MA\r\n", false),
+            ("ma Nk\r\n", false),
+            ("mg k ON5 v\r\n", false),
+            ("incr N 1\r\n", false),
+            ("set N 0 0 1\r\n", false),
+        ] {
+            assert_eq!(of(Dialect::Text, head.as_bytes()), creating, "{head}");
+        }
+        for (opcode, expiry, creating) in [
+            (0x05, 0, true),
+            (0x06, 60, true),
+            (0x05, u32::MAX, false),
+            (0x01, 0, false),
+        ] {
+            let mut head = vec![0; HEADER];
+            (head[0], head[1], head[4]) = (0x80, opcode, 20);
+            head.extend_from_slice(&[0; 16]);
+            head.extend_from_slice(&u32::to_be_bytes(expiry));
+            head.push(b'k');
+            assert_eq!(of(Dialect::Binary, &head), creating, "{opcode} {expiry}");
         }
     }
 

@@ -2,12 +2,12 @@
 //! Long values on their way to servers, each over a connection of its own while it lasts: a client that
 //! is slow to bring its value holds up nobody.
 
+use super::tasks::Turn;
 use super::{Forward, Proxy, Refused, UPLOAD_MAX};
 use crate::cluster::rewrite::{self, Change, Owned};
 use crate::cluster::route::Settled;
-use crate::cluster::upstream::{Fault, To};
+use crate::cluster::upstream::{Fault, Ticket, To};
 use crate::protocol::Dialect;
-use crate::settings::proxy::Moving;
 
 /// Long values on their way to one server at a time, and connections kept for more of them.
 const PRIVATE_MAX: usize = 64;
@@ -16,10 +16,17 @@ const IDLE_MAX: usize = 2;
 /// A long value on its way to a server.
 #[derive(Debug, Clone, Copy)]
 pub struct Long {
-    pub(super) upstream: usize,
-    serial: u64,
+    way: Way,
     /// Bytes to come, the line end counted.
     left: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    /// Over this connection, which the serial tells from others.
+    Over { upstream: usize, serial: u64 },
+    /// Not before a task, which the generation tells from others, has done what comes before it.
+    Behind { task: usize, generation: u32 },
 }
 
 /// What has become of a piece of a long value.
@@ -27,7 +34,7 @@ pub struct Long {
 pub enum Upload {
     /// So many bytes are on their way.
     Taken(usize),
-    /// The server has to take some first; the seat is called then.
+    /// The server has to take some first, or others have to do something; the seat is called then.
     Full,
     /// It is complete: the answer will come.
     Done,
@@ -51,7 +58,13 @@ impl Proxy {
             return None;
         };
         self.note_writer(seat, forward.command);
-        let pool = self.where_it_moves(pool, forward.key, seat);
+        if let Some(route) = self.way_of_moved(pool, forward.key) {
+            let (task, generation) = self.walk_long(seat, forward, route)?;
+            return Some(Long {
+                way: Way::Behind { task, generation },
+                left: length,
+            });
+        }
         let owner = self.owner(pool, forward.key);
         let mut place = owner;
         let mut stands_in = None;
@@ -74,25 +87,18 @@ impl Proxy {
                 head = changed;
             }
         }
-        let found = self.private(place, forward.dialect);
         let client = self.front.seats.get_mut(seat)?;
-        match found {
-            Ok(number) => {
-                ticket.to = To::Client {
-                    seat: seat as u32,
-                    generation: client.generation,
-                    slot: client.slots.reserve(),
-                };
-                let upstream = &mut self.upstreams[number];
-                upstream.send_piece(&head);
-                upstream.push_ticket(ticket);
-                upstream.uploads_for = Some(seat);
-                upstream.stands_in = stands_in;
-                let serial = upstream.serial;
-                self.mark(number);
+        ticket.to = To::Client {
+            seat: seat as u32,
+            generation: client.generation,
+            slot: client.slots.end(),
+        };
+        match self.begin_value_at(place, forward.dialect, &head, ticket, seat) {
+            Ok((upstream, serial)) => {
+                self.upstreams[upstream].stands_in = stands_in;
+                self.front.seats.get_mut(seat)?.slots.reserve();
                 Some(Long {
-                    upstream: number,
-                    serial,
+                    way: Way::Over { upstream, serial },
                     left: length,
                 })
             }
@@ -103,52 +109,57 @@ impl Proxy {
         }
     }
 
+    /// Sends what stands before a long value over a connection that waits for the value then. Returns which
+    /// that is, and its serial.
+    pub(super) fn begin_value_at(
+        &mut self,
+        place: usize,
+        dialect: Dialect,
+        head: &[u8],
+        ticket: Ticket,
+        seat: usize,
+    ) -> Result<(usize, u64), Refused> {
+        let number = self.private(place, dialect)?;
+        let upstream = &mut self.upstreams[number];
+        upstream.send(head, ticket);
+        upstream.uploads_for = Some(seat);
+        let serial = upstream.serial;
+        self.mark(number);
+        Ok((number, serial))
+    }
+
     /// Whether a long value for this key can be sent on as it comes: not if it may have to be sent again,
-    /// or to several. `kept`: it is not too long to be kept until it is whole.
-    pub fn streams(&self, seat: usize, request: &Forward<'_>, kept: bool) -> bool {
+    /// or to several.
+    pub fn streams(&self, seat: usize, request: &Forward<'_>) -> bool {
         match self.settle(seat, request.command, request.key) {
-            Settled::Pool(pool) => {
-                let moved = self.way_of_moved(pool, request.key).is_some();
-                self.plan.pools[pool].rules.replicas == 1 && !(moved && kept)
-            }
+            Settled::Pool(pool) => self.plan.pools[pool].rules.replicas == 1,
             Settled::Route(_) => false,
         }
     }
 
-    /// The pool that a long value goes to, if its key moves; the other one is told to forget the key, and
-    /// nobody waits for that.
-    fn where_it_moves(&mut self, pool: usize, key: &[u8], seat: usize) -> usize {
-        let before = match &self.plan.pools[pool].before {
-            Some(before) if self.way_of_moved(pool, key).is_some() => before,
-            _ => return pool,
-        };
-        let (to, other) = match before.moving {
-            Moving::Settling => (before.pool, pool),
-            Moving::Bringing | Moving::Ending => (pool, before.pool),
-        };
-        let place = self.owner(other, key);
-        if let Ok(number) = self.connection(place, Dialect::Text, seat) {
-            let (line, shape) = rewrite::delete(key);
-            let mut ticket = self.own_ticket(To::Nobody, place);
-            ticket.shape = shape;
-            self.upstreams[number].send(&line, ticket);
-            self.mark(number);
-        }
-        to
-    }
-
     /// More of a long value.
     pub fn upload(&mut self, long: &mut Long, bytes: &[u8]) -> Upload {
+        let (number, serial) = match long.way {
+            Way::Over { upstream, serial } => (upstream, serial),
+            Way::Behind { task, generation } => match self.turn_of(task, generation) {
+                Turn::NotYet => return Upload::Full,
+                Turn::Gone => return Upload::Gone(long.left),
+                Turn::Over { upstream, serial } => {
+                    long.way = Way::Over { upstream, serial };
+                    (upstream, serial)
+                }
+            },
+        };
         let Some(upstream) = self
             .upstreams
-            .get_mut(long.upstream)
-            .filter(|upstream| upstream.serial == long.serial && upstream.uploads_for.is_some())
+            .get_mut(number)
+            .filter(|upstream| upstream.serial == serial && upstream.uploads_for.is_some())
         else {
             return Upload::Gone(long.left);
         };
         if long.left == 0 {
             upstream.uploads_for = None;
-            self.settle_private(long.upstream);
+            self.settle_private(number);
             return Upload::Done;
         }
         if upstream.waiting() > UPLOAD_MAX {
@@ -158,19 +169,27 @@ impl Proxy {
         upstream.send_piece(&bytes[..here]);
         upstream.touch(self.now);
         long.left -= here as u64;
-        self.mark(long.upstream);
+        self.mark(number);
         Upload::Taken(here)
     }
 
     /// A long value will not be completed: its client has gone.
     pub fn abandon(&mut self, long: Long) {
-        if let Some(upstream) = self.upstreams.get_mut(long.upstream)
-            && upstream.serial == long.serial
+        match long.way {
+            Way::Over { upstream, serial } => self.let_go(upstream, serial),
+            Way::Behind { task, generation } => self.give_up(task, generation),
+        }
+    }
+
+    /// The rest of a long value will not come.
+    pub(super) fn let_go(&mut self, number: usize, serial: u64) {
+        if let Some(upstream) = self.upstreams.get_mut(number)
+            && upstream.serial == serial
         {
             // A server that refuses a value drops the old one when it has seen the line: it has to. What
             // the socket does not take now is lost, as with a client that is cut off.
             let _ = upstream.flush();
-            self.fail(long.upstream, Fault::Retired);
+            self.fail(number, Fault::Retired);
         }
     }
 

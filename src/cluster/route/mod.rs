@@ -10,7 +10,7 @@
 mod walk;
 
 pub use walk::{
-    Action, KeyId, Life, Outcome, Reply, Send, Source, Tag, Token, Ttl, Walk, What, World,
+    Action, KeyId, Life, Manner, Outcome, Reply, Send, Source, Tag, Token, Ttl, Walk, What, World,
 };
 
 use crate::cluster::limit::{InFlight, TokenBucket};

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::settings::proxy::{Failure, Moving, parse};
+use crate::settings::proxy::{Failure, parse};
+
+#[path = "moving_tests.rs"]
+mod moving;
 
 struct Fixed {
     random: u64,
@@ -79,9 +82,19 @@ impl Told {
         Told::of(tree, question(command, "key"), world)
     }
 
-    fn of(tree: &Arc<Tree>, question: Question<'_>, mut world: Fixed) -> (Told, String) {
+    fn of(tree: &Arc<Tree>, question: Question<'_>, world: Fixed) -> (Told, String) {
+        Told::so(tree, question, Manner::default(), world)
+    }
+
+    fn so(
+        tree: &Arc<Tree>,
+        question: Question<'_>,
+        manner: Manner,
+        mut world: Fixed,
+    ) -> (Told, String) {
         let mut actions = Vec::new();
-        let walk = Walk::start(tree, tree.root(), &question, &mut world, &mut actions);
+        let root = tree.root();
+        let walk = Walk::start(tree, root, &question, manner, &mut world, &mut actions);
         let told = Told { walk, world };
         let words = told.words(&actions);
         (told, words)
@@ -365,148 +378,6 @@ fn what_warms_up_keeps_its_life() {
     assert!(told.walk.is_over());
 }
 
-/// From pool a to pool b.
-fn moving(stage: Moving, ttl: Option<u32>) -> Arc<Tree> {
-    let text = "route = 'a'\n[pools]\na = { servers = ['a'] }\nb = { servers = ['b'] }\n";
-    let mut proxy = parse(text).unwrap();
-    let route = proxy.routes.len() + 2;
-    proxy.routes.extend([
-        Route::Pool { pool: 0 },
-        Route::Pool { pool: 1 },
-        Route::Moving {
-            old: route - 2,
-            new: route - 1,
-            ttl,
-            stage,
-        },
-    ]);
-    proxy.root = route;
-    Arc::new(Tree::build(&proxy, "host"))
-}
-
-/// What is said first, and then of each outcome, which has to be of the send that was said last.
-fn told(tree: &Arc<Tree>, command: Command, outcomes: &[Outcome]) -> String {
-    let (mut told, mut words) = Told::start(tree, command, Fixed::default());
-    for (tag, outcome) in outcomes.iter().enumerate() {
-        let next = told.outcome(tag as Tag, *outcome);
-        words = format!("{words} | {next}");
-    }
-    assert!(told.walk.is_over(), "{words}");
-    words
-}
-
-/// While not all proxies know where a key belongs, it is where it was, and those who know look in both places.
-#[test]
-fn a_key_stays_until_all_know_that_it_moves() {
-    use Outcome::{ClientError, Done, Hit, Miss, Refused};
-    let tree = moving(Moving::Settling, None);
-    let of = |command, outcomes: &[Outcome]| told(&tree, command, outcomes);
-    assert_eq!(of(Command::Get, &[Hit]), "0:a | Reply(0)");
-    assert_eq!(of(Command::Get, &[Miss, Hit]), "0:a | 1:b | Reply(1)");
-    for command in [Command::Set, Command::Delete, Command::Incr, Command::Gat] {
-        assert_eq!(of(command, &[Done, Miss]), "0:a | 1:b delete | Reply(0)");
-        let unknown = [DOWN, Miss];
-        assert_eq!(of(command, &unknown), "0:a | 1:b delete | Reply(0)");
-    }
-    for command in [Command::Delete, Command::Incr, Command::Cas] {
-        assert_eq!(of(command, &[Miss, Done]), "0:a | 1:b | Reply(1)");
-    }
-    for command in [Command::Append, Command::Replace] {
-        assert_eq!(of(command, &[Refused, Done]), "0:a | 1:b | Reply(1)");
-    }
-    for outcome in [Refused, ClientError] {
-        assert_eq!(of(Command::Cas, &[outcome]), "0:a | Reply(0)");
-    }
-    let add = |outcomes: &[Outcome]| of(Command::Add, outcomes);
-    assert_eq!(add(&[Hit, Refused]), "0:b read | 1:b | Reply(1)");
-    assert_eq!(add(&[Miss, Refused]), "0:b read | 1:a | Reply(1)");
-    let stored = add(&[Miss, Done, Miss]);
-    assert_eq!(stored, "0:b read | 1:a | 2:b delete | Reply(1)");
-}
-
-/// Then it is brought over by a token of the new place, and whoever changes it has changed both places before
-/// that is answered, the old one first.
-#[test]
-fn a_key_is_brought_over_by_a_token() {
-    use Outcome::{Done, Hit, Miss, Refused};
-    let tree = moving(Moving::Bringing, None);
-    let of = |command, outcomes: &[Outcome]| told(&tree, command, outcomes);
-    let unknown = Outcome::Failed(Failure::Error);
-    assert_eq!(of(Command::Get, &[Hit]), "0:b | Reply(0)");
-    assert_eq!(
-        of(Command::Get, &[Miss, Done, Hit, Done]),
-        "0:b | 1:b token | 2:a | Reply(2), 3:a life | (4:b fill 2 as 3 by 1)"
-    );
-    assert_eq!(
-        of(Command::Get, &[Miss, unknown, Hit, Done]),
-        "0:b | 1:b token | 2:a | Reply(2), 3:a life | (4:b fill 2 as 3)"
-    );
-    assert_eq!(
-        of(Command::Get, &[Miss, DOWN, Hit]),
-        "0:b | 1:b token | 2:a | Reply(2)"
-    );
-    assert_eq!(
-        of(Command::Get, &[Miss, Done, Miss]),
-        "0:b | 1:b token | 2:a | Reply(2)"
-    );
-    for outcome in [Done, Miss, DOWN] {
-        let set = of(Command::Set, &[outcome, Done]);
-        assert_eq!(set, "0:a delete | 1:b | Reply(1)");
-    }
-    assert_eq!(of(Command::Delete, &[Done, Miss]), "0:a | 1:b | Reply(0)");
-    assert_eq!(of(Command::Delete, &[Done, Done]), "0:a | 1:b | Reply(1)");
-    assert_eq!(of(Command::Delete, &[Miss, Miss]), "0:a | 1:b | Reply(1)");
-    for command in [Command::Incr, Command::Append, Command::Cas] {
-        assert_eq!(of(command, &[Done, Miss]), "0:b | 1:a delete | Reply(0)");
-        assert_eq!(
-            of(command, &[Miss, Done, Hit, Done, Done, Done, Done]),
-            "0:b | 1:b token | 2:a read | 3:a life | 4:b fill 2 as 3 by 1 | 5:b | 6:a delete | Reply(5)"
-        );
-        assert_eq!(
-            of(command, &[Miss, Done, Hit, Done, Refused, Miss]),
-            "0:b | 1:b token | 2:a read | 3:a life | 4:b fill 2 as 3 by 1 | 5:b | Reply(5)",
-            "deleted meanwhile"
-        );
-        assert_eq!(
-            of(command, &[Miss, Done, Miss]),
-            "0:b | 1:b token | 2:a read | Reply(0)"
-        );
-    }
-    assert_eq!(
-        of(Command::Add, &[Done, Hit, Done, Done, Refused]),
-        "0:b token | 1:a read | 2:a life | 3:b fill 1 as 2 by 0 | 4:b | Reply(4)"
-    );
-    assert_eq!(
-        of(Command::Add, &[Done, Miss, Done, Miss]),
-        "0:b token | 1:a read | 2:b | 3:a delete | Reply(2)"
-    );
-
-    let tree = moving(Moving::Bringing, Some(60));
-    assert_eq!(
-        told(&tree, Command::Get, &[Miss, Done, Hit]),
-        "0:b | 1:b token | 2:a | Reply(2), (3:b fill 2 60s by 1)"
-    );
-}
-
-/// At last nobody looks for it where it was, and it is not there.
-#[test]
-fn a_key_is_not_looked_for_for_ever() {
-    use Outcome::{Done, Miss};
-    let tree = moving(Moving::Ending, None);
-    let of = |command, outcomes: &[Outcome]| told(&tree, command, outcomes);
-    assert_eq!(of(Command::Get, &[Miss]), "0:b | Reply(0)");
-    assert_eq!(
-        of(Command::Set, &[Done, Done]),
-        "0:a delete | 1:b | Reply(1)"
-    );
-    assert_eq!(of(Command::Delete, &[Miss, Done]), "0:a | 1:b | Reply(1)");
-    assert_eq!(of(Command::Incr, &[Miss]), "0:b | Reply(0)");
-    assert_eq!(
-        of(Command::Add, &[Done, Miss]),
-        "0:b | 1:a delete | Reply(0)"
-    );
-}
-
 #[test]
 fn a_cold_pool_is_warmed_up() {
     let tree = tree("{ warmup = { cold = 'a', warm = 'b', ttl = '1h' } }");
@@ -743,7 +614,9 @@ proptest! {
         let tree = Arc::new(Tree::build(&proxy, "host"));
         let mut world = Fixed { random: seed, ..Fixed::default() };
         let mut actions = Vec::new();
-        let mut walk = Walk::start(&tree, tree.root(), &question(command, "key"), &mut world, &mut actions);
+        let mut walk = Walk::start(
+            &tree, tree.root(), &question(command, "key"), Manner::default(), &mut world, &mut actions,
+        );
         let mut owed: Vec<Tag> = Vec::new();
         let (mut answers, mut sends) = (0, 0);
         let mut script = script.into_iter();

@@ -187,6 +187,17 @@ pub enum Source {
     Busy,
     /// The key got longer than keys may be: `CLIENT_ERROR`.
     KeyTooLong,
+    /// `SERVER_ERROR`: the key moves, and whether the other place has it cannot be found out.
+    Unknown,
+}
+
+/// What is known of a request beyond its command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Manner {
+    /// It changes what is there, and creates what is not.
+    pub creates: bool,
+    /// Its value is sent on as it comes, so it can be sent once.
+    pub once: bool,
 }
 
 /// An outcome and its words.
@@ -271,6 +282,9 @@ pub struct Walk {
     /// The contexts of sends whose outcome is owed, by tag.
     sends: Vec<Option<Context>>,
     answered: bool,
+    manner: Manner,
+    /// Fills that were refused and are tried again.
+    refills: u8,
 }
 
 impl Walk {
@@ -279,6 +293,7 @@ impl Walk {
         tree: &Arc<Tree>,
         route: RouteId,
         question: &Question<'_>,
+        manner: Manner,
         world: &mut impl World,
         actions: &mut Vec<Action>,
     ) -> Walk {
@@ -289,6 +304,8 @@ impl Walk {
             frames: Vec::new(),
             sends: Vec::new(),
             answered: false,
+            manner,
+            refills: 0,
         };
         let context = Context {
             command: question.command,

@@ -601,9 +601,8 @@ impl Client {
         }
         let owes = desk.owes(self.seat);
         let forward = request::forward(request, key, head, b"", desk.scratch);
-        let kept = length <= GATHER_MAX;
-        if !desk.proxy.streams(self.seat, &forward, kept) {
-            if !kept {
+        if !desk.proxy.streams(self.seat, &forward) {
+            if length > GATHER_MAX {
                 return self.refuse_long(request, key, head.len(), length, desk);
             }
             self.state = State::Gather {

@@ -51,6 +51,7 @@ struct Task {
     command: Command,
     key: Box<[u8]>,
     request: Owned,
+    value: Value,
     kind: Kind,
     /// What has been answered and may be needed.
     replies: Vec<Reply>,
@@ -63,6 +64,29 @@ impl Task {
     fn wanted(&self) -> Option<Wanted<'_>> {
         Wanted::of(&self.ticket, &self.request.head, &self.key)
     }
+}
+
+/// Where the value of a request is, if it has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Value {
+    /// With it.
+    Whole,
+    /// It is sent on as it comes, when all that comes before it is done.
+    Awaited,
+    /// This connection, which the serial tells from others, waits for it.
+    Wanted { upstream: usize, serial: u64 },
+    /// It goes its way.
+    Given,
+}
+
+/// How far a request is whose value is sent on as it comes.
+pub(super) enum Turn {
+    /// Its value has to wait.
+    NotYet,
+    /// It goes over this connection, which the serial tells from others.
+    Over { upstream: usize, serial: u64 },
+    /// It is not wanted any more.
+    Gone,
 }
 
 /// What has come of one send.
@@ -179,6 +203,7 @@ impl Proxy {
                 head: Box::default(),
                 body: Box::default(),
             },
+            value: Value::Whole,
             kind,
             replies: Vec::new(),
             elsewhere: Vec::new(),
@@ -290,6 +315,7 @@ impl Proxy {
             command: request.command,
             key: request.key.into(),
             request: owned,
+            value: Value::Whole,
             kind,
             replies: Vec::new(),
             elsewhere: Vec::new(),
@@ -301,7 +327,72 @@ impl Proxy {
             let kept: usize = task.replies.iter().map(|reply| reply.bytes.len()).sum();
             let size = task.request.head.len() + task.request.body.len() + kept;
             self.tasks.bytes = self.tasks.bytes.saturating_sub(size);
+            if let To::Client { seat, .. } = task.ticket.to
+                && matches!(task.value, Value::Awaited | Value::Wanted { .. })
+            {
+                self.front.call(seat as usize);
+            }
+            if let Value::Wanted { upstream, serial } = task.value {
+                self.let_go(upstream, serial);
+            }
         }
+    }
+
+    /// Whether the long value of a task can be sent on.
+    pub(super) fn turn_of(&mut self, number: usize, generation: u32) -> Turn {
+        let found = self.tasks.slab.get_mut(number);
+        let Some(task) = found.filter(|task| task.generation == generation) else {
+            return Turn::Gone;
+        };
+        match task.value {
+            Value::Awaited => Turn::NotYet,
+            Value::Wanted { upstream, serial } => {
+                task.value = Value::Given;
+                Turn::Over { upstream, serial }
+            }
+            Value::Whole | Value::Given => Turn::Gone,
+        }
+    }
+
+    /// The client of a task has gone before its long value could be sent on.
+    pub(super) fn give_up(&mut self, number: usize, generation: u32) {
+        let found = self.tasks.slab.get(number);
+        if found.is_some_and(|task| task.generation == generation) {
+            self.end_task(number);
+        }
+    }
+
+    /// Begins to send the long value of a task, as [`send_for`](Proxy::send_for): `head` is what stands before
+    /// it.
+    fn begin_value(
+        &mut self,
+        number: usize,
+        tag: Tag,
+        place: usize,
+        dialect: Dialect,
+        head: &[u8],
+        mut ticket: Ticket,
+    ) -> Result<(), Refused> {
+        let Some(task) = self.tasks.slab.get(number) else {
+            return Ok(());
+        };
+        let To::Client { seat, .. } = task.ticket.to else {
+            return Ok(());
+        };
+        ticket.to = To::Task {
+            task: number as u32,
+            generation: task.generation,
+            tag,
+            seat,
+        };
+        ticket.sent = self.now;
+        let (upstream, serial) =
+            self.begin_value_at(place, dialect, head, ticket, seat as usize)?;
+        if let Some(task) = self.tasks.slab.get_mut(number) {
+            task.value = Value::Wanted { upstream, serial };
+        }
+        self.front.call(seat as usize);
+        Ok(())
     }
 
     /// Sends bytes for a task.

@@ -5,13 +5,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::{Kind, Proxy, next_random};
+use super::{Kind, Proxy, Value, next_random};
 use crate::cluster::front::{nothing, refusal};
 use crate::cluster::plan::Plan;
 use crate::cluster::proxy::{Forward, Refused};
 use crate::cluster::rewrite::{self, Change};
 use crate::cluster::route::{
-    Action, Life, Outcome, Question, Send, Source, Tag, Token, Ttl, Walk, What, World,
+    Action, Life, Manner, Outcome, Question, Send, Source, Tag, Token, Ttl, Walk, What, World,
 };
 use crate::cluster::upstream::{Fault, To};
 use crate::protocol::Dialect;
@@ -77,6 +77,25 @@ impl Proxy {
         self.start(task, seat, route);
     }
 
+    /// Begins a request whose long value is sent on as it comes, when its turn has come. Returns the task, and
+    /// what tells it from others; nothing if the client has been told that it cannot be.
+    #[cold]
+    pub(in crate::cluster::proxy) fn walk_long(
+        &mut self,
+        seat: usize,
+        request: &Forward<'_>,
+        route: RouteId,
+    ) -> Option<(usize, u32)> {
+        let ticket = self.ticket(request);
+        let task = self.add_task(seat, ticket, false, request, Kind::Walk(None))?;
+        let generation = self.tasks.slab.get_mut(task).map(|task| {
+            task.value = Value::Awaited;
+            task.generation
+        })?;
+        self.start(task, seat, route);
+        Some((task, generation))
+    }
+
     /// Begins one key of a get of several whose route is more than a pool.
     #[cold]
     pub(in crate::cluster::proxy) fn walk_key(
@@ -109,6 +128,10 @@ impl Proxy {
             key: &task.key,
             listener: listener.as_deref(),
         };
+        let manner = Manner {
+            creates: rewrite::creates(&task.request),
+            once: task.value != Value::Whole,
+        };
         let mut actions = Vec::new();
         let tree = self.plan.tree.clone();
         let mut view = View {
@@ -116,7 +139,7 @@ impl Proxy {
             plan: self.plan.clone(),
             random: self.random,
         };
-        let walk = Walk::start(&tree, route, &question, &mut view, &mut actions);
+        let walk = Walk::start(&tree, route, &question, manner, &mut view, &mut actions);
         self.random = view.random;
         if let Some(Kind::Walk(place)) = self.kind(number) {
             *place = Some(walk);
@@ -273,7 +296,7 @@ impl Proxy {
         let Some(task) = self.tasks.slab.get(number) else {
             return Err(unsendable);
         };
-        let mut ticket = task.ticket;
+        let (mut ticket, value) = (task.ticket, task.value);
         let same_key = send.key == 0;
         let (dialect, bytes) = match send.what {
             What::Request => {
@@ -361,7 +384,14 @@ impl Proxy {
                 Err(_) => Err(unsendable),
             };
         }
-        let sent = self.send_for(number, send.tag, place, dialect, &bytes, ticket);
+        let sent = match (value, send.what) {
+            (Value::Awaited, What::Request) => {
+                self.begin_value(number, send.tag, place, dialect, &bytes, ticket)
+            }
+            // Its value is not here.
+            (Value::Wanted { .. } | Value::Given, What::Request) => return Err(unsendable),
+            _ => self.send_for(number, send.tag, place, dialect, &bytes, ticket),
+        };
         if let Err(refused) = sent {
             let answer = refusal(&ticket, &self.excuse(place, &refused));
             self.keep(number, send.tag, answer, Verdict::ServerError, None);
@@ -404,6 +434,10 @@ impl Proxy {
                 (refusal(&task.ticket, &words), Verdict::ServerError)
             }
             Source::Busy => (refusal(&task.ticket, "307 busy"), Verdict::ServerError),
+            Source::Unknown => {
+                let why = "the key moves between groups, and one of them cannot be asked";
+                (refusal(&task.ticket, why), Verdict::ServerError)
+            }
             Source::KeyTooLong => {
                 let why = "the key is too long with what the route adds";
                 (refusal(&task.ticket, why), Verdict::ClientError)

@@ -17,6 +17,10 @@
 //! from the old place fills the new one by a token that was handed out there before: whoever changes or deletes
 //! the key there makes the token void, and reaches the old place before the new one, so that no token that is
 //! younger fills it with what was there before.
+//!
+//! What creates a key that it does not find is sent only where the key is, or when it is in neither place. A
+//! long value that is sent on as it comes is sent once: all else is done before it, and what the old place has
+//! been given meanwhile it forgets after it.
 
 use super::{Action, Context, Life, Outcome, Reply, Source, State, Tag, Token, Walk, What, World};
 use super::{alone, fill};
@@ -26,7 +30,9 @@ use crate::settings::proxy::{Command, Failure, Moving, Route, RouteId};
 pub(super) enum MovingStage {
     /// The place that has it, if any has, gets the request.
     There,
-    /// The new place is looked at, before the old one stores what must not be there.
+    /// That place is asked whether it has the key, for a request that is sent once or would create it.
+    Seeking,
+    /// The new place is asked that, before the old one stores what must not be there.
     Looking,
     /// The other one forgets the key; then this is the answer.
     Forgetting(Reply),
@@ -64,6 +70,7 @@ impl MovingStage {
         let token = |token: &Token| *token == Token::Of(tag);
         match self {
             MovingStage::There
+            | MovingStage::Seeking
             | MovingStage::Looking
             | MovingStage::OldIsDone
             | MovingStage::Again => false,
@@ -91,6 +98,11 @@ fn overwrites(command: Command) -> bool {
     matches!(command, Command::Set | Command::Delete)
 }
 
+/// Whether a place that was asked for the life of a key has it.
+fn is_there(outcome: Outcome) -> bool {
+    matches!(outcome, Outcome::Done | Outcome::Hit)
+}
+
 /// Whether a request has not found the key. Text and binary say of some that they have not stored.
 fn has_missed(command: Command, outcome: Outcome) -> bool {
     let needs_it = matches!(
@@ -104,6 +116,15 @@ fn has_missed(command: Command, outcome: Outcome) -> bool {
 fn has_changed(outcome: Outcome) -> bool {
     matches!(outcome, Outcome::Done | Outcome::Hit | Outcome::Failed(_))
 }
+
+/// Times that a key is brought over anew, for one request, when that was refused.
+const REFILLS_MAX: u8 = 3;
+
+/// What is answered when a key would be created that another place may have.
+const UNKNOWN: Reply = Reply {
+    outcome: Outcome::Failed(Failure::Error),
+    source: Source::Unknown,
+};
 
 /// The places of a route.
 #[derive(Clone, Copy)]
@@ -159,10 +180,16 @@ impl Walk {
             self.enter(other, fill::forgetting(context), world, actions);
             return self.enter(to, context, world, actions);
         }
+        let manner = self.manner;
+        let careful = (manner.creates || manner.once) && !overwrites(context.command);
         let (first, to, what) = match stage {
+            Moving::Settling if careful => (MovingStage::Seeking, old, fill::aging(context)),
+            Moving::Bringing if careful && context.command != Command::Add => {
+                (MovingStage::Seeking, new, fill::aging(context))
+            }
             // It is stored only if the key is not there: what the other place has counts.
             Moving::Settling if context.command == Command::Add => {
-                (MovingStage::Looking, new, reading(context))
+                (MovingStage::Looking, new, fill::aging(context))
             }
             Moving::Settling => (MovingStage::There, old, context),
             _ if context.command == Command::Delete => (MovingStage::OldIsDone, old, context),
@@ -196,10 +223,11 @@ impl Walk {
         let read = command.is_read();
         let Places { old, new, ttl, .. } = places;
         let settling = places.stage == Moving::Settling;
+        let manner = self.manner;
         let (next, to, what) = match stage {
             MovingStage::There if settling => {
                 let missed = has_missed(command, reply.outcome);
-                if missed {
+                if missed && !manner.once {
                     (MovingStage::Last(None), new, below)
                 } else if !read && has_changed(reply.outcome) {
                     let forgets = fill::forgetting(below);
@@ -210,7 +238,7 @@ impl Walk {
             }
             MovingStage::There => {
                 let missed = has_missed(command, reply.outcome);
-                if missed && places.stage == Moving::Bringing {
+                if missed && places.stage == Moving::Bringing && !manner.once {
                     (MovingStage::Asking(Some(reply)), new, asking(below))
                 } else if !read && has_changed(reply.outcome) {
                     let forgets = fill::forgetting(below);
@@ -219,7 +247,18 @@ impl Walk {
                     return self.over(parent, reply, world, actions);
                 }
             }
-            MovingStage::Looking if reply.outcome == Outcome::Hit => {
+            MovingStage::Seeking if is_there(reply.outcome) => {
+                (MovingStage::There, if settling { old } else { new }, below)
+            }
+            MovingStage::Seeking | MovingStage::Looking
+                if matches!(reply.outcome, Outcome::Failed(_))
+                    && (manner.creates || manner.once) =>
+            {
+                return self.over(parent, UNKNOWN, world, actions);
+            }
+            MovingStage::Seeking if settling => (MovingStage::Looking, new, fill::aging(below)),
+            MovingStage::Seeking => (MovingStage::Asking(None), new, asking(below)),
+            MovingStage::Looking if is_there(reply.outcome) => {
                 (MovingStage::Last(None), new, below)
             }
             MovingStage::Looking => (MovingStage::There, old, below),
@@ -233,8 +272,14 @@ impl Walk {
                     Some(deleted) if reply.outcome == Outcome::Miss => deleted,
                     _ => reply,
                 };
-                // Settling, it was nowhere, or has been changed where it belongs from now on.
-                return self.over(parent, reply, world, actions);
+                // A long value takes its time, in which the old place may have been given another.
+                if manner.once && !settling && has_changed(reply.outcome) {
+                    let forgets = fill::forgetting(below);
+                    (MovingStage::Forgetting(reply), old, forgets)
+                } else {
+                    // Settling, it was nowhere, or has been changed where it belongs from now on.
+                    return self.over(parent, reply, world, actions);
+                }
             }
             MovingStage::Asking(before) => {
                 let token = match (reply.outcome, reply.source) {
@@ -289,12 +334,14 @@ impl Walk {
                         (aging, old, fill::aging(below))
                     }
                 },
-                _ => return self.as_it_is(parent, before, world, actions),
+                (outcome, _) => {
+                    let absent = matches!(outcome, Outcome::Miss | Outcome::ClientError);
+                    return self.as_it_is(parent, before, absent, world, actions);
+                }
             },
             MovingStage::Aging { of, token, before } => {
-                let known = matches!(reply.outcome, Outcome::Done | Outcome::Hit);
                 let life = match reply.source {
-                    Source::Reply(tag) if known => Some(Life::Of(tag)),
+                    Source::Reply(tag) if is_there(reply.outcome) => Some(Life::Of(tag)),
                     _ => None,
                 };
                 match (before, life) {
@@ -312,14 +359,23 @@ impl Walk {
                     }
                     // It has gone meanwhile.
                     (Some(Before(before)), None) => {
-                        return self.as_it_is(parent, before, world, actions);
+                        let absent = reply.outcome == Outcome::Miss;
+                        return self.as_it_is(parent, before, absent, world, actions);
                     }
                 }
             }
             MovingStage::Filling(before) => match reply.outcome {
+                // Perhaps the token has been forgotten, and it is not there.
+                Outcome::Refused if manner.creates => {
+                    self.refills += 1;
+                    if self.refills > REFILLS_MAX {
+                        return self.over(parent, UNKNOWN, world, actions);
+                    }
+                    (MovingStage::Seeking, new, fill::aging(below))
+                }
                 // Filled, or somebody else has changed it meanwhile.
                 Outcome::Done | Outcome::Refused => (MovingStage::Again, new, below),
-                _ => return self.as_it_is(parent, before, world, actions),
+                _ => return self.as_it_is(parent, before, false, world, actions),
             },
             MovingStage::Again => {
                 if has_changed(reply.outcome) {
@@ -335,16 +391,20 @@ impl Walk {
     }
 
     /// There is nothing to bring over: what the new place has said stands, or, if it has not been asked, it is
-    /// asked now.
+    /// asked now. Unless the key is known to be `absent`, nothing that would create it is.
     fn as_it_is(
         &mut self,
         parent: usize,
         before: Option<Reply>,
+        absent: bool,
         world: &mut impl World,
         actions: &mut Vec<Action>,
     ) {
         if let Some(before) = before {
             return self.over(parent, before, world, actions);
+        }
+        if self.manner.creates && !absent {
+            return self.over(parent, UNKNOWN, world, actions);
         }
         let places = self.places(self.frames[parent].route);
         let below = Context {
