@@ -15,6 +15,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use common::binary::Packet;
 use common::{Client, TestServer, settings};
 use dice::Dice;
@@ -22,6 +24,7 @@ use faults::Faults;
 use gateway::Gateway;
 use group::{copying, elected, eventually, read, stat, write};
 use larder::settings::proxy::{Mode, parse};
+use serde_json::json;
 
 /// How long what etcd has to say is on its way to one of the proxies, that something has changed, the question
 /// what, and the answer.
@@ -163,6 +166,47 @@ fn a_group_that_comes_while_keys_move_gets_them_after_that() {
     kept.follow(&stage, 200);
     stage.enter();
     kept.follow(&stage, 300);
+}
+
+/// A group that is taken off while keys come to it takes with it what it had, and no more.
+#[test]
+fn a_group_that_is_gone_is_missed() {
+    let mut stage = Stage::set_late("settle = \"500ms\"\nwarm = \"1h\"", Duration::ZERO);
+    let mut client = stage.proxies[0].connect();
+    let keys: Vec<String> = (0..16).map(|at| format!("k{at}")).collect();
+    stage.enter();
+    eventually("the new group gets what is written", || {
+        keys.iter().for_each(|key| write(&mut client, key, "x"));
+        stage.has_moved()
+    });
+    drop(stage.groups.pop());
+    let isr = STANDARD.encode("/larder/larder/g/g2/isr");
+    let delete = json!({"success": [{"request_delete_range": {"key": isr}}]});
+    stage
+        .gateway
+        .with(|store| store.call("/v3/kv/txn", &delete, 0).unwrap());
+    let mut missed = 0;
+    eventually("its keys are where they are written now", || {
+        missed = 0;
+        keys.iter().all(|key| {
+            client.send(format!("get {key}\r\n"));
+            let line = client.line();
+            match &*line {
+                "END" => missed += 1,
+                refusal if refusal.starts_with("SERVER_ERROR ") => return false,
+                _ => {
+                    assert_eq!(client.line(), "x");
+                    assert_eq!(client.line(), "END");
+                }
+            }
+            true
+        })
+    });
+    assert!((1..keys.len()).contains(&missed), "{missed} are missed");
+    keys.iter().for_each(|key| write(&mut client, key, "y"));
+    for key in &keys {
+        assert_eq!(read(&mut client, key).as_deref(), Some("y"));
+    }
 }
 
 /// A counter that begins where it is not found goes on when its key is in another place.

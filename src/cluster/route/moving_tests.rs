@@ -92,6 +92,14 @@ fn a_key_is_brought_over_by_a_token() {
         of(Command::Get, &[Miss, Done, Miss]),
         "0:b | 1:b token | 2:a | Reply(2)"
     );
+    assert_eq!(
+        of(Command::Get, &[Miss, Done, DOWN]),
+        "0:b | 1:b token | 2:a | Reply(0)"
+    );
+    assert_eq!(
+        of(Command::Get, &[Miss, Done, unknown]),
+        "0:b | 1:b token | 2:a | Reply(2)"
+    );
     for outcome in [Done, Miss, DOWN] {
         let set = of(Command::Set, &[outcome, Done]);
         assert_eq!(set, "0:a delete | 1:b | Reply(1)");

@@ -42,8 +42,8 @@ pub(super) enum MovingStage {
     Last(Option<Reply>),
     /// The new place is asked for a token. What it said before:
     Asking(Option<Reply>),
-    /// The old place is read, to answer the client.
-    Reading(Token),
+    /// The old place is read, to answer the client. What the new one has said:
+    Reading(Token, Option<Reply>),
     /// The old place is read, so that the new one can change what it had.
     Fetching(Token, Option<Reply>),
     /// The old place is asked how long the value of the reply `of` lives.
@@ -78,8 +78,9 @@ impl MovingStage {
             MovingStage::Last(reply) | MovingStage::Asking(reply) | MovingStage::Filling(reply) => {
                 reply.as_ref().is_some_and(is)
             }
-            MovingStage::Reading(of) => token(of),
-            MovingStage::Fetching(of, reply) => token(of) || reply.as_ref().is_some_and(is),
+            MovingStage::Reading(of, reply) | MovingStage::Fetching(of, reply) => {
+                token(of) || reply.as_ref().is_some_and(is)
+            }
             MovingStage::Aging {
                 of,
                 token: by,
@@ -289,14 +290,19 @@ impl Walk {
                     _ => Token::Refused,
                 };
                 if read {
-                    (MovingStage::Reading(token), old, below)
+                    (MovingStage::Reading(token, before), old, below)
                 } else {
                     let reads = reading(below);
                     (MovingStage::Fetching(token, before), old, reads)
                 }
             }
-            MovingStage::Reading(token) => {
+            MovingStage::Reading(token, before) => {
                 let of = match (reply.outcome, reply.source) {
+                    // The group that it went from may be gone for good.
+                    (Outcome::Failed(Failure::Down), _) => {
+                        let reply = before.unwrap_or(reply);
+                        return self.over(parent, reply, world, actions);
+                    }
                     (Outcome::Hit, Source::Reply(of)) if command == Command::Get => of,
                     _ => return self.over(parent, reply, world, actions),
                 };
