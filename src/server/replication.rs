@@ -491,6 +491,7 @@ impl Keeper {
         let unix_ms = Replicas::unix_ms();
         let mut more = false;
         let mut ended: Vec<(usize, End)> = Vec::new();
+        let mut joined: Vec<usize> = Vec::new();
         let mut reverse_done = false;
         let mut progressed = false;
         for (key, line) in &mut self.lines {
@@ -500,13 +501,21 @@ impl Keeper {
                 ended.push((key, End::Refused("the role has changed".to_owned())));
                 continue;
             }
-            match turn(line, state, &mut self.buffer, now, unix_ms, &mut progressed) {
+            let before = line.joined;
+            let turned = turn(line, state, &mut self.buffer, now, unix_ms, &mut progressed);
+            if line.joined && !before {
+                joined.push(key);
+            }
+            match turned {
                 Ok(again) => more |= again,
                 Err(end) => {
                     reverse_done |= end == End::Recovered;
                     ended.push((key, end));
                 }
             }
+        }
+        for key in joined {
+            self.end_older(key, now);
         }
         for (key, end) in ended {
             self.end(key, &end, now);
@@ -618,6 +627,27 @@ impl Keeper {
                     source.scrub(now);
                 }
             }
+        }
+    }
+
+    /// A copy has come again before the end of its last connection was noticed: what that one still says is
+    /// old, and when it ends the copy has not gone.
+    fn end_older(&mut self, key: usize, now: u64) {
+        let Some(peer) = self.lines.get(key).map(|line| line.session.peer()) else {
+            return;
+        };
+        let lines = self.lines.iter_mut();
+        let older = lines
+            .filter(|(other, line)| *other != key && line.joined && line.session.peer() == peer);
+        let older: Vec<usize> = older
+            .map(|(other, line)| {
+                line.joined = false;
+                other
+            })
+            .collect();
+        for other in older {
+            let end = End::Refused("the copy has come again".to_owned());
+            self.end(other, &end, now);
         }
     }
 

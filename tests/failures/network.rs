@@ -306,3 +306,29 @@ fn a_leader_that_hangs_holds_up_no_client_of_a_follower() {
     });
     other.ask("get k\r\n", "VALUE k 0 1\r\nz\r\nEND\r\n");
 }
+
+/// A follower comes again on another way before its leader has noticed that the first connection is dead.
+#[test]
+fn a_dead_connection_that_ends_late_takes_nobody_with_it() {
+    let (leader, faults, follower) = pair(&["--repl-ack=1", "--repl-ack-timeout=60000"]);
+    let (mut client, mut reader) = (leader.connect(), follower.connect());
+    client.ask("set k 0 0 1\r\nx\r\n", "STORED\r\n");
+    let sockets = || {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", leader.program.id()));
+        let open = open.expect("its files").flatten();
+        let targets = open.flat_map(|file| std::fs::read_link(file.path()));
+        targets
+            .filter(|target| target.to_string_lossy().starts_with("socket:"))
+            .count()
+    };
+    let before = sockets();
+    faults.silence(Way::Up, true);
+    faults.silence(Way::Down, true);
+    reader.ask(format!("repl follow {}\r\n", leader.copies), "OK\r\n");
+    client.ask("set k 0 0 1\r\ny\r\n", "STORED\r\n");
+    faults.cut();
+    eventually("the first one has ended", || sockets() == before);
+    assert_eq!(told(&mut client, "state"), "streaming");
+    client.ask("set k 0 0 1\r\nz\r\n", "STORED\r\n");
+    reader.ask("get k\r\n", "VALUE k 0 1\r\nz\r\nEND\r\n");
+}
