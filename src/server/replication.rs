@@ -23,6 +23,7 @@ use crate::cluster::replication::diary::Diary;
 use crate::cluster::replication::frame;
 use crate::cluster::replication::replicas::{Guest, Replicas, State};
 use crate::cluster::replication::session::{End, Role, Session};
+use crate::cluster::replication::source::Scrubbed;
 use crate::cluster::replication::{DIGEST_EVERY, SKEW_ALARM, SUSPECT};
 use crate::command::Shared;
 use crate::net::{Keyring, News, Outward, Progress, Stream, Ways};
@@ -590,7 +591,7 @@ impl Keeper {
     /// What has to be done now and then.
     fn tick(&mut self, now: u64) {
         let mut state = self.replicas.state();
-        state.group.tick(now);
+        state.tick(now);
         self.diary.look(&state, now);
         let recovering = state.recovering_until.is_some_and(|until| now >= until);
         if state.node.role == Role::Follower && state.node.copy.in_sync {
@@ -622,8 +623,12 @@ impl Keeper {
         }
         if leading && self.scrub_every > 0 && now >= self.scrubbed_at + self.scrub_every {
             self.scrubbed_at = now;
-            for (_, line) in &mut self.lines {
-                if let Some(source) = line.session.source() {
+        }
+        if leading && self.scrub_every > 0 {
+            // Those that were away then, or not done, are not left out.
+            let sources = self.lines.iter_mut();
+            for source in sources.filter_map(|(_, line)| line.session.source()) {
+                if source.scrubbed().began < self.scrubbed_at {
                     source.scrub(now);
                 }
             }
@@ -752,11 +757,14 @@ fn turn(
         if !line.joined {
             line.joined = true;
             group.join(peer, now);
-            guests.retain(|guest| guest.node != peer);
+            let before = guests.iter().position(|guest| guest.node == peer);
+            let before = before.map(|at| guests.swap_remove(at).scrubbed);
+            source.go_on_scrubbing(before.unwrap_or_else(|| Scrubbed::new(now)), now);
             guests.push(Guest {
                 node: peer,
                 address: line.peer,
                 counts: source.counts,
+                scrubbed: source.scrubbed(),
             });
         }
         let positions = data.journal().positions();
@@ -782,6 +790,7 @@ fn turn(
         }
         if let Some(guest) = guests.iter_mut().find(|guest| guest.node == peer) {
             guest.counts = source.counts;
+            guest.scrubbed = source.scrubbed();
         }
     }
     while line.sent < line.out.len() && !line.blocked {

@@ -131,6 +131,45 @@ fn a_large_value_that_rots_is_made_good_whoever_looks() {
     );
 }
 
+/// The connection breaks whenever a part has been compared, and what has rotted is found all the same.
+#[test]
+fn comparing_goes_on_where_the_connection_has_broken() {
+    const LENGTH: usize = 50_000;
+    const PART: u64 = 100;
+    let leader = Node::leader(&["--repl-scrub=1"]);
+    let faults = Faults::before(leader.copies);
+    let follower = Node::follower(faults.address(), &[]);
+    let (mut client, mut reader) = (leader.connect(), follower.connect());
+    let value = noise(LENGTH, 11);
+    for key in 0..5 * PART {
+        client.send(format!("set key{key} 0 0 {LENGTH} noreply\r\n{value}\r\n"));
+    }
+    let rotten = noise(LENGTH, 12);
+    client.ask(
+        format!("set rots 0 0 {LENGTH}\r\n{rotten}\r\n"),
+        "STORED\r\n",
+    );
+    caught_up(&mut client, &mut reader);
+    in_sync(&mut reader);
+    assert!(rot(&follower, &rotten[100..130]) > 0, "it is found");
+    // The round under way may have passed it before.
+    let rounds = number(&mut client, "scrubs") + 2;
+    let (mut last, mut cut_at) = ((0, 0), (0, 0));
+    eventually("another whole round", || {
+        let all = all_told(&mut client);
+        let number = |name: &str| all[name].parse::<u64>().expect("a number");
+        let told = (number("scrubs"), number("scrub_items"));
+        assert!(told >= last, "{last:?}, and then {told:?}");
+        last = told;
+        if told >= (cut_at.0, cut_at.1 + PART) {
+            faults.cut();
+            cut_at = told;
+        }
+        told.0 >= rounds
+    });
+    assert_eq!(read(&mut reader, "rots"), Some(rotten));
+}
+
 /// A gigabyte of values of this length, and a byte rots here and there. How long until each is as it was.
 fn rots_among_a_gigabyte(length: usize) -> Vec<Duration> {
     let leader = Node::leader(&["--repl-scrub=1", "-m", "2048"]);

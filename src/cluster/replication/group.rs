@@ -101,6 +101,11 @@ impl Group {
         self.members.values()
     }
 
+    /// Whether a copy has come, and has not been gone for long.
+    pub fn knows(&self, node: u64) -> bool {
+        self.members.contains_key(&node)
+    }
+
     /// Of a node that begins to lead with its logs so far.
     pub fn new(positions: &[u64; PARTITIONS]) -> Group {
         Group {

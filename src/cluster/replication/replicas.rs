@@ -17,7 +17,7 @@ use super::group::{Group, Level, Verdict, Votes};
 use super::history::Epoch;
 use super::session::{Node, Role};
 use super::sink;
-use super::source::SourceCounts;
+use super::source::{Scrubbed, SourceCounts};
 use super::waiting::Waiting;
 use crate::settings::{Ack, Backpressure, Settings};
 use crate::store::journal::{ALL, Journal, Kind, PARTITIONS, Role as LogRole};
@@ -79,6 +79,8 @@ pub struct Guest {
     pub address: SocketAddr,
     /// What has been sent there since it came.
     pub counts: SourceCounts,
+    /// Since it came first.
+    pub scrubbed: Scrubbed,
 }
 
 /// What is behind the lock.
@@ -88,7 +90,7 @@ pub struct State {
     pub data: StoreData,
     /// Counts every change of role: sessions of before are over.
     pub reign: u64,
-    /// Who has come for copies, once each.
+    /// Who has come for copies in this reign, once each.
     pub guests: Vec<Guest>,
     /// Whom this node follows, as the user wrote it.
     pub follows: Option<String>,
@@ -112,6 +114,13 @@ const VERDICTS_MAX: usize = 100_000;
 impl State {
     pub fn guest(&self, node: u64) -> Option<&Guest> {
         self.guests.iter().find(|guest| guest.node == node)
+    }
+
+    /// Copies that make no progress fall out of sync, those that have been gone for long are forgotten.
+    pub fn tick(&mut self, now: u64) {
+        self.group.tick(now);
+        let group = &self.group;
+        self.guests.retain(|guest| group.knows(guest.node));
     }
 
     /// Makes prepared mutations so, or not, as the votes are. Returns how many were decided, which is
@@ -554,6 +563,7 @@ impl Replicas {
         state.group.freeze(self.elected);
         state.group.require(usize::from(self.min_isr));
         state.group.inherit(in_sync, self.now());
+        state.guests.clear();
         self.forced.store(false, Relaxed);
         self.lease_until.store(0, Relaxed);
         self.vouched_until.store(0, Relaxed);
@@ -803,6 +813,8 @@ impl Replicas {
                 line("digest_repairs", &counts.digest_repairs);
                 line("scrub_repairs", &counts.scrub_repairs);
                 line("values_patched", &counts.values_patched);
+                line("scrubs", &guest.scrubbed.rounds);
+                line("scrub_items", &guest.scrubbed.items);
                 line("clock_skew_ms", &counts.clock_skew);
             }
         }

@@ -8,6 +8,9 @@
 // The log on its way.
 mod log;
 
+// Values that are compared.
+mod scrub;
+
 // Values of which the copy has parts.
 mod segments;
 
@@ -17,8 +20,10 @@ mod walk;
 use std::collections::VecDeque;
 
 use log::Sending;
+use scrub::Scrub;
+pub use scrub::Scrubbed;
 use segments::Segments;
-use walk::{Scrub, Wave};
+use walk::Wave;
 
 use super::compare::{differing_leaves, differing_nodes};
 use super::data::Data;
@@ -102,6 +107,7 @@ pub struct Source<D: Data> {
     progress_at: u64,
     naks: Vec<(usize, u64)>,
     scrub: Option<Scrub>,
+    scrubbed: Scrubbed,
     pub counts: SourceCounts,
     pub in_sync: bool,
     /// When the copy sent what it has answered last, on this clock.
@@ -185,6 +191,7 @@ impl<D: Data> Source<D> {
             progress_at: now,
             naks: Vec::new(),
             scrub: None,
+            scrubbed: Scrubbed::default(),
             counts,
             in_sync: false,
             vouched_at: None,
@@ -234,11 +241,6 @@ impl<D: Data> Source<D> {
     /// Bytes on their way.
     pub fn in_flight(&self) -> u64 {
         self.sent - self.taken
-    }
-
-    /// Starts comparing values, if that is not being done.
-    pub fn scrub(&mut self, now: u64) {
-        self.scrub.get_or_insert_with(|| Scrub::new(now));
     }
 
     pub fn receive(

@@ -1,11 +1,10 @@
 #![forbid(unsafe_code)]
-//! Walks: what a copy lacks, or has otherwise, and values that are only compared.
+//! Walks: what a copy lacks, or has otherwise.
 
 use super::super::compare::{Theirs, each_leaf};
 use super::super::data::Data;
 use super::super::frame;
 use super::super::message::{Message, Type};
-use super::super::{SCRUB_BYTES_PER_SECOND, WINDOW};
 use super::{BATCH, LOOK, STEP, Source, State, WAVE};
 use crate::store::journal::{INLINE_MAX, Kind, LEAVES, Lost, PARTITIONS, Record, partition};
 
@@ -23,43 +22,6 @@ pub(super) struct Wave {
     /// Where the walk goes on.
     pub(super) next: Option<usize>,
     pub(super) began: bool,
-}
-
-/// Bytes of values that one step compares, about: of large ones a few, for the copy hears and says
-/// nothing while it reads them.
-const COMPARED: u64 = 1 << 20;
-
-/// How far a walk that compares values may be late before it gives up the time, in milliseconds. It is
-/// looked at only now and then.
-const LATE: u64 = 500;
-
-/// A walk that compares values, slowly.
-pub(super) struct Scrub {
-    next: usize,
-    /// When it may go on, in microseconds.
-    due: u64,
-    /// Items that the next step looks at, about.
-    items: usize,
-}
-
-impl Scrub {
-    pub(super) fn new(now: u64) -> Scrub {
-        Scrub {
-            next: 0,
-            due: now * 1000,
-            items: 1,
-        }
-    }
-
-    /// So many items have been looked at, and so many bytes.
-    fn looked(&mut self, items: usize, bytes: u64, now: u64) {
-        let took = bytes * 1_000_000 / SCRUB_BYTES_PER_SECOND;
-        self.due = self.due.max(now.saturating_sub(LATE) * 1000) + took;
-        if let Some(each) = bytes.checked_div(items as u64) {
-            // Of small ones many, so that those of a partition are told in one frame.
-            self.items = (COMPARED / each.max(1)).clamp(1, LOOK / 4) as usize;
-        }
-    }
 }
 
 impl<D: Data> Source<D> {
@@ -292,84 +254,6 @@ impl<D: Data> Source<D> {
     pub(super) fn prove(&self, data: &D, number: usize) {
         if !data.journal().is_follower() {
             data.journal().mark(number);
-        }
-    }
-
-    /// Goes on with comparing values. False: not now.
-    pub(super) fn send_checks(&mut self, data: &D, now: u64) -> bool {
-        if !self.quiet() || self.in_flight() > WINDOW / 4 {
-            return false;
-        }
-        let Some(scrub) = &mut self.scrub else {
-            return false;
-        };
-        if now * 1000 < scrub.due {
-            return false;
-        }
-        let mut found: Vec<(usize, u64, Vec<u8>)> = Vec::new();
-        let mut looked = 0;
-        let next = data.walk(scrub.next, scrub.items, true, &mut |item| {
-            looked += item.record.argument + 64;
-            let record = Record {
-                kind: Kind::Check,
-                client_flags: u32::from(item.value_digest.1),
-                argument: item.value_digest.0,
-                value: &item.digest.to_le_bytes(),
-                ..item.record
-            };
-            let mut bytes = Vec::new();
-            record.encode(&mut bytes);
-            found.push((partition(item.place), item.record.seq, bytes));
-        });
-        match next {
-            Some(next) => {
-                scrub.next = next;
-                scrub.looked(found.len(), looked, now);
-            }
-            None => self.scrub = None,
-        }
-        self.queue(found);
-        true
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Small values and large ones, looked at now and then.
-    #[test]
-    fn values_are_compared_as_fast_as_they_may_be() {
-        for each in [164, 1064, 1 << 20, 64 << 20] {
-            let (mut scrub, mut looked) = (Scrub::new(1000), 0);
-            let (mut most, mut now) = (0, 1000);
-            while now < 41_000 {
-                let mut burst = 0;
-                while now * 1000 >= scrub.due {
-                    assert!(scrub.items == 1 || scrub.items as u64 * each <= 2 * COMPARED);
-                    burst += scrub.items as u64 * each;
-                    scrub.looked(scrub.items, scrub.items as u64 * each, now);
-                }
-                looked += burst;
-                most = most.max(burst);
-                // Between two looks at it.
-                now += 50;
-            }
-            let should = 40 * SCRUB_BYTES_PER_SECOND;
-            assert!(
-                looked.abs_diff(should) <= should / 20 + each,
-                "{each}: {looked}"
-            );
-            let (step, tick) = (each.max(2 * COMPARED), SCRUB_BYTES_PER_SECOND / 20);
-            assert!(most <= step + 2 * tick, "{each}: {most}");
-            // What was missed for long is not made up for.
-            let mut late = 0;
-            now += 60_000;
-            while now * 1000 >= scrub.due {
-                late += scrub.items as u64 * each;
-                scrub.looked(scrub.items, scrub.items as u64 * each, now);
-            }
-            assert!(late <= SCRUB_BYTES_PER_SECOND + 2 * each, "{each}: {late}");
         }
     }
 }
