@@ -24,7 +24,7 @@ use crate::cluster::replication::frame;
 use crate::cluster::replication::replicas::{Guest, Replicas, State};
 use crate::cluster::replication::session::{End, Role, Session};
 use crate::cluster::replication::source::Scrubbed;
-use crate::cluster::replication::{DIGEST_EVERY, SKEW_ALARM, SUSPECT};
+use crate::cluster::replication::{DIGEST_EVERY, Moment, SKEW_ALARM, SUSPECT};
 use crate::command::Shared;
 use crate::net::{Keyring, News, Outward, Progress, Stream, Ways};
 use crate::settings::{self, EndpointTls, PeerTls};
@@ -489,7 +489,10 @@ impl Keeper {
     fn round(&mut self) -> Round {
         let mut records = self.replicas.state().data.journal().records();
         let now = self.replicas.now();
-        let unix_ms = Replicas::unix_ms();
+        let at = Moment {
+            now,
+            unix_ms: Replicas::unix_ms(),
+        };
         let mut more = false;
         let mut ended: Vec<(usize, End)> = Vec::new();
         let mut joined: Vec<usize> = Vec::new();
@@ -503,7 +506,7 @@ impl Keeper {
                 continue;
             }
             let before = line.joined;
-            let turned = turn(line, state, &mut self.buffer, now, unix_ms, &mut progressed);
+            let turned = turn(line, state, &mut self.buffer, at, &mut progressed);
             if line.joined && !before {
                 joined.push(key);
             }
@@ -686,10 +689,10 @@ fn turn(
     line: &mut Line,
     state: &mut State,
     buffer: &mut [u8],
-    now: u64,
-    unix_ms: u64,
+    at: Moment,
     progressed: &mut bool,
 ) -> Result<bool, End> {
+    let now = at.now;
     let mut more = false;
     let State {
         node,
@@ -724,7 +727,7 @@ fn turn(
     if !line.input.is_empty() {
         let used = line
             .session
-            .receive(node, data, &line.input, now, unix_ms, &mut line.out)?;
+            .receive(node, data, &line.input, at, &mut line.out)?;
         line.input.drain(..used);
     }
     let ahead = match (line.session.source(), line.dialer) {
@@ -745,9 +748,7 @@ fn turn(
     }
     if line.out.len() - line.sent < OUT_MAX {
         let room = OUT_MAX - (line.out.len() - line.sent);
-        more |= line
-            .session
-            .pump(node, data, now, unix_ms, room, &mut line.out)?;
+        more |= line.session.pump(node, data, at, room, &mut line.out)?;
     }
     if line.dialer && line.session.source().is_none() && now > line.session.heard_at() + SUSPECT {
         return Err(End::Silent);
@@ -786,7 +787,7 @@ fn turn(
         let in_sync = group.in_sync().any(|member| member.node == peer);
         if source.in_sync != in_sync {
             source.in_sync = in_sync;
-            source.beat(data, now, unix_ms, &mut line.out);
+            source.beat(data, at, &mut line.out);
         }
         if let Some(guest) = guests.iter_mut().find(|guest| guest.node == peer) {
             guest.counts = source.counts;

@@ -222,11 +222,7 @@ impl Inner {
         if let Some(left) = left {
             self.give(left);
         }
-        Ok(Some(Stored::Stored {
-            cas: if self.arena.has_cas() { cas } else { 0 },
-            class,
-            length,
-        }))
+        Ok(Some(self.stored(cas, class, length)))
     }
 }
 

@@ -258,6 +258,12 @@ impl Inner {
         }
     }
 
+    /// Whether an item of so many bytes may not be stored.
+    #[inline]
+    fn is_too_large(&self, total: usize) -> bool {
+        total + self.classes.extra() > self.item_size_max
+    }
+
     /// Whether an item with this expiry is too short-lived for the clock.
     fn is_temporary(&self, now: u32, expires: u32) -> bool {
         let above = self.temporary_ttl.load(Relaxed);
@@ -334,19 +340,13 @@ impl Inner {
                 }
             }
             Some(place) => {
-                let old = guard.item(&place);
-                let word = old.word();
-                let before = self.before(&old);
-                self.count_out(cx, &old);
-                self.leave_census(&old);
                 // What replaces an item takes its rank over.
-                let (state, counter) = if self.is_temporary(cx.now, expires) {
+                let rank = if self.is_temporary(cx.now, expires) {
                     (State::Temp, 0)
                 } else {
-                    (State::Main, word.counter().min(1))
+                    (State::Main, guard.item(&place).word().counter().min(1))
                 };
-                self.census_of(handle).enter(state, counter);
-                let old = guard.replace(&place, slot, state, counter);
+                let (before, old) = self.replace(cx, &mut guard, &place, slot, rank);
                 self.log_stored(&guard.item(&place), before);
                 old
             }
@@ -357,11 +357,31 @@ impl Inner {
         } else {
             self.table.grow(&self.arena, 1, |key| self.hasher.hash(key));
         }
-        Stored::Stored {
-            cas: if self.arena.has_cas() { cas } else { 0 },
-            class,
-            length,
-        }
+        self.stored(cas, class, length)
+    }
+
+    /// Puts an item in the place of another: gives that back, and what is to be told of it.
+    #[inline]
+    fn replace<'s>(
+        &'s self,
+        cx: Cx<'_>,
+        guard: &mut PairGuard<'s>,
+        place: &Place<'s>,
+        slot: Slot<'s>,
+        (state, counter): (State, u32),
+    ) -> (Before, Option<Slot<'s>>) {
+        let old = guard.item(place);
+        let before = self.before(&old);
+        self.count_out(cx, &old);
+        self.leave_census(&old);
+        self.census_of(slot.handle()).enter(state, counter);
+        (before, guard.replace(place, slot, state, counter))
+    }
+
+    #[inline]
+    pub(super) fn stored(&self, cas: u64, class: u8, length: usize) -> Stored {
+        let cas = if self.arena.has_cas() { cas } else { 0 };
+        Stored::Stored { cas, class, length }
     }
 
     /// Overwrites an item where it stands, if its slot is of the right size for the new one. Its first
@@ -421,7 +441,7 @@ impl Inner {
     /// `set`, `add`, `replace`, `cas` of a value at hand. Made twice: those who keep no copies pay one branch.
     fn put<const LOGS: bool>(self: &Arc<Self>, cx: Cx<'_>, put: &Put<'_>, value: &[u8]) -> Stored {
         let total = self.arena.overhead(put.key.len(), put.flags != 0) + value.len();
-        if total + self.classes.extra() > self.item_size_max {
+        if self.is_too_large(total) {
             return Stored::TooLarge;
         }
         let cas = self.next_cas(put.new_cas);
@@ -429,16 +449,7 @@ impl Inner {
         let bin = match self.fit(total) {
             Fit::Slot(bin) if !large => bin,
             _ => {
-                let Some(mut upload) = self.allocate(cx, put, value.len()) else {
-                    return Stored::NoMemory;
-                };
-                if upload.write(cx, value).is_err() {
-                    return Stored::NoMemory;
-                }
-                return match upload.into_slot(cx, self) {
-                    Some(slot) => self.link(cx, put, slot, cas),
-                    None => Stored::NoMemory,
-                };
+                return self.put_new(cx, put, value.len(), &|write| write(value), cas);
             }
         };
         // As `find_to_store`, in line.
@@ -467,6 +478,27 @@ impl Inner {
         });
         slot.bytes_mut(at, value.len()).copy_from_slice(value);
         self.link(cx, put, slot, cas)
+    }
+
+    /// Stores a value of this length in memory of its own, whatever that takes.
+    fn put_new(
+        self: &Arc<Self>,
+        cx: Cx<'_>,
+        put: &Put<'_>,
+        length: usize,
+        value: &Pieces<'_>,
+        cas: u64,
+    ) -> Stored {
+        let Some(mut upload) = self.allocate(cx, put, length) else {
+            return Stored::NoMemory;
+        };
+        if upload.write_pieces(cx, value).is_err() {
+            return Stored::NoMemory;
+        }
+        match upload.into_slot(cx, self) {
+            Some(slot) => self.link(cx, put, slot, cas),
+            None => Stored::NoMemory,
+        }
     }
 
     /// Stores over the item that is there, in the slot it has. `None` if it needs one of bin `bin`, or
@@ -514,11 +546,7 @@ impl Inner {
         if let Some(held) = held {
             self.log_held(&item, put.key, held);
         }
-        Some(Stored::Stored {
-            cas: if self.arena.has_cas() { cas } else { 0 },
-            class: self.classes.class_of_bin(bin),
-            length: value.len(),
-        })
+        Some(self.stored(cas, self.classes.class_of_bin(bin), value.len()))
     }
 
     /// `append` and `prepend`. `value` calls its argument with the pieces of the new bytes.
@@ -544,16 +572,7 @@ impl Inner {
                             expires: put.vivify.unwrap_or(0),
                             ..*put
                         };
-                        let Some(mut upload) = self.allocate(cx, &fresh, added) else {
-                            return Stored::NoMemory;
-                        };
-                        if upload.write_pieces(cx, value).is_err() {
-                            return Stored::NoMemory;
-                        }
-                        let stored = upload
-                            .into_slot(cx, self)
-                            .map_or(Stored::NoMemory, |slot| self.link(cx, &fresh, slot, cas));
-                        match stored {
+                        match self.put_new(cx, &fresh, added, value, cas) {
                             Stored::NotStored => continue,
                             stored => return stored,
                         }
@@ -568,7 +587,7 @@ impl Inner {
             let (flags, expires) = (item.client_flags(), item.head().expires.load(Relaxed));
             let length = old_length + added;
             let total = self.arena.overhead(put.key.len(), flags != 0) + length;
-            if total + self.classes.extra() > self.item_size_max {
+            if self.is_too_large(total) {
                 return Stored::NotStored;
             }
             let plain = Put {
@@ -601,12 +620,7 @@ impl Inner {
                     let item = guard.item(&place);
                     self.renew(cx, &item, cas, expires, 0);
                     self.log_stored(&item, before);
-                    let class = self.classes.class_of_bin(word.bin());
-                    return Stored::Stored {
-                        cas: if self.arena.has_cas() { cas } else { 0 },
-                        class,
-                        length,
-                    };
+                    return self.stored(cas, self.classes.class_of_bin(word.bin()), length);
                 }
             }
             let item = guard.item(&place);
@@ -675,22 +689,17 @@ impl Inner {
         self.arena.set_cas(slot.handle(), cas);
         let item = slot.item();
         item.seal();
-        let (class, new_length) = (self.class_of(&item), item.length());
+        let (class, length) = (self.class_of(&item), item.length());
         self.note_expiry(slot.handle(), put.expires);
         self.count_in(cx, &item);
-        let old = guard.item(&place);
-        let word = old.word();
-        let before = self.before(&old);
-        self.count_out(cx, &old);
-        self.leave_census(&old);
+        let word = guard.item(&place).word();
         let state = if word.state() == State::Temp {
             State::Temp
         } else {
             State::Main
         };
-        let counter = word.counter().min(1);
-        self.census_of(slot.handle()).enter(state, counter);
-        let old = guard.replace(&place, slot, state, counter);
+        let rank = (state, word.counter().min(1));
+        let (before, old) = self.replace(cx, &mut guard, &place, slot, rank);
         let item = guard.item(&place);
         match added {
             Some(added) => {
@@ -703,11 +712,7 @@ impl Inner {
         if let Some(old) = old {
             self.give(old);
         }
-        Some(Stored::Stored {
-            cas: if self.arena.has_cas() { cas } else { 0 },
-            class,
-            length: new_length,
-        })
+        Some(self.stored(cas, class, length))
     }
 }
 
@@ -737,7 +742,7 @@ impl Store {
     fn refuses(&self, put: &Put<'_>, length: usize) -> bool {
         let inner = &self.inner;
         let total = inner.arena.overhead(put.key.len(), put.flags != 0) + length;
-        total + inner.classes.extra() > inner.item_size_max
+        inner.is_too_large(total)
     }
 
     /// Memory for a value of `length` bytes that will arrive piece by piece.

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use larder::cluster::replication::Moment;
 use larder::cluster::replication::data::{Data, StoreData};
 use larder::cluster::replication::frame::{self, HEADER};
 use larder::cluster::replication::message::Type;
@@ -119,15 +120,18 @@ impl Side {
         let mut state = self.replicas.state();
         let State { node, data, .. } = &mut *state;
         let out = &mut self.out;
-        let unix_ms = 1_700_000_000_000 + now;
-        match session.receive(node, data, &self.input, now, unix_ms, out) {
+        let at = Moment {
+            now,
+            unix_ms: 1_700_000_000_000 + now,
+        };
+        match session.receive(node, data, &self.input, at, out) {
             Ok(used) => drop(self.input.drain(..used)),
             Err(end) => {
                 assert!(!end.to_string().is_empty());
                 return false;
             }
         }
-        let alive = session.pump(node, data, now, unix_ms, 64 << 10, out);
+        let alive = session.pump(node, data, at, 64 << 10, out);
         assert!(out.len() < SAID_MAX, "{} bytes at once", out.len());
         alive.is_ok()
     }

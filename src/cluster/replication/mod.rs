@@ -67,6 +67,14 @@ mod model;
 #[cfg(test)]
 mod simulation;
 
+/// When something happens, in milliseconds: on the node's own clock, which never goes back, and since 1970
+/// by the one on the wall.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    pub now: u64,
+    pub unix_ms: u64,
+}
+
 /// Something is said at least so often, in milliseconds.
 pub const HEARTBEAT: u64 = 250;
 

@@ -17,9 +17,9 @@ use super::data::Data;
 use super::frame::{self, Broken, Frame};
 use super::history::Epoch;
 use super::message::{self, Hello, Message, Mode, Tier, Type};
-use super::sink::{self, Copy, Sink};
+use super::sink::{self, Context, Copy, Sink};
 use super::source::Source;
-use super::{DEAD, HEARTBEAT};
+use super::{DEAD, HEARTBEAT, Moment};
 use crate::store::journal::{ALL, Kind, Lost, PARTITIONS};
 
 /// Why a leader goes away that stops in good order.
@@ -224,14 +224,12 @@ impl<D: Data> Session<D> {
     ///
     /// # Errors
     /// It is over; what is in `out` should still be sent.
-    #[allow(clippy::too_many_arguments)]
     pub fn receive(
         &mut self,
         node: &mut Node,
         data: &D,
         input: &[u8],
-        now: u64,
-        unix_ms: u64,
+        at: Moment,
         out: &mut Vec<u8>,
     ) -> Result<usize, End> {
         let mut used = 0;
@@ -240,7 +238,7 @@ impl<D: Data> Session<D> {
                 break;
             };
             used += length;
-            self.heard_at = now;
+            self.heard_at = at.now;
             let (mut payload, mut before) = (Vec::new(), 0);
             if frame.kind == Type::Fragment || !self.begun.0.is_empty() {
                 if !matches!(self.state, State::Source(_) | State::Sink(_)) {
@@ -284,16 +282,13 @@ impl<D: Data> Session<D> {
                     if frame.epoch < node.epoch().number {
                         return Err(self.refuse(node, "an older leader", out));
                     }
-                    sink.receive(
+                    let mut cx = Context {
                         data,
-                        &mut node.copy,
-                        partition,
-                        message,
-                        length,
-                        now,
-                        unix_ms,
+                        copy: &mut node.copy,
+                        number: partition,
                         out,
-                    )?;
+                    };
+                    sink.receive(&mut cx, message, length, at)?;
                     if self.reverse && node.copy.whole == ALL {
                         return Err(End::Recovered);
                     }
@@ -302,12 +297,12 @@ impl<D: Data> Session<D> {
                     if !sink::is_for_sink(frame.kind)
                         || matches!(frame.kind, Type::Heartbeat | Type::ListEnd) =>
                 {
-                    source.receive(data, partition, message, now, unix_ms, out)?;
+                    source.receive(data, partition, message, at, out)?;
                 }
                 State::Sink(_) | State::Source(_) => {
                     return Err(Broken::Unexpected(frame.kind).into());
                 }
-                _ => self.shake(node, data, frame.kind, message, now, out)?,
+                _ => self.shake(node, data, frame.kind, message, at.now, out)?,
             }
         }
         Ok(used)
@@ -510,22 +505,20 @@ impl<D: Data> Session<D> {
         &mut self,
         node: &mut Node,
         data: &D,
-        now: u64,
-        unix_ms: u64,
+        at: Moment,
         room: usize,
         out: &mut Vec<u8>,
     ) -> Result<bool, End> {
+        let now = at.now;
         if now > self.heard_at + DEAD {
             return Err(End::Silent);
         }
         match &mut self.state {
-            State::Source(source) => source
-                .pump(data, now, unix_ms, room, out)
-                .map_err(|Lost| End::Behind),
+            State::Source(source) => source.pump(data, at, room, out).map_err(|Lost| End::Behind),
             State::Sink(sink) => {
                 let more = sink.work(data, now, out);
                 if !more || sink.heard_at() + HEARTBEAT < now {
-                    sink.tell(data, now, unix_ms, out);
+                    sink.tell(data, at, out);
                 }
                 if more {
                     // Whoever is busy cannot hear.

@@ -14,9 +14,9 @@ use super::history::History;
 use super::message::{self, Heartbeat, Message, Mode, Positions, Tier, Type};
 use super::segments::{self, Building, Built, SEGMENT};
 use super::skew::Skew;
-use super::{HEARTBEAT, PREPARED_MAX, SKEW_ALARM};
+use super::{HEARTBEAT, Moment, PREPARED_MAX, SKEW_ALARM};
 use crate::store::journal::record::victims;
-use crate::store::journal::{self, Kind, PARTITIONS, Record, Row};
+use crate::store::journal::{self, Journal, Kind, PARTITIONS, Record, Row};
 
 /// Items that one step of a walk looks at, about.
 const STEP: usize = 2048;
@@ -109,6 +109,12 @@ impl Copy {
         }
     }
 
+    /// What a digest or a record that goes on from another says of a partition there need not be so here
+    /// yet: it is not whole, or newer things may have come before.
+    fn is_unsure_of(&self, number: usize, seq: u64) -> bool {
+        self.whole & 1 << number == 0 || seq <= self.ahead[number]
+    }
+
     fn skew(&self) -> i64 {
         let ahead = self.clock.ms();
         if ahead.abs() < SKEW_ALARM {
@@ -182,6 +188,27 @@ impl Flushes {
     /// A partition begins where all of them are past.
     fn skip(&mut self, partition: usize) {
         self.passed.0[partition] = self.count();
+    }
+}
+
+/// What a frame is taken in with.
+pub struct Context<'a, D> {
+    pub data: &'a D,
+    pub copy: &'a mut Copy,
+    /// The frame's partition.
+    pub number: usize,
+    /// Where what is said in answer goes.
+    pub out: &'a mut Vec<u8>,
+}
+
+impl<D: Data> Context<'_, D> {
+    fn log(&self) -> &Journal {
+        self.data.journal()
+    }
+
+    /// What comes was flushed before it came.
+    fn dead(&self) -> bool {
+        self.copy.flushes.are_ahead_of(self.number)
     }
 }
 
@@ -279,70 +306,69 @@ impl<D: Data> Sink<D> {
     }
 
     /// Takes one frame in. `length` is that of the whole frame.
-    #[allow(clippy::too_many_arguments)]
     pub fn receive(
         &mut self,
-        data: &D,
-        copy: &mut Copy,
-        number: usize,
+        cx: &mut Context<'_, D>,
         message: Message<'_>,
         length: usize,
-        now: u64,
-        unix_ms: u64,
-        out: &mut Vec<u8>,
+        at: Moment,
     ) -> Result<(), Broken> {
-        self.heard_at = now;
-        copy.heard_at = now;
+        self.heard_at = at.now;
+        cx.copy.heard_at = at.now;
         self.taken += length as u64;
         match message {
-            Message::Batch(bytes) => self.records(data, copy, number, bytes, true, out)?,
-            Message::Chunk(bytes) => self.records(data, copy, number, bytes, false, out)?,
+            Message::Batch(bytes) => self.records(cx, bytes, true)?,
+            Message::Chunk(bytes) => self.records(cx, bytes, false)?,
             Message::Heartbeat(beat) => {
+                let copy = &mut *cx.copy;
                 copy.cas = copy.cas.max(beat.cas);
                 copy.in_sync = beat.in_sync;
                 copy.source_records = beat.records;
-                copy.clock.heard(beat.unix_ms, unix_ms, now);
+                copy.clock.heard(beat.unix_ms, at.unix_ms, at.now);
                 if copy.clock.ms().abs() >= SKEW_ALARM {
                     copy.counts.clock_alarms += 1;
                 }
                 if !copy.abstains {
                     // Heard is answered: it is a promise, and the source counts on it.
                     self.source_sent_ms = beat.sent_ms;
-                    copy.vouched_at = now;
+                    copy.vouched_at = at.now;
                 }
-                self.beat(data, now, unix_ms, out);
+                self.beat(cx.data, at, cx.out);
             }
             Message::LeavesRequest(nodes) => {
-                let Some(row) = self.rows[number].take() else {
+                let Some(row) = self.rows[cx.number].take() else {
                     return Err(Broken::Unexpected(Type::LeavesRequest));
                 };
                 let told = tell_leaves(&row, nodes);
-                message::write(out, self.epoch, number, &Message::Leaves(&told));
+                self.say(cx, &Message::Leaves(&told));
             }
             Message::ListRequest(leaves, salt) => {
                 for leaf in each_leaf(&leaves) {
                     // What was given up here will be made good.
-                    data.journal().found_again(number, leaf);
+                    cx.log().found_again(cx.number, leaf);
                 }
-                self.listings[number] = Some(Listing::new(leaves, salt));
+                self.listings[cx.number] = Some(Listing::new(leaves, salt));
             }
             Message::ListEnd => self.walk = Some(Walk::Look(0)),
             Message::Drop(strangers) => {
-                if let Some(listing) = self.listings[number].take() {
+                if let Some(listing) = self.listings[cx.number].take() {
                     for (digest, spot) in listing.named(strangers) {
-                        data.delete_exactly(spot, digest);
+                        cx.data.delete_exactly(spot, digest);
                     }
                 }
             }
             Message::Synced(partitions) => {
-                copy.whole |= partitions;
+                cx.copy.whole |= partitions;
                 for number in (0..PARTITIONS).filter(|number| partitions & 1 << number != 0) {
                     self.listings[number] = None;
                     self.rows[number] = None;
                 }
             }
-            Message::Clients(address) => copy.source_clients = address.to_owned(),
-            Message::Ahead(until) => copy.ahead[number] = copy.ahead[number].max(until),
+            Message::Clients(address) => cx.copy.source_clients = address.to_owned(),
+            Message::Ahead(until) => {
+                let ahead = &mut cx.copy.ahead[cx.number];
+                *ahead = until.max(*ahead);
+            }
             _ => return Err(Broken::Malformed),
         }
         Ok(())
@@ -350,13 +376,11 @@ impl<D: Data> Sink<D> {
 
     fn records(
         &mut self,
-        data: &D,
-        copy: &mut Copy,
-        number: usize,
+        cx: &mut Context<'_, D>,
         mut bytes: &[u8],
         logged: bool,
-        out: &mut Vec<u8>,
     ) -> Result<(), Broken> {
+        let (data, number) = (cx.data, cx.number);
         let mut next = data.journal().seq(number) + 1;
         // While one is applied, the memory of the other is on its way.
         let mut runs = [Run::default(), Run::default()];
@@ -385,50 +409,41 @@ impl<D: Data> Sink<D> {
                 if run.records.is_full() {
                     run.spots.iter().for_each(|spot| data.approach(*spot));
                     latest = 1 - latest;
-                    self.apply_run(data, copy, number, &mut runs[latest], logged);
+                    self.apply_run(cx, &mut runs[latest], logged);
                 }
             } else {
-                self.apply_runs(data, copy, number, &mut runs, latest, logged);
-                self.apply(data, copy, number, &record, logged, out)?;
+                self.apply_runs(cx, &mut runs, latest, logged);
+                self.apply(cx, &record, logged)?;
                 next = data.journal().seq(number) + 1;
             }
         }
-        self.apply_runs(data, copy, number, &mut runs, latest, logged);
+        self.apply_runs(cx, &mut runs, latest, logged);
         Ok(())
     }
 
     /// Applies what is left of two runs, of which one is later.
     fn apply_runs(
         &mut self,
-        data: &D,
-        copy: &mut Copy,
-        number: usize,
+        cx: &mut Context<'_, D>,
         runs: &mut [Run<'_>; 2],
         latest: usize,
         logged: bool,
     ) {
         let spots = &runs[latest].spots;
-        spots.iter().for_each(|spot| data.approach(*spot));
+        spots.iter().for_each(|spot| cx.data.approach(*spot));
         for run in [1 - latest, latest] {
-            self.apply_run(data, copy, number, &mut runs[run], logged);
+            self.apply_run(cx, &mut runs[run], logged);
         }
     }
 
     /// Applies records that only concern their keys.
-    fn apply_run(
-        &mut self,
-        data: &D,
-        copy: &mut Copy,
-        number: usize,
-        run: &mut Run<'_>,
-        logged: bool,
-    ) {
+    fn apply_run(&mut self, cx: &mut Context<'_, D>, run: &mut Run<'_>, logged: bool) {
         let Run { records, spots } = run;
         if records.is_empty() {
             return;
         }
-        let skew = copy.skew();
-        let dead = copy.flushes.are_ahead_of(number);
+        let (skew, dead) = (cx.copy.skew(), cx.dead());
+        let (data, copy) = (cx.data, &mut *cx.copy);
         for record in records.iter() {
             match record.kind {
                 Kind::Meta => data.meta(record, skew),
@@ -441,8 +456,8 @@ impl<D: Data> Sink<D> {
             }
         }
         if logged {
-            data.journal().replay(number, records);
-            self.moved |= 1 << number;
+            data.journal().replay(cx.number, records);
+            self.moved |= 1 << cx.number;
             copy.counts.records += records.len() as u64;
         } else {
             copy.counts.items += records.len() as u64;
@@ -453,21 +468,17 @@ impl<D: Data> Sink<D> {
 
     fn apply(
         &mut self,
-        data: &D,
-        copy: &mut Copy,
-        number: usize,
+        cx: &mut Context<'_, D>,
         record: &Record<'_>,
         logged: bool,
-        out: &mut Vec<u8>,
     ) -> Result<(), Broken> {
+        let (data, number) = (cx.data, cx.number);
         let log = data.journal();
-        let skew = copy.skew();
-        let dead = copy.flushes.are_ahead_of(number);
         // What is kept of the record in the log; nothing of a value that is not whole yet.
         let mut kept = Some(*record);
         let key;
         match record.kind {
-            Kind::Part => match self.part(data, copy, record, skew, dead)? {
+            Kind::Part => match self.part(cx, record)? {
                 Some(arrived) => {
                     key = arrived;
                     kept = Some(Record {
@@ -482,17 +493,16 @@ impl<D: Data> Sink<D> {
             },
             Kind::Append | Kind::Prepend => match data.extend(record) {
                 Extended::Done => {}
-                Extended::NoRoom => copy.counts.no_room += 1,
+                Extended::NoRoom => cx.copy.counts.no_room += 1,
                 // Where newer things may have come before this, or all of it is still to come, the
                 // item is what it should be or will be.
-                Extended::Other
-                    if copy.whole & 1 << number == 0 || record.seq <= copy.ahead[number] => {}
-                Extended::Other => self.fetch(number, record.key, out),
+                Extended::Other if cx.copy.is_unsure_of(number, record.seq) => {}
+                Extended::Other => self.fetch(cx, record.key),
             },
-            Kind::Flush if record.expires != 0 => copy.flush_due = Some(record.expires),
+            Kind::Flush if record.expires != 0 => cx.copy.flush_due = Some(record.expires),
             Kind::Flush => {
-                if copy.flushes.come_to(number, record.cas) {
-                    copy.flush_due = None;
+                if cx.copy.flushes.come_to(number, record.cas) {
+                    cx.copy.flush_due = None;
                     data.flush();
                 }
             }
@@ -500,12 +510,12 @@ impl<D: Data> Sink<D> {
                 // Frozen behind the record itself, as the source does.
                 log.replay(number, slice::from_ref(record));
                 self.moved |= 1 << number;
-                self.digest(data, copy, number, record, out);
+                self.digest(cx, record);
                 return Ok(());
             }
-            Kind::Prepare | Kind::PrepareDelete => self.prepare(data, copy, number, record, out),
+            Kind::Prepare | Kind::PrepareDelete => self.prepare(cx, record),
             Kind::PreparePart => {
-                let arrived = self.prepare_part(data, copy, number, record, out)?;
+                let arrived = self.prepare_part(cx, record)?;
                 kept = arrived.then_some(Record {
                     kind: Kind::PrepareLater,
                     argument: record.argument >> 32,
@@ -514,8 +524,8 @@ impl<D: Data> Sink<D> {
                 });
             }
             Kind::Commit => match log.take_prepared(number, record.argument) {
-                Some(bytes) => commit(data, &bytes, skew, dead),
-                None => self.fetch(number, record.key, out),
+                Some(bytes) => commit(data, &bytes, cx.copy.skew(), cx.dead()),
+                None => self.fetch(cx, record.key),
             },
             Kind::Abort => {
                 log.take_prepared(number, record.argument);
@@ -535,21 +545,15 @@ impl<D: Data> Sink<D> {
                 }
             }
             Kind::Check => {
-                self.check(data, copy, number, record, out);
+                self.check(cx, record);
                 return Ok(());
             }
             Kind::Offer => {
-                self.ask(
-                    number,
-                    true,
-                    record.key,
-                    &segments::tell_of(data, record.key),
-                    out,
-                );
+                self.ask(cx, true, record.key, &segments::tell_of(data, record.key));
                 return Ok(());
             }
             Kind::Patch => {
-                self.patch(data, copy, number, record, out)?;
+                self.patch(cx, record)?;
                 return Ok(());
             }
             // Those are applied in runs; and what is not in the log is sent in parts.
@@ -557,9 +561,9 @@ impl<D: Data> Sink<D> {
                 return Err(Broken::Malformed);
             }
         }
-        copy.counts.items += u64::from(!logged);
+        cx.copy.counts.items += u64::from(!logged);
         if logged && let Some(kept) = kept {
-            copy.counts.records += 1;
+            cx.copy.counts.records += 1;
             log.replay(number, slice::from_ref(&kept));
             self.moved |= 1 << number;
         }
@@ -567,31 +571,20 @@ impl<D: Data> Sink<D> {
     }
 
     /// Keeps what is prepared, if there is room.
-    fn prepare(
-        &mut self,
-        data: &D,
-        copy: &mut Copy,
-        number: usize,
-        record: &Record<'_>,
-        out: &mut Vec<u8>,
-    ) {
-        let log = data.journal();
-        if log.prepared_bytes(number) + record.length() > PREPARED_MAX {
-            message::write(out, self.epoch, number, &Message::Nak { seq: record.seq });
-            copy.counts.no_room += 1;
+    fn prepare(&self, cx: &mut Context<'_, D>, record: &Record<'_>) {
+        if cx.log().prepared_bytes(cx.number) + record.length() > PREPARED_MAX {
+            self.say(cx, &Message::Nak { seq: record.seq });
+            cx.copy.counts.no_room += 1;
         } else {
-            log.prepare(number, record);
+            cx.log().prepare(cx.number, record);
         }
     }
 
     /// A stretch of a long value that is prepared. True if it was the last one.
     fn prepare_part(
         &mut self,
-        data: &D,
-        copy: &mut Copy,
-        number: usize,
+        cx: &mut Context<'_, D>,
         record: &Record<'_>,
-        out: &mut Vec<u8>,
     ) -> Result<bool, Broken> {
         let (total, offset) = segments::place_of(record);
         let mut value = match self.preparing.take() {
@@ -613,19 +606,18 @@ impl<D: Data> Sink<D> {
             value: &value,
             ..*record
         };
-        self.prepare(data, copy, number, &prepared, out);
+        self.prepare(cx, &prepared);
         Ok(true)
     }
 
     /// A stretch of a long value. Returns its key if it was the last one.
     fn part(
         &mut self,
-        data: &D,
-        copy: &mut Copy,
+        cx: &mut Context<'_, D>,
         record: &Record<'_>,
-        skew: i64,
-        dead: bool,
     ) -> Result<Option<Vec<u8>>, Broken> {
+        let (skew, dead) = (cx.copy.skew(), cx.dead());
+        let (data, counts) = (cx.data, &mut cx.copy.counts);
         let (total, offset) = segments::place_of(record);
         let last = offset + record.value.len() >= total;
         if offset == 0 {
@@ -634,7 +626,7 @@ impl<D: Data> Sink<D> {
                 upload: data.begin(record, skew, total),
             };
             if arriving.upload.is_none() {
-                copy.counts.no_room += 1;
+                counts.no_room += 1;
                 data.lose(record.key);
             }
             self.arriving = Some(arriving);
@@ -644,7 +636,7 @@ impl<D: Data> Sink<D> {
         if let Some(upload) = &mut arriving.upload
             && !data.fill(upload, record.value)
         {
-            copy.counts.no_room += 1;
+            counts.no_room += 1;
             data.lose(&arriving.key);
             arriving.upload = None;
         }
@@ -658,32 +650,26 @@ impl<D: Data> Sink<D> {
                 ..*record
             };
             if !data.finish(&record, skew, dead, upload) {
-                copy.counts.no_room += 1;
+                counts.no_room += 1;
             }
         }
         Ok(Some(arriving.key))
     }
 
-    fn digest(
-        &mut self,
-        data: &D,
-        copy: &mut Copy,
-        number: usize,
-        record: &Record<'_>,
-        out: &mut Vec<u8>,
-    ) {
-        let log = data.journal();
+    fn digest(&self, cx: &mut Context<'_, D>, record: &Record<'_>) {
+        let number = cx.number;
+        let log = cx.data.journal();
         let ours = log.freeze(number);
-        if copy.whole & 1 << number == 0 || record.seq <= copy.ahead[number] {
+        if cx.copy.is_unsure_of(number, record.seq) {
             return;
         }
         if ours == record.argument {
-            copy.counts.digests_equal += 1;
+            cx.copy.counts.digests_equal += 1;
             return;
         }
         let lossy = log.lossy(number);
         if lossy.iter().all(|word| *word == 0) {
-            copy.counts.digests_differed += 1;
+            cx.copy.counts.digests_differed += 1;
         }
         if let Some(frozen) = log.frozen(number) {
             let row = Message::Row {
@@ -691,60 +677,50 @@ impl<D: Data> Sink<D> {
                 lossy,
                 row: frozen.row,
             };
-            message::write(out, self.epoch, number, &row);
+            self.say(cx, &row);
         }
     }
 
-    fn check(
-        &mut self,
-        data: &D,
-        copy: &mut Copy,
-        number: usize,
-        record: &Record<'_>,
-        out: &mut Vec<u8>,
-    ) {
+    fn check(&self, cx: &mut Context<'_, D>, record: &Record<'_>) {
         let rooted = record.client_flags == 1;
-        let Some((digest, value)) = data.digests(record.key, rooted) else {
+        let Some((digest, value)) = cx.data.digests(record.key, rooted) else {
             return;
         };
         if record.value != digest.to_le_bytes() || value == record.argument {
             return;
         }
-        copy.counts.values_differed += 1;
-        let told = segments::tell_of(data, record.key);
+        cx.copy.counts.values_differed += 1;
+        let told = segments::tell_of(cx.data, record.key);
         // A short one comes by the log.
         if segments::are_worth_it(record.key, told.len() / 8 * SEGMENT) {
-            self.ask(number, false, record.key, &told, out);
+            self.ask(cx, false, record.key, &told);
         } else {
-            self.fetch(number, record.key, out);
+            self.fetch(cx, record.key);
         }
     }
 
     /// Asks for an item as it is now.
-    fn fetch(&self, number: usize, key: &[u8], out: &mut Vec<u8>) {
-        message::write(out, self.epoch, number, &Message::Fetch(key));
+    fn fetch(&self, cx: &mut Context<'_, D>, key: &[u8]) {
+        self.say(cx, &Message::Fetch(key));
     }
 
     /// Asks for a long value of which these segments are here.
-    fn ask(&self, number: usize, offered: bool, key: &[u8], digests: &[u8], out: &mut Vec<u8>) {
+    fn ask(&self, cx: &mut Context<'_, D>, offered: bool, key: &[u8], digests: &[u8]) {
         let segments = Message::Segments {
             offered,
             key,
             digests,
         };
-        message::write(out, self.epoch, number, &segments);
+        self.say(cx, &segments);
+    }
+
+    fn say(&self, cx: &mut Context<'_, D>, message: &Message<'_>) {
+        message::write(cx.out, self.epoch, cx.number, message);
     }
 
     /// A segment of a value, or its root.
-    fn patch(
-        &mut self,
-        data: &D,
-        copy: &mut Copy,
-        number: usize,
-        record: &Record<'_>,
-        out: &mut Vec<u8>,
-    ) -> Result<(), Broken> {
-        let skew = copy.skew();
+    fn patch(&mut self, cx: &mut Context<'_, D>, record: &Record<'_>) -> Result<(), Broken> {
+        let (data, skew) = (cx.data, cx.copy.skew());
         if !record.key.is_empty() {
             self.building = Some(Building::new(data, record, skew));
         }
@@ -753,11 +729,10 @@ impl<D: Data> Sink<D> {
             self.building = Some(building);
             return Ok(());
         };
-        let dead = copy.flushes.are_ahead_of(number);
-        match building.finish(data, record, skew, dead, root) {
-            (_, Built::Done) => copy.counts.items += 1,
-            (_, Built::NoRoom) => copy.counts.no_room += 1,
-            (key, Built::Other) => self.ask(number, false, &key, &[], out),
+        match building.finish(data, record, skew, cx.dead(), root) {
+            (_, Built::Done) => cx.copy.counts.items += 1,
+            (_, Built::NoRoom) => cx.copy.counts.no_room += 1,
+            (key, Built::Other) => self.ask(cx, false, &key, &[]),
         }
         Ok(())
     }
@@ -798,7 +773,7 @@ impl<D: Data> Sink<D> {
     }
 
     /// Says how far it is, if that has changed; and that it is there.
-    pub fn tell(&mut self, data: &D, now: u64, unix_ms: u64, out: &mut Vec<u8>) {
+    pub fn tell(&mut self, data: &D, at: Moment, out: &mut Vec<u8>) {
         if self.taken > self.told || self.moved != 0 {
             let positions = (0..PARTITIONS)
                 .filter(|number| self.moved & 1 << number != 0)
@@ -809,22 +784,22 @@ impl<D: Data> Sink<D> {
                 positions,
             };
             message::write(out, self.epoch, 0, &ack);
-            (self.told, self.moved, self.sent_at) = (self.taken, 0, now);
-        } else if now >= self.sent_at + HEARTBEAT {
-            self.beat(data, now, unix_ms, out);
+            (self.told, self.moved, self.sent_at) = (self.taken, 0, at.now);
+        } else if at.now >= self.sent_at + HEARTBEAT {
+            self.beat(data, at, out);
         }
     }
 
-    fn beat(&mut self, data: &D, now: u64, unix_ms: u64, out: &mut Vec<u8>) {
+    fn beat(&mut self, data: &D, at: Moment, out: &mut Vec<u8>) {
         let beat = Heartbeat {
-            unix_ms,
+            unix_ms: at.unix_ms,
             cas: data.last_cas(),
             records: data.journal().records(),
             sent_ms: self.source_sent_ms,
             in_sync: false,
         };
         message::write(out, self.epoch, 0, &Message::Heartbeat(beat));
-        self.sent_at = now;
+        self.sent_at = at.now;
     }
 }
 

@@ -11,7 +11,6 @@ mod histories;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::SUSPECT;
 use super::data::Data;
 use super::group::{Group, Verdict, Votes};
 use super::linearizable::{Action, Operation};
@@ -19,6 +18,7 @@ use super::model::{Entry, Model};
 use super::session::{End, Node, Role, Session};
 use super::sink;
 use super::source::Scrubbed;
+use super::{Moment, SUSPECT};
 use crate::cluster::dice::Dice;
 use crate::store::journal::{self, ALL, Change, Kind, PARTITIONS, Record, partition, place};
 
@@ -346,18 +346,21 @@ impl World {
                 let node = &mut self.nodes[number];
                 let out = &mut self.said;
                 out.clear();
+                let moment = Moment {
+                    now: self.now,
+                    unix_ms: self.now,
+                };
                 let taken = session.receive(
                     &mut node.node,
                     &node.data,
                     &input.bytes[..input.arrived],
-                    self.now,
-                    self.now,
+                    moment,
                     out,
                 );
                 let result = match taken {
                     Ok(used) => {
                         input.done(used);
-                        session.pump(&mut node.node, &node.data, self.now, self.now, 100_000, out)
+                        session.pump(&mut node.node, &node.data, moment, 100_000, out)
                     }
                     Err(end) => Err(end),
                 };

@@ -30,7 +30,7 @@ use super::data::Data;
 use super::frame::Broken;
 use super::message::{self, Heartbeat, LEAF_WORDS, Leaves, Message, Mode, Positions, Tier, Type};
 use super::skew::Skew;
-use super::{HEARTBEAT, WINDOW, history::Epoch, history::History};
+use super::{HEARTBEAT, Moment, WINDOW, history::Epoch, history::History};
 use crate::store::journal::{Cursor, LEAVES, Lost, PARTITIONS, Row};
 
 /// Bytes of records in one frame, about.
@@ -248,10 +248,10 @@ impl<D: Data> Source<D> {
         data: &D,
         frame_partition: usize,
         message: Message<'_>,
-        now: u64,
-        unix_ms: u64,
+        at: Moment,
         out: &mut Vec<u8>,
     ) -> Result<(), Broken> {
+        let now = at.now;
         self.heard_at = now;
         match message {
             Message::Ack { bytes, positions } => {
@@ -271,7 +271,7 @@ impl<D: Data> Source<D> {
                 if beat.sent_ms > 0 && beat.sent_ms <= now {
                     self.vouched_at = Some(self.vouched_at.unwrap_or(0).max(beat.sent_ms));
                 }
-                self.clock.heard(beat.unix_ms, unix_ms, now);
+                self.clock.heard(beat.unix_ms, at.unix_ms, now);
                 self.counts.clock_skew = self.clock.ms();
                 if self.taken == self.sent {
                     self.progress_at = now;
@@ -388,16 +388,16 @@ impl<D: Data> Source<D> {
     pub fn pump(
         &mut self,
         data: &D,
-        now: u64,
-        unix_ms: u64,
+        at: Moment,
         room: usize,
         out: &mut Vec<u8>,
     ) -> Result<bool, Lost> {
+        let now = at.now;
         if !self.greeted || self.sent_at > self.beat_at && now >= self.beat_at + HEARTBEAT {
             // The copy vouches in answer to heartbeats, however much else is said; and it has to know
             // the time before the first expiry comes.
             self.greeted = true;
-            self.beat(data, now, unix_ms, out);
+            self.beat(data, at, out);
         }
         let limit = out.len() + room;
         loop {
@@ -427,7 +427,7 @@ impl<D: Data> Source<D> {
             break;
         }
         if now >= self.sent_at + HEARTBEAT {
-            self.beat(data, now, unix_ms, out);
+            self.beat(data, at, out);
         }
         Ok(false)
     }
@@ -438,9 +438,10 @@ impl<D: Data> Source<D> {
     }
 
     /// A heartbeat at once: what it says has changed.
-    pub fn beat(&mut self, data: &D, now: u64, unix_ms: u64, out: &mut Vec<u8>) {
+    pub fn beat(&mut self, data: &D, at: Moment, out: &mut Vec<u8>) {
+        let now = at.now;
         let beat = Heartbeat {
-            unix_ms,
+            unix_ms: at.unix_ms,
             cas: data.last_cas(),
             records: data.journal().records(),
             sent_ms: now,
