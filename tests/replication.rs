@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use common::binary::Packet;
 use common::{Client, TestServer, settings};
+use larder::cluster::replication::frame;
+use larder::cluster::replication::message::Type;
 use larder::settings::{Ack, Endpoint, Journal, Settings};
 
 /// How long a test waits for what takes a moment.
@@ -579,21 +581,21 @@ fn levels_go_by_prefixes() {
 fn noise_on_the_port_of_copies_does_no_harm() {
     let leader = TestServer::start_with(leading());
     let address = leader.copies_address();
-    let noises: [&[u8]; 5] = [
-        b"GET / HTTP/1.1\r\n\r\n",
-        &[0xff; 100],
-        // A frame of 4 GiB.
-        b"LR\x02\x05\xff\xff\xff\xff\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
-        // A version that does not exist.
-        b"LR\x07\x05\x00\x00\x00\x00\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
-        b"",
-    ];
+    let mut long = Vec::new();
+    frame::write(&mut long, Type::Batch, 1, 0, 0, |_| ());
+    let mut unknown = long.clone();
+    // One of 4 GiB, and a version that does not exist.
+    long[4..8].fill(0xff);
+    unknown[2] = 99;
+    let noises: [&[u8]; 4] = [b"GET / HTTP/1.1\r\n\r\n", &[0xff; 100], &long, &unknown];
     for noise in noises {
         let mut stranger = Client::to(address);
         stranger.send(noise);
-        stranger.finish();
         stranger.expect_end();
     }
+    let mut silent = Client::to(address);
+    silent.finish();
+    silent.expect_end();
     let follower = TestServer::start_with(following(&leader));
     let mut client = leader.connect();
     client.ask("set k 0 0 3\r\none\r\n", "STORED\r\n");
