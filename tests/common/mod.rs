@@ -11,9 +11,10 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use larder::cluster::Cluster;
 use larder::server::control::{Control, Stop};
 use larder::server::{Failure, Server};
-use larder::settings::{Endpoint, Settings};
+use larder::settings::{Endpoint, Settings, proxy};
 
 /// How long a client waits for an answer before the test fails; far more than it takes.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -24,6 +25,7 @@ pub struct TestServer {
     datagrams: Vec<SocketAddr>,
     copies: Option<SocketAddr>,
     control: Arc<Control>,
+    cluster: Option<Arc<Cluster>>,
     thread: Option<JoinHandle<Result<Stop, Failure>>>,
 }
 
@@ -52,6 +54,7 @@ impl TestServer {
             datagrams: server.datagram_addresses().to_vec(),
             copies: server.copies_address(),
             control: server.control(),
+            cluster: server.cluster(),
             thread: Some(thread::spawn(|| server.serve())),
         }
     }
@@ -77,6 +80,12 @@ impl TestServer {
 
     pub fn connect(&self) -> Client<TcpStream> {
         Client::to(self.address())
+    }
+
+    /// Gives a proxy another configuration; its workers take it up when they next have something to do.
+    pub fn reload(&self, proxy: proxy::Proxy) {
+        let cluster = self.cluster.as_ref().expect("a proxy");
+        cluster.reload(proxy).expect("sound");
     }
 
     /// Waits until it has stopped by itself.

@@ -15,5 +15,6 @@ mod forwarding;
 mod hot;
 mod long_keys;
 mod misbehaviour;
+mod reloading;
 mod routing;
 mod siege;

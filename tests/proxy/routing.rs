@@ -1,15 +1,11 @@
-//! Routes, listeners, reloads, and keys that everybody wants.
+//! Routes, and what becomes of requests on them.
 
-use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use larder::server::Server;
-use larder::server::control::Stop;
-use larder::settings::proxy::{Mode, Proxy, Route, parse};
+use larder::settings::proxy::{Proxy, Route, parse};
 
-use crate::common::{self, Client, TestServer};
+use crate::common::TestServer;
 use crate::fleet;
 
 /// Servers of pools `a`, `b` and `c`, one each, and a proxy with these routes.
@@ -165,68 +161,6 @@ fn limits_and_faults() {
     assert!(since.elapsed() >= Duration::from_millis(30));
 }
 
-#[test]
-fn a_hundred_reloads_under_load() {
-    let servers: Vec<TestServer> = (0..4).map(|_| TestServer::start()).collect();
-    let names = fleet::addresses(&servers);
-    let three = fleet::configuration(&names[..3], "");
-    let four = fleet::configuration(&names, "connections = 2");
-    let mut settings = common::settings();
-    settings.proxy = Some(Mode {
-        proxy: three.clone(),
-        file: None,
-    });
-    let server = Server::bind(settings).unwrap();
-    let (address, control) = (server.addresses()[0], server.control());
-    let cluster = server.cluster().unwrap();
-    let thread = std::thread::spawn(|| server.serve());
-    let over = Arc::new(AtomicBool::new(false));
-    let clients: Vec<_> = (0..3)
-        .map(|number| {
-            let over = over.clone();
-            std::thread::spawn(move || {
-                let mut client = Client::to(address);
-                let mut rounds = 0;
-                while !over.load(Relaxed) {
-                    let key = format!("c{number}k{}", rounds % 50);
-                    client.ask(format!("set {key} 0 0 1\r\nx\r\n"), "STORED\r\n");
-                    client.ask(
-                        format!("get {key} nope{rounds}\r\nmn\r\n"),
-                        format!("VALUE {key} 0 1\r\nx\r\nEND\r\nMN\r\n"),
-                    );
-                    rounds += 1;
-                }
-                rounds
-            })
-        })
-        .collect();
-    // A key that moves between two requests of one client is missed, so keys must not move.
-    let mut same = three.clone();
-    for n in 0..100 {
-        same.pools[0].timeout_ms = 20_000 + n;
-        same.pools[0].connections = 1 + n as usize % 3;
-        cluster.reload(same.clone()).unwrap();
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    over.store(true, Relaxed);
-    let rounds: usize = clients.into_iter().map(|it| it.join().unwrap()).sum();
-    assert!(rounds > 50, "{rounds}");
-    // Servers come and go.
-    for proxy in [four, three] {
-        cluster.reload(proxy).unwrap();
-        let mut client = Client::to(address);
-        for n in 0..200 {
-            client.ask(
-                format!("set k{n} 0 0 1\r\nx\r\nget k{n}\r\n"),
-                format!("STORED\r\nVALUE k{n} 0 1\r\nx\r\nEND\r\n"),
-            );
-        }
-    }
-    assert!(servers[3].connect().stat("cmd_set").parse::<u32>().unwrap() > 10);
-    control.stop(Stop::Normal).unwrap();
-    thread.join().unwrap().unwrap();
-}
-
 /// Servers that are known to be down are answered for, whatever the route to them.
 #[test]
 fn all_that_a_route_leads_to_is_down() {
@@ -260,47 +194,6 @@ fn all_that_a_route_leads_to_is_down() {
             }
             client.ask("version\r\n", "VERSION 1.6.45\r\n");
         }
-    }
-}
-
-/// A request whose routes lead on to a pool that has been taken out meanwhile, and one whose route is an error of
-/// before, are answered as if that was down.
-#[test]
-fn a_pool_goes_while_a_request_is_on_its_way_to_it() {
-    let good = TestServer::start();
-    let stuck = TcpListener::bind("127.0.0.1:0").unwrap();
-    let pools = |routes: &str, both: bool| {
-        let stuck = stuck.local_addr().unwrap();
-        let mut text = format!(
-            "{routes}\n[defaults]\ntimeout = \"1s\"\nhealth = {{ failures = 1000 }}\n[pools.a]\nservers = [\"{stuck}\"]\n"
-        );
-        if both {
-            text += &format!("[pools.b]\nservers = [\"{}\"]\n", good.address());
-        }
-        parse(&text).unwrap()
-    };
-    for last in ["\"b\"", "{ error = \"no\" }"] {
-        let before = format!("route = {{ failover = [\"a\", {last}] }}");
-        let mut settings = common::settings();
-        settings.proxy = Some(Mode {
-            proxy: pools(&before, true),
-            file: None,
-        });
-        let server = Server::bind(settings).unwrap();
-        let (address, control) = (server.addresses()[0], server.control());
-        let cluster = server.cluster().unwrap();
-        let thread = std::thread::spawn(|| server.serve());
-        let mut client = Client::<TcpStream>::to(address);
-        client.send("get k\r\n");
-        // It waits at the first pool.
-        let (_held, _) = stuck.accept().unwrap();
-        cluster.reload(pools("route = \"a\"", false)).unwrap();
-        let line = client.line();
-        assert!(line.starts_with("SERVER_ERROR "), "{line}");
-        let mut other = Client::<TcpStream>::to(address);
-        other.ask("version\r\n", "VERSION 1.6.45\r\n");
-        control.stop(Stop::Normal).unwrap();
-        thread.join().unwrap().unwrap();
     }
 }
 

@@ -275,8 +275,13 @@ impl Sink for Front {
                     None => slots.part(slot, bytes),
                 }
             }),
-            To::Task { task, tag, .. } => {
-                self.gather((task, tag), bytes);
+            To::Task {
+                task,
+                generation,
+                tag,
+                ..
+            } => {
+                self.gather((task, generation, tag), bytes);
                 false
             }
             _ => false,
@@ -294,7 +299,7 @@ impl Sink for Front {
             self.put(ticket, key, b"", Slots::done);
             return;
         };
-        let event = match self.take_gathered((task, tag)) {
+        let event = match self.take_gathered((task, generation, tag)) {
             Some(bytes) => Event::Answer {
                 task,
                 generation,
@@ -337,7 +342,7 @@ impl Sink for Front {
                 tag,
                 ..
             } => {
-                self.take_gathered((task, tag));
+                self.take_gathered((task, generation, tag));
                 self.events.push(Event::Failed {
                     task,
                     generation,

@@ -91,10 +91,12 @@ pub enum Event {
     Untold { server: usize },
 }
 
+/// Whose a long answer is: the task, what tells it from another in its place, and its tag.
+type Gathered = (u32, u32, u16);
+
 /// A long answer to a task.
 struct Gathering {
-    /// The task and its tag.
-    request: (u32, u16),
+    request: Gathered,
     /// As far as it has come; nothing where there is no room for it.
     bytes: Option<Vec<u8>>,
 }
@@ -322,7 +324,7 @@ impl Front {
     }
 
     /// Keeps a piece of a long answer to a task.
-    fn gather(&mut self, request: (u32, u16), bytes: &[u8]) {
+    fn gather(&mut self, request: Gathered, bytes: &[u8]) {
         let known = self.gathering.iter().position(|it| it.request == request);
         let at = known.unwrap_or_else(|| {
             self.gathering.push(Gathering {
@@ -345,7 +347,7 @@ impl Front {
     }
 
     /// Ends the gathering of a long answer; `None` if there is none, or not the whole of it.
-    fn take_gathered(&mut self, request: (u32, u16)) -> Option<Vec<u8>> {
+    fn take_gathered(&mut self, request: Gathered) -> Option<Vec<u8>> {
         let at = self.gathering.iter().position(|it| it.request == request)?;
         let bytes = self.gathering.swap_remove(at).bytes?;
         self.gathered -= bytes.len();

@@ -56,7 +56,7 @@ pub(super) struct Heats {
     pub hits: u64,
 }
 
-/// A read of a hot key from its own server.
+/// A read of a hot key from its own server. Places hold for as long as the task's plan is the worker's.
 pub(super) struct Reading {
     pub hash: u64,
     /// The key's stamp before, see [`Writes`](crate::cluster::hotkey::writes::Writes).
@@ -67,12 +67,13 @@ pub(super) struct Reading {
     pub fills: Vec<usize>,
 }
 
-/// A read of a hot key from a server that has a copy; its own is asked if that fails.
+/// A read of a hot key from a server that has a copy; whoever owns the key then is asked if that fails.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Copy {
     pub hash: u64,
     pub stamp: u32,
-    pub owner: usize,
+    pub pool: usize,
+    /// Holds for as long as the task's plan is the worker's.
     pub at: usize,
     /// What the owner calls the value.
     pub cas: Option<u64>,
@@ -246,7 +247,7 @@ impl Proxy {
             let copy = Copy {
                 hash: hot.hash,
                 stamp,
-                owner,
+                pool,
                 at,
                 cas,
             };

@@ -168,7 +168,8 @@ pub struct Proxy {
     cluster: Arc<Cluster>,
     plan: Arc<Plan>,
     generation: u64,
-    /// The places in `servers` of the pools' servers.
+    /// The places in `servers` of the pools' servers. They hold for as long as the plan is this one; those of
+    /// a server that has gone are another's with a plan after the next.
     places: Vec<Vec<usize>>,
     servers: Slab<Server>,
     /// The rings of pools that take servers off that are down, if any are, and who is left.
@@ -329,7 +330,10 @@ impl Proxy {
                 .filter(|(_, upstream)| upstream.server == place)
                 .map(|(number, _)| number)
                 .collect();
-            if its.iter().all(|&number| self.upstreams[number].is_quiet()) {
+            // Its deletes may be under way to those that stood in for it: they name it by its place.
+            if self.servers[place].deleting.is_none()
+                && its.iter().all(|&number| self.upstreams[number].is_quiet())
+            {
                 for number in its {
                     self.fail(number, Fault::Retired);
                     self.upstreams.try_remove(number);

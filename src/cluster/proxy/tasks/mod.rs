@@ -126,6 +126,11 @@ pub(super) enum Kind {
     },
 }
 
+/// What is said of a pool that is there no more.
+fn gone() -> String {
+    format!("the pool {}", Fault::Retired.text())
+}
+
 fn next_random(state: &mut u64) -> u64 {
     *state ^= *state << 13;
     *state ^= *state >> 7;
@@ -508,6 +513,8 @@ impl Proxy {
         if task.generation != generation {
             return;
         }
+        // What is known of hot keys begins anew with a plan, and places may be others' by then.
+        let current = Arc::ptr_eq(&task.plan, &self.plan);
         task.elsewhere.retain(|(of, target, key)| {
             if *of == tag {
                 target.remember_again(key);
@@ -534,7 +541,9 @@ impl Proxy {
                 let key = std::mem::take(&mut task.key);
                 self.answer(number, told.as_ref().unwrap_or(&bytes), verdict);
                 self.end_task(number);
-                if let Kind::Hot(reading) = kind {
+                if let Kind::Hot(reading) = kind
+                    && current
+                {
                     self.read_from_owner(&reading, &key, &bytes, verdict);
                 }
             }
@@ -546,14 +555,16 @@ impl Proxy {
                     let key = std::mem::take(&mut task.key);
                     self.answer(number, told.as_ref().unwrap_or(&bytes), verdict);
                     self.end_task(number);
-                    self.read_from_copy(&copy, &key, &bytes, verdict);
+                    if current {
+                        self.read_from_copy(&copy, &key, &bytes, verdict);
+                    }
                     return;
                 }
                 task.kind = Kind::Once;
-                let (ticket, dialect) = (task.ticket, task.request.dialect);
-                let bytes = task.request.head.to_vec();
-                self.copy_is_lost(copy.hash, copy.at);
-                self.send_or_answer(number, copy.owner, dialect, &bytes, ticket);
+                if current {
+                    self.copy_is_lost(copy.hash, copy.at);
+                }
+                self.ask_owner(number, copy.pool);
             }
             Kind::Filled {
                 hash,
@@ -563,7 +574,9 @@ impl Proxy {
             } => {
                 let (hash, at, read, cas) = (*hash, *at, *read, *cas);
                 self.end_task(number);
-                self.filled(hash, at, read, cas, verdict);
+                if current {
+                    self.filled(hash, at, read, cas, verdict);
+                }
             }
             Kind::All { left, worst } => {
                 *left -= 1;
@@ -577,6 +590,26 @@ impl Proxy {
                 self.all_told(number);
             }
         }
+    }
+
+    /// Sends the request of a task, as its client has made it, to whoever is asked now for keys of a pool
+    /// that was there when the task began.
+    fn ask_owner(&mut self, number: usize, pool: usize) {
+        let Some(task) = self.tasks.slab.get(number) else {
+            return;
+        };
+        let (ticket, dialect) = (task.ticket, task.request.dialect);
+        let (key, bytes) = (task.key.clone(), task.request.head.clone());
+        let Some(pool) = self.pool_now(&task.plan, pool) else {
+            let answer = refusal(&ticket, &gone());
+            self.answer(number, &answer, Verdict::ServerError);
+            return self.end_task(number);
+        };
+        let mut place = self.owner(pool, &key);
+        if !self.servers[place].target.admits(&key) {
+            place = self.stand_in_for(pool, place, &key);
+        }
+        self.send_or_answer(number, place, dialect, &bytes, ticket);
     }
 
     /// Answers a task that went to all servers, if all have answered.

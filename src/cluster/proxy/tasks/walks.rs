@@ -258,8 +258,7 @@ impl Proxy {
         };
         let key: Box<[u8]> = walk.key(send.key).into();
         let Some(pool) = self.pool_now(&task.plan, send.pool) else {
-            let why = Fault::Retired.text();
-            self.keep_refusal(number, send.tag, &format!("the pool {why}"));
+            self.keep_refusal(number, send.tag, &super::gone());
             return Err(Outcome::Failed(Failure::Down));
         };
         let command = match send.what {
