@@ -53,13 +53,13 @@ fn hot_keys(criterion: &mut Criterion) {
             known_fresh: false,
             value: value.clone(),
         };
-        cache.put(hash, b"user:profile:00000001", answer, 0, 0);
+        cache.put(hash, (0, b"user:profile:00000001"), answer, 0, 0);
     }
     group.throughput(Throughput::Elements(50));
     group.bench_function("answer from the cache", |bencher| {
         bencher.iter(|| {
             let found = (0..50).filter(|&hash| {
-                let answer = cache.get(black_box(hash), b"user:profile:00000001", 50);
+                let answer = cache.get(black_box(hash), 0, b"user:profile:00000001", 50);
                 matches!(answer, Some(Answer::Hit { .. }))
             });
             black_box(found.count())

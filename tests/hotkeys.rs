@@ -56,7 +56,7 @@ impl Worker {
                     load[self.ring.owner(&key)] += 1;
                     continue;
                 };
-                if self.cache.get(hot.hash, &key, now).is_some() {
+                if self.cache.get(hot.hash, 0, &key, now).is_some() {
                     continue;
                 }
                 self.keys.forwarded(hot);
@@ -71,7 +71,7 @@ impl Worker {
                     known_fresh: false,
                     value: Arc::from(&b"value"[..]),
                 };
-                self.cache.put(hot.hash, &key, answer, stamp, now);
+                self.cache.put(hot.hash, (0, &key), answer, stamp, now);
             }
         }
         load

@@ -6,6 +6,9 @@
 // Deletes that wait for a server to come back.
 pub mod deletes;
 
+// Which dialects a server takes.
+pub mod dialects;
+
 // Whether a server may be asked.
 pub mod health;
 

@@ -210,6 +210,42 @@ pub fn set(dialect: Dialect, key: &[u8], flags: u32, ttl: u32, value: &[u8]) -> 
     }
 }
 
+/// What a proxy asks of its own accord.
+#[derive(Debug, Clone, Copy)]
+pub enum Own<'a> {
+    /// Whether it would be answered: as the requests of clients are, once it has been let in.
+    Probe,
+    Flush,
+    Delete(&'a [u8]),
+}
+
+impl Own<'_> {
+    /// How it is put, and the shape of its answer. Text has no opaque.
+    pub fn put(self, dialect: Dialect, opaque: u32) -> (Vec<u8>, Shape) {
+        const FLUSH: u8 = 0x08;
+        const NOOP: u8 = 0x0a;
+        let (opcode, key): (u8, &[u8]) = match (self, dialect) {
+            (Own::Probe, Dialect::Text) => return (b"version\r\n".to_vec(), Shape::Line),
+            (Own::Flush, Dialect::Text) => return (b"flush_all\r\n".to_vec(), Shape::Line),
+            (Own::Delete(key), Dialect::Text) => return delete(key),
+            // VERSION is answered to everybody.
+            (Own::Probe, Dialect::Binary) => (NOOP, b""),
+            (Own::Flush, Dialect::Binary) => (FLUSH, b""),
+            (Own::Delete(key), Dialect::Binary) => (DELETE, key),
+        };
+        let mut bytes = vec![0; HEADER];
+        (bytes[0], bytes[1]) = (binary::MAGIC, opcode);
+        bytes[2..4].copy_from_slice(&(key.len() as u16).to_be_bytes());
+        bytes[8..12].copy_from_slice(&(key.len() as u32).to_be_bytes());
+        bytes[12..16].copy_from_slice(&opaque.to_be_bytes());
+        bytes.extend_from_slice(key);
+        (bytes, Shape::Binary(opcode))
+    }
+}
+
+/// The opcode of a binary delete.
+pub const DELETE: u8 = 0x04;
+
 /// A delete of any key, as text servers take it, and the shape of its answer. Text has no keys with
 /// blanks, and takes one for a word of its own.
 pub fn delete(key: &[u8]) -> (Vec<u8>, Shape) {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::deletes::Deletes;
+use super::dialects::Dialects;
 use super::health::{Event, Health, State, admits};
 use crate::net::{Outward, Stream, Ways, address};
 use crate::protocol::answer::{HEADER, Shape};
@@ -43,6 +44,7 @@ pub struct Counts {
 #[derive(Debug)]
 struct Vital {
     health: Health,
+    dialects: Dialects,
     /// Keys that have been written elsewhere while it was not asked for them.
     deletes: Deletes,
     /// How many of them have to be done before it is asked for anything.
@@ -81,6 +83,20 @@ impl Due {
     pub fn is_nothing(&self) -> bool {
         !self.empty && self.keys.is_empty()
     }
+}
+
+/// What has become of a probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pulse {
+    /// It has been answered.
+    Good,
+    /// It has been answered, but not as by one that can be asked for keys: other credentials are wanted, or
+    /// fewer connections.
+    Refused,
+    /// It has not been answered, though somebody is there.
+    Silent,
+    /// Nobody is there.
+    Away,
 }
 
 /// A connection that blocks, under TLS or not.
@@ -210,6 +226,7 @@ impl Target {
             counts: Counts::default(),
             vital: Mutex::new(Vital {
                 health: Health::new(&pool.health, seed.wrapping_mul(0x9e37_79b9_7f4a_7c15), now),
+                dialects: Dialects::default(),
                 deletes: Deletes::new(deletes),
                 owed: 0,
                 stale: Stale::No,
@@ -328,6 +345,41 @@ impl Target {
             vital.owed = vital.deletes.len();
         }
         self.mirror(&vital);
+    }
+
+    /// So many requests have been answered, whatever the answer.
+    pub fn answered(&self, dialect: Dialect, count: u32, now: u64) {
+        self.lock().dialects.answered(dialect);
+        self.on(Event::Answered(count), now);
+    }
+
+    /// It has been asked whether it is alive.
+    pub fn probed(&self, dialect: Dialect, pulse: Pulse, now: u64) {
+        let counts = {
+            let dialects = &mut self.lock().dialects;
+            let counts = pulse != Pulse::Silent || dialects.counts(dialect, false);
+            match pulse {
+                Pulse::Good | Pulse::Refused => dialects.answered(dialect),
+                Pulse::Silent => dialects.silent(dialect),
+                Pulse::Away => {}
+            }
+            counts
+        };
+        if pulse == Pulse::Good {
+            self.on(Event::ProbeAnswered, now);
+        } else if counts {
+            self.on(Event::ProbeFailed, now);
+        }
+    }
+
+    /// What it is asked in what no client has asked.
+    pub fn dialect(&self) -> Dialect {
+        self.lock().dialects.own()
+    }
+
+    /// See [`Dialects::counts`].
+    pub fn counts(&self, dialect: Dialect, clients: bool) -> bool {
+        self.lock().dialects.counts(dialect, clients)
     }
 
     /// What time alone changes. True if a probe is due, which the caller then sends.

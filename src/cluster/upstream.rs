@@ -354,6 +354,12 @@ impl Upstream {
         self.moved = now;
     }
 
+    /// Whether anything is under way that is more than an attempt.
+    pub fn is_asked(&self) -> bool {
+        let tries = |to: To| matches!(to, To::Greeting | To::Probe);
+        self.tickets.iter().any(|ticket| !tries(ticket.to))
+    }
+
     /// Whether a client's request is under way on it.
     pub fn serves(&self, seat: u32, generation: u32) -> bool {
         self.tickets.iter().any(|ticket| {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use larder::settings::proxy::parse;
-use larder::settings::{Endpoint, EndpointTls};
+use larder::settings::{Endpoint, EndpointTls, Settings};
 
 use crate::common::binary::Packet;
 use crate::common::{self, Client, TestServer};
@@ -17,8 +17,7 @@ const HEALTH: &str =
     "timeout = \"5s\"\nhealth = { probe = \"100ms\", half_open = \"300ms\", flaps = 100 }\n";
 
 /// A server at an address of its own, so that it can come back.
-fn at(address: SocketAddr) -> TestServer {
-    let mut settings = common::settings();
+pub fn at(mut settings: Settings, address: SocketAddr) -> TestServer {
     settings.listen.tcp_port = i32::from(address.port());
     settings.listen.endpoints = vec![Endpoint {
         host: Some("127.0.0.1".to_owned()),
@@ -46,7 +45,7 @@ fn stat(proxy: &TestServer, what: &str, name: &str) -> String {
     }
 }
 
-fn wait_for_state(proxy: &TestServer, server: SocketAddr, wanted: &str) {
+pub fn wait_for_state(proxy: &TestServer, server: SocketAddr, wanted: &str) {
     let since = Instant::now();
     while stat(proxy, "servers", &format!("all:{server}:state")) != wanted {
         assert!(since.elapsed() < Duration::from_secs(20), "never {wanted}");
@@ -240,7 +239,7 @@ fn keys_of_other_servers_stay_where_they_are() {
         .count();
     assert_eq!(short, missed);
     // It comes back empty, and gets its keys again.
-    let back = at(places[1]);
+    let back = at(common::settings(), places[1]);
     wait_for_state(&proxy, places[1], "up");
     for n in 0..300 {
         client.ask(format!("set k{n} 0 0 1\r\nz\r\n"), "STORED\r\n");

@@ -288,3 +288,43 @@ fn meta_and_binary_reads_are_spread() {
         text.ask("delete hot\r\n", "DELETED\r\n");
     }
 }
+
+/// Where two listeners lead to two pools, the same key is two, be it as hot as may be.
+#[test]
+fn the_same_key_of_two_pools() {
+    let servers = [TestServer::start(), TestServer::start()];
+    for (server, value) in servers.iter().zip(["one", "two"]) {
+        let set = format!("set hot 0 0 3\r\n{value}\r\n");
+        server.connect().ask(set, "STORED\r\n");
+    }
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let text = format!(
+        "route = \"a\"\nhot_keys = {{ reads_per_second = 20, cache = \"30s\" }}\n\
+         [[listen]]\naddress = \"127.0.0.1:{port}\"\ntag = \"own\"\nroute = \"b\"\n\
+         [pools.a]\nservers = [\"{}\"]\ntimeout = \"20s\"\n\
+         [pools.b]\nservers = [\"{}\"]\ntimeout = \"20s\"\n",
+        servers[0].address(),
+        servers[1].address()
+    );
+    let mut settings = common::settings();
+    settings.server.threads = 1;
+    settings.proxy = Some(Mode {
+        proxy: parse(&text).unwrap(),
+        file: None,
+    });
+    let proxy = TestServer::start_with(settings);
+    let [usual, own] = proxy.addresses() else {
+        panic!("{:?}", proxy.addresses());
+    };
+    let mut clients = [common::Client::to(*usual), common::Client::to(*own)];
+    for _ in 0..20 {
+        for (client, value) in clients.iter_mut().zip(["one", "two"]) {
+            client.ask(
+                "get hot\r\n".repeat(50),
+                format!("VALUE hot 0 3\r\n{value}\r\nEND\r\n").repeat(50),
+            );
+        }
+    }
+}

@@ -15,6 +15,7 @@ mod forwarding;
 mod hot;
 mod long_keys;
 mod misbehaviour;
+mod probing;
 mod reloading;
 mod routing;
 mod siege;

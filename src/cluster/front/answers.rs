@@ -4,7 +4,9 @@
 
 use super::{Event, Front, Position, Positions, Seat};
 use crate::cluster::slots::Slots;
+use crate::cluster::target::Pulse;
 use crate::cluster::upstream::{Fault, KeyTicket, Quiet, Sink, Ticket, To};
+use crate::protocol::Dialect;
 use crate::protocol::answer::{HEADER, Shape, Verdict};
 use crate::settings::proxy::Command;
 
@@ -80,6 +82,19 @@ fn readdressed<'a>(ticket: &Ticket, answer: &'a [u8]) -> Option<([u8; HEADER], &
 #[cold]
 fn is_no_leader(answer: &[u8]) -> bool {
     answer.starts_with(b"SERVER_ERROR not leader") || answer.ends_with(b"Not leader")
+}
+
+/// What has become of a probe.
+fn pulse(outcome: Result<Verdict, Fault>) -> Pulse {
+    match outcome {
+        // One that does not know the question is alive.
+        Ok(Verdict::Done | Verdict::Unknown) => Pulse::Good,
+        Ok(_) | Err(Fault::Denied) => Pulse::Refused,
+        Err(Fault::Closed | Fault::TimedOut | Fault::Garbage) => Pulse::Silent,
+        Err(Fault::Refused | Fault::ConnectTimeout | Fault::Retired | Fault::TooMuch) => {
+            Pulse::Away
+        }
+    }
 }
 
 impl Front {
@@ -162,12 +177,17 @@ impl Front {
     }
 
     /// A request of the worker's own has been answered, or will not be.
-    fn own(&mut self, ticket: &Ticket, verdict: Option<Verdict>) {
+    fn own(&mut self, ticket: &Ticket, outcome: Result<Verdict, Fault>) {
         let server = ticket.opaque as usize;
+        let verdict = outcome.ok();
         let event = match (ticket.to, verdict) {
-            (To::Probe, verdict) => Event::Probed {
+            (To::Probe, _) => Event::Probed {
                 server,
-                good: verdict == Some(Verdict::Done),
+                dialect: match ticket.shape {
+                    Shape::Binary(_) => Dialect::Binary,
+                    _ => Dialect::Text,
+                },
+                pulse: pulse(outcome),
             },
             // A key that a server does not take has no value there.
             (To::Delete, verdict) => Event::Deleted {
@@ -237,7 +257,7 @@ impl Sink for Front {
                 false
             }
             _ => {
-                self.own(ticket, Some(verdict));
+                self.own(ticket, Ok(verdict));
                 false
             }
         }
@@ -352,7 +372,7 @@ impl Sink for Front {
                 });
             }
             To::Position { .. } | To::Positions { .. } => self.positions(ticket, None),
-            _ => self.own(ticket, None),
+            _ => self.own(ticket, Err(fault)),
         }
     }
 

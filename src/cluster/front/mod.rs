@@ -14,7 +14,9 @@ use slab::Slab;
 
 use super::hotkey::writes::Writes;
 use super::slots::Slots;
+use super::target::Pulse;
 use super::upstream::Fault;
+use crate::protocol::Dialect;
 use crate::protocol::answer::Verdict;
 
 pub use answers::{nothing, refusal};
@@ -74,7 +76,11 @@ pub enum Event {
         fault: Fault,
     },
     /// A server has been asked whether it is alive.
-    Probed { server: usize, good: bool },
+    Probed {
+        server: usize,
+        dialect: Dialect,
+        pulse: Pulse,
+    },
     /// A key has been deleted that was written elsewhere while this server was down, or it has been
     /// emptied because such keys are not known any more.
     Deleted { server: usize, good: bool },

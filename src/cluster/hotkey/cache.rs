@@ -29,6 +29,8 @@ pub enum Answer {
 
 #[derive(Debug)]
 struct Entry {
+    /// Another pool may have another value under the same key.
+    pool: usize,
     key: Box<[u8]>,
     answer: Answer,
     until: u64,
@@ -85,15 +87,15 @@ impl Cache {
         }
     }
 
-    /// The answer for a key, if there is a good one. `hash` is [`super::Hot::hash`].
-    pub fn get(&mut self, hash: u64, key: &[u8], now: u64) -> Option<&Answer> {
+    /// The answer for a key of a pool, if there is a good one. `hash` is [`super::Hot::hash`].
+    pub fn get(&mut self, hash: u64, pool: usize, key: &[u8], now: u64) -> Option<&Answer> {
         let entry = self.entries.get(&hash)?;
         if entry.until <= now || entry.stamp != self.writes.stamp(hash) {
             self.remove(hash);
             return None;
         }
         let entry = &self.entries[&hash];
-        (*entry.key == *key).then_some(&entry.answer)
+        (entry.pool == pool && *entry.key == *key).then_some(&entry.answer)
     }
 
     /// Whether the answer for a key comes to its end, so that one who reads it now had better ask for
@@ -104,7 +106,14 @@ impl Cache {
     }
 
     /// Keeps an answer. `stamp` is [`Writes::stamp`] from before its request was sent.
-    pub fn put(&mut self, hash: u64, key: &[u8], answer: Answer, stamp: u32, now: u64) {
+    pub fn put(
+        &mut self,
+        hash: u64,
+        (pool, key): (usize, &[u8]),
+        answer: Answer,
+        stamp: u32,
+        now: u64,
+    ) {
         let size = match &answer {
             Answer::Miss => 0,
             Answer::Hit { value, .. } => value.len(),
@@ -134,6 +143,7 @@ impl Cache {
         self.entries.insert(
             hash,
             Entry {
+                pool,
                 key: key.into(),
                 answer,
                 until: now + self.life_ms,
@@ -202,13 +212,14 @@ mod tests {
     #[test]
     fn an_answer_lives_for_a_tenth_of_a_second() {
         let (mut cache, writes) = cache(&Settings::default());
-        cache.put(1, b"a", hit(b"v"), writes.stamp(1), 1000);
-        cache.put(2, b"b", Answer::Miss, writes.stamp(2), 1000);
-        assert_eq!(cache.get(1, b"a", 1099), Some(&hit(b"v")));
-        assert_eq!(cache.get(2, b"b", 1099), Some(&Answer::Miss));
-        assert_eq!(cache.get(1, b"z", 1099), None, "same hash, other key");
+        cache.put(1, (0, b"a"), hit(b"v"), writes.stamp(1), 1000);
+        cache.put(2, (0, b"b"), Answer::Miss, writes.stamp(2), 1000);
+        assert_eq!(cache.get(1, 0, b"a", 1099), Some(&hit(b"v")));
+        assert_eq!(cache.get(2, 0, b"b", 1099), Some(&Answer::Miss));
+        assert_eq!(cache.get(1, 0, b"z", 1099), None, "same hash, other key");
+        assert_eq!(cache.get(1, 1, b"a", 1099), None, "same key, other pool");
         assert!(!cache.is_aging(1, 1074) && cache.is_aging(1, 1075) && !cache.is_aging(3, 1075));
-        assert_eq!(cache.get(1, b"a", 1100), None);
+        assert_eq!(cache.get(1, 0, b"a", 1100), None);
         cache.tick(1100);
         assert!(cache.is_empty());
         assert_eq!((cache.bytes(), cache.order.len()), (0, 0));
@@ -219,23 +230,23 @@ mod tests {
         let (mut cache, writes) = cache(&Settings::default());
         writes.announce(1, 1000);
         let stamp = writes.stamp(1);
-        cache.put(1, b"a", hit(b"old"), stamp, 1000);
+        cache.put(1, (0, b"a"), hit(b"old"), stamp, 1000);
         writes.written(1, 1001);
-        assert_eq!(cache.get(1, b"a", 1002), None);
+        assert_eq!(cache.get(1, 0, b"a", 1002), None);
         // This read was on its way when the write passed.
-        cache.put(1, b"a", hit(b"old"), stamp, 1003);
-        assert_eq!(cache.get(1, b"a", 1004), None);
-        cache.put(1, b"a", hit(b"new"), writes.stamp(1), 1005);
-        assert_eq!(cache.get(1, b"a", 1006), Some(&hit(b"new")));
+        cache.put(1, (0, b"a"), hit(b"old"), stamp, 1003);
+        assert_eq!(cache.get(1, 0, b"a", 1004), None);
+        cache.put(1, (0, b"a"), hit(b"new"), writes.stamp(1), 1005);
+        assert_eq!(cache.get(1, 0, b"a", 1006), Some(&hit(b"new")));
     }
 
     #[test]
     fn large_values_are_not_kept() {
         let (mut cache, writes) = cache(&Settings::default());
-        cache.put(1, b"a", hit(&[0; 65_536]), writes.stamp(1), 0);
-        cache.put(2, b"b", hit(&[0; 65_537]), writes.stamp(2), 0);
-        assert!(cache.get(1, b"a", 1).is_some());
-        assert!(cache.get(2, b"b", 1).is_none());
+        cache.put(1, (0, b"a"), hit(&[0; 65_536]), writes.stamp(1), 0);
+        cache.put(2, (0, b"b"), hit(&[0; 65_537]), writes.stamp(2), 0);
+        assert!(cache.get(1, 0, b"a", 1).is_some());
+        assert!(cache.get(2, 0, b"b", 1).is_none());
     }
 
     proptest! {
@@ -248,7 +259,7 @@ mod tests {
             let mut now = 0;
             for (hash, size, wait) in puts {
                 now += wait;
-                cache.put(hash, &hash.to_le_bytes(), hit(&vec![1; size]), writes.stamp(hash), now);
+                cache.put(hash, (0, &hash.to_le_bytes()), hit(&vec![1; size]), writes.stamp(hash), now);
                 if hash % 5 == 0 {
                     cache.tick(now);
                 }

@@ -9,7 +9,8 @@ use mio::Interest;
 
 use super::{Deleting, Proxy, Refused, Server, UPLOAD_MAX, token};
 use crate::cluster::health::Event;
-use crate::cluster::rewrite;
+use crate::cluster::rewrite::Own;
+use crate::cluster::target::Pulse;
 use crate::cluster::upstream::{Fault, Quiet, Ran, Sink, State, Ticket, To, Upstream};
 use crate::protocol::Dialect;
 use crate::protocol::answer::Shape;
@@ -114,14 +115,17 @@ impl Proxy {
         };
         let target = self.servers[upstream.server].target.clone();
         let (place, counts) = (&target.place, &target.counts);
+        let asked = upstream.is_asked();
+        let taken = target.counts(upstream.dialect, asked);
         match fault {
-            Fault::TimedOut => target.on(Event::TimedOut, self.now),
+            Fault::TimedOut if taken => target.on(Event::TimedOut, self.now),
             Fault::Refused => target.on(Event::Refused, self.now),
-            Fault::ConnectTimeout | Fault::Garbage | Fault::Denied => {
+            Fault::ConnectTimeout | Fault::Denied => target.on(Event::Failed, self.now),
+            Fault::Garbage if taken => target.on(Event::Failed, self.now),
+            Fault::Closed if taken && upstream.requests() > 0 => {
                 target.on(Event::Failed, self.now);
             }
-            Fault::Closed if upstream.requests() > 0 => target.on(Event::Failed, self.now),
-            Fault::Closed | Fault::Retired | Fault::TooMuch => {}
+            _ => {}
         }
         if upstream.requests() > 0 {
             counts.failures.fetch_add(1, Relaxed);
@@ -141,8 +145,9 @@ impl Proxy {
             _ => self.now,
         };
         let server = upstream.server;
-        // A server that has died with requests under way is known to be down before more are sent there.
-        let tries_again = fault == Fault::Closed && upstream.requests() > 0 && !upstream.private;
+        // A server that has died with requests under way is known to be down before more are sent there. One
+        // that hangs up on who enters is not tried again and again.
+        let tries_again = fault == Fault::Closed && asked && !upstream.private;
         upstream.fail(fault, retry_at, &mut self.front);
         self.cluster.requeue(std::mem::take(&mut upstream.left), 0);
         if upstream.private {
@@ -374,7 +379,8 @@ impl Proxy {
             }
         }
         for (_, upstream) in &mut self.upstreams {
-            self.servers[upstream.server].answered += upstream.take_answered();
+            let its = &mut self.servers[upstream.server].answered;
+            its[upstream.dialect as usize] += upstream.take_answered();
         }
         for (_, server) in &mut self.servers {
             let requests = std::mem::take(&mut server.requests);
@@ -382,8 +388,10 @@ impl Proxy {
                 server.target.counts.requests.fetch_add(requests, Relaxed);
             }
             let answered = std::mem::take(&mut server.answered);
-            if answered > 0 {
-                server.target.on(Event::Answered(answered), self.now);
+            for (dialect, count) in [Dialect::Text, Dialect::Binary].into_iter().zip(answered) {
+                if count > 0 {
+                    server.target.answered(dialect, count, self.now);
+                }
             }
         }
         self.eject();
@@ -484,11 +492,8 @@ impl Proxy {
             .collect();
         for place in wanted {
             let target = self.servers[place].target.clone();
-            if target.tick(self.now) {
-                let ticket = self.own_ticket(To::Probe, place);
-                if !self.send_own(place, b"version\r\n", ticket) {
-                    target.on(Event::ProbeFailed, self.now);
-                }
+            if target.tick(self.now) && !self.send_own(place, Own::Probe, To::Probe, place) {
+                target.on(Event::ProbeFailed, self.now);
             }
             if self.servers[place].deleting.is_none() {
                 self.send_deletes(place);
@@ -534,31 +539,22 @@ impl Proxy {
                 "{} is emptied: not all deletes for it are known",
                 target.place
             );
-            let ticket = self.own_ticket(To::Flush, place);
-            if !self.send_own(place, b"flush_all\r\n", ticket) {
+            if !self.send_own(place, Own::Flush, To::Flush, place) {
                 self.deleted(place, false);
             }
         }
         for (to, nth) in requests {
-            let mut ticket = self.own_ticket(To::Delete, place);
-            let (request, shape) = rewrite::delete(&keys[nth]);
-            ticket.shape = shape;
-            if !self.send_own(to, &request, ticket) {
+            if !self.send_own(to, Own::Delete(&keys[nth]), To::Delete, place) {
                 self.deleted(place, false);
             }
         }
     }
 
     /// A server has been asked whether it is alive.
-    pub(super) fn probed(&mut self, place: usize, good: bool) {
+    pub(super) fn probed(&mut self, place: usize, dialect: Dialect, pulse: Pulse) {
         if let Some(server) = self.servers.get(place) {
-            let event = if good {
-                Event::ProbeAnswered
-            } else {
-                Event::ProbeFailed
-            };
-            server.target.on(event, self.now);
-            if good && self.servers[place].deleting.is_none() {
+            server.target.probed(dialect, pulse, self.now);
+            if pulse == Pulse::Good && self.servers[place].deleting.is_none() {
                 self.send_deletes(place);
             }
         }
@@ -584,18 +580,23 @@ impl Proxy {
         }
     }
 
-    /// Sends something of the worker's own.
-    fn send_own(&mut self, place: usize, request: &[u8], ticket: Ticket) -> bool {
+    /// Sends something of the worker's own, about the server at the place `about`, in a dialect that the server
+    /// takes.
+    fn send_own(&mut self, place: usize, own: Own<'_>, to: To, about: usize) -> bool {
+        let dialect = self.servers[place].target.dialect();
         // A server that is down is tried whenever a probe is due.
-        if let Some(&number) = self.servers[place].shared[Dialect::Text as usize].first()
+        if let Some(&number) = self.servers[place].shared[dialect as usize].first()
             && let Some(upstream) = self.upstreams.get_mut(number)
             && let State::Closed { retry_at } = &mut upstream.state
         {
             *retry_at = 0;
         }
-        match self.connection(place, Dialect::Text, 0) {
+        match self.connection(place, dialect, 0) {
             Ok(number) => {
-                self.upstreams[number].send(request, ticket);
+                let mut ticket = self.own_ticket(to, about);
+                let (request, shape) = own.put(dialect, ticket.opaque);
+                ticket.shape = shape;
+                self.upstreams[number].send(&request, ticket);
                 self.mark(number);
                 true
             }

@@ -59,6 +59,7 @@ pub(super) struct Heats {
 /// A read of a hot key from its own server. Places hold for as long as the task's plan is the worker's.
 pub(super) struct Reading {
     pub hash: u64,
+    pub pool: usize,
     /// The key's stamp before, see [`Writes`](crate::cluster::hotkey::writes::Writes).
     pub stamp: u32,
     pub since: u64,
@@ -180,7 +181,7 @@ impl Proxy {
         };
         let refreshes =
             !self.heats.asked.contains(&hot.hash) && self.heats.cache.is_aging(hot.hash, self.now);
-        let kept = match self.heats.cache.get(hot.hash, request.key, self.now) {
+        let kept = match self.heats.cache.get(hot.hash, pool, request.key, self.now) {
             Some(answer) if !refreshes => wanted
                 .kept(answer)
                 .map(|bytes| (bytes, *answer == Answer::Miss)),
@@ -230,6 +231,7 @@ impl Proxy {
             };
             let reading = Reading {
                 hash: hot.hash,
+                pool,
                 stamp,
                 since: self.now,
                 dialect: request.dialect,
@@ -329,7 +331,7 @@ impl Proxy {
             _ => None,
         };
         if let Some(answer) = answer {
-            self.keep_hot(reading.hash, reading.stamp, key, answer);
+            self.keep_hot(reading.hash, reading.stamp, (reading.pool, key), answer);
         }
         if reading.fills.is_empty() {
             return;
@@ -390,12 +392,12 @@ impl Proxy {
                 cas: copy.cas,
                 known_fresh: false,
             };
-            self.keep_hot(copy.hash, copy.stamp, key, answer);
+            self.keep_hot(copy.hash, copy.stamp, (copy.pool, key), answer);
         }
     }
 
-    /// Keeps an answer that a hot key has been given.
-    fn keep_hot(&mut self, hash: u64, stamp: u32, key: &[u8], answer: Answer) {
+    /// Keeps an answer that a hot key of a pool has been given.
+    fn keep_hot(&mut self, hash: u64, stamp: u32, key: (usize, &[u8]), answer: Answer) {
         if let Answer::Hit { value, .. } = &answer {
             self.heats.sizes.insert(hash, value.len());
         }

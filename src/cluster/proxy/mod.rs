@@ -113,7 +113,8 @@ struct Server {
     wanted: bool,
     /// What has been counted since the last tick.
     requests: u64,
-    answered: u32,
+    /// By dialect.
+    answered: [u32; 2],
     /// Keys that are being deleted there.
     deleting: Option<Deleting>,
     /// The place of its pool in the plan.
@@ -288,7 +289,7 @@ impl Proxy {
                         private: 0,
                         wanted: true,
                         requests: 0,
-                        answered: 0,
+                        answered: [0; 2],
                         deleting: None,
                         pool: number,
                         log: LogOf::UNKNOWN,

@@ -643,7 +643,7 @@ impl Client {
             && (op.mode == Mode::Set && op.cas.is_none()
                 || matches!(request.style, Style::Meta { .. }))
         {
-            let delete = request::delete(key, desk.scratch);
+            let delete = request::delete(&request.style, key, desk.scratch);
             desk.proxy.forward(self.seat, &delete);
         }
         (taken, None)

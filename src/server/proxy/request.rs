@@ -5,7 +5,7 @@
 //! client would not have heard it.
 
 use crate::cluster::proxy::Forward;
-use crate::cluster::rewrite;
+use crate::cluster::rewrite::{self, Own};
 use crate::cluster::upstream::Quiet;
 use crate::protocol::answer::{HEADER, Shape};
 use crate::protocol::request::{Key, Mode, Op, Request, Style};
@@ -131,22 +131,26 @@ pub fn forward<'a>(
     forward
 }
 
-/// A delete whose answer nobody hears.
-pub fn delete<'a>(key: Key<'a>, scratch: &'a mut Scratch) -> Forward<'a> {
+/// A delete whose answer nobody hears, in the dialect of a request.
+pub fn delete<'a>(style: &Style<'_>, key: Key<'a>, scratch: &'a mut Scratch) -> Forward<'a> {
+    let (dialect, opcode) = match style {
+        Style::Binary { .. } => (Dialect::Binary, rewrite::DELETE),
+        Style::Text { .. } | Style::Meta { .. } => (Dialect::Text, 0),
+    };
     match key.base64 {
         true => base64::decode_into(key.raw, &mut scratch.key),
         false => key.raw.clone_into(&mut scratch.key),
     }
-    let (line, shape) = rewrite::delete(&scratch.key);
-    scratch.line = line;
+    let (bytes, shape) = Own::Delete(&scratch.key).put(dialect, 0);
+    scratch.line = bytes;
     Forward {
         pieces: [&scratch.line, b"", b""],
         key: &scratch.key,
         command: Command::Delete,
-        dialect: Dialect::Text,
+        dialect,
         shape,
         quiet: Quiet::All,
-        opcode: 0,
+        opcode,
         opaque: 0,
         body: false,
     }

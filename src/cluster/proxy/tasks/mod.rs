@@ -481,7 +481,11 @@ impl Proxy {
                         let verdict = Verdict::ServerError;
                         self.answered(task as usize, generation, tag, bytes, verdict, why);
                     }
-                    Event::Probed { server, good } => self.probed(server, good),
+                    Event::Probed {
+                        server,
+                        dialect,
+                        pulse,
+                    } => self.probed(server, dialect, pulse),
                     Event::Deleted { server, good } => self.deleted(server, good),
                     Event::Told {
                         server,

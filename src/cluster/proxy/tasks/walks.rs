@@ -327,9 +327,10 @@ impl Proxy {
                 (Dialect::Text, [b"get ", &key[..], b"\r\n"].concat())
             }
             What::Delete => {
-                let (line, shape) = rewrite::delete(&key);
+                let dialect = self.servers[place].target.dialect();
+                let (bytes, shape) = rewrite::Own::Delete(&key).put(dialect, ticket.opaque);
                 ticket.shape = shape;
-                (Dialect::Text, line)
+                (dialect, bytes)
             }
             What::Life => {
                 ticket.shape = Shape::Meta;
